@@ -1,0 +1,5 @@
+//! dataloader: loads JSON files into PostgreSQL or SQLite and models them per day, in batch or as they arrive.
+
+pub mod dataset; // what is loaded: a directory of files, a raw table, a model
+pub mod error; // the error that reaches the user; exit codes
+pub mod record; // pure: bytes → rows and rejects

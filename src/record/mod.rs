@@ -1,0 +1,4 @@
+//! Pure: bytes in, rows or rejects out. Knows neither files nor databases.
+
+pub mod chunk; // runs of whole records, the unit that is queued and counted
+pub mod row; // the values of a row; rejects and their reasons
