@@ -3,3 +3,5 @@
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model
 pub mod error; // the error that reaches the user; exit codes
 pub mod record; // pure: bytes → rows and rejects
+
+pub mod config; // flags over environment over dataloader.toml over defaults

@@ -1,0 +1,267 @@
+//! `[datasets.*]`: from the file's words to datasets that every store can hold.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::document::{Section, Value, suggestion};
+use crate::dataset::{Column, ColumnType, Dataset, Model};
+use crate::error::Result;
+
+/// PostgreSQL cuts longer names off. SQLite would not, but both shall hold the same tables.
+const MAX_NAME_BYTES: usize = 63;
+/// Both databases hold that many columns, and some more for what is generated.
+const MAX_COLUMNS: usize = 1_000;
+/// Tables and queues of the program itself. Besides them, names that begin with `_` are kept free.
+const RESERVED_DATASETS: [&str; 4] = ["loads", "batches", "rejects", "dead"];
+/// Columns that every raw table has.
+const RESERVED_COLUMNS: [&str; 2] = ["_extra", "_load_id"];
+/// PostgreSQL's own columns, which no table may define.
+const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+
+pub(super) fn read(root: &Section<'_>) -> Result<Vec<Arc<Dataset>>> {
+    let Some(sections) = root.get("datasets") else {
+        return Err(root.error("no datasets").hint(EXAMPLE));
+    };
+    let sections = sections.section()?;
+    let mut datasets = Vec::new();
+    let mut names = Names::default();
+    let mut tables = Names::default();
+    for entry in sections.entries() {
+        let dataset = read_dataset(&entry)?;
+        names.claim(&dataset.name, &entry, || format!("the dataset `{}`", dataset.name))?;
+        for table in tables_of(&dataset) {
+            if table.len() > MAX_NAME_BYTES {
+                let (long, name) = (table.len(), &dataset.name);
+                return Err(entry
+                    .key_error(format!(
+                        "the dataset `{name}` makes the table `{table}` of {long} bytes, and {MAX_NAME_BYTES} are possible"
+                    ))
+                    .hint("give the dataset or the dimension a shorter name"));
+            }
+            tables.claim(&table, &entry, || format!("a table of the dataset `{}`", dataset.name))?;
+        }
+        datasets.push(Arc::new(dataset));
+    }
+    if datasets.is_empty() {
+        return Err(sections.error("no datasets").hint(EXAMPLE));
+    }
+    Ok(datasets)
+}
+
+const EXAMPLE: &str = "define at least one: [datasets.events] with `key` and [datasets.events.columns]";
+
+/// Every table of a dataset as SQLite names it, where the schema is a prefix: the longest form, unique wherever this is.
+fn tables_of(dataset: &Dataset) -> Vec<String> {
+    let name = &dataset.name;
+    let mut tables = vec![format!("raw_{name}"), format!("raw_{name}_delta")];
+    if dataset.day.is_some() {
+        tables.push(format!("modelled_{name}_by_date"));
+        let dimensions = dataset.model.dimensions.iter().map(|&i| &dataset.columns[i].name);
+        tables.extend(dimensions.map(|dimension| format!("modelled_{name}_by_date_{dimension}")));
+    }
+    tables
+}
+
+/// Names that must differ in more than case: SQLite does not tell `Id` from `id`.
+#[derive(Default)]
+struct Names(HashMap<String, (String, String)>);
+
+impl Names {
+    /// `owner` says what bears the name.
+    fn claim(&mut self, name: &str, place: &Value<'_>, owner: impl FnOnce() -> String) -> Result<()> {
+        let owner = owner();
+        match self.0.insert(name.to_ascii_lowercase(), (name.to_owned(), owner.clone())) {
+            None => Ok(()),
+            Some((other, other_owner)) => {
+                let message = if other == name {
+                    format!("`{name}` is {other_owner} and {owner} at once")
+                } else {
+                    format!("`{name}` ({owner}) and `{other}` ({other_owner}) differ only in case, which SQLite does not see")
+                };
+                Err(place.key_error(message).hint("give one of them another name"))
+            }
+        }
+    }
+}
+
+fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
+    let name = entry.key;
+    check_identifier(name, entry)?;
+    check_dataset_name(name, entry)?;
+    let section = entry.section()?;
+    section.allow_only(&["dir", "key", "day", "columns", "model"])?;
+
+    let dir = section.get("dir").map_or(Ok(PathBuf::from(name)), |value| value.path())?;
+    let Some(columns) = section.get("columns") else {
+        let hint = format!("add [datasets.{name}.columns] with a line for each: id = \"text\"");
+        return Err(section.error(format!("the dataset `{name}` has no columns")).hint(hint));
+    };
+    let columns = read_columns(&columns)?;
+
+    let Some(key) = section.get("key") else {
+        let error = section.error(format!("the dataset `{name}` has no `key`"));
+        return Err(error.hint("name the columns that make two records the same: key = [\"id\"]"));
+    };
+    let key = read_key(&key, &columns)?;
+    let day = section.get("day").map(|value| read_day(&value, &columns)).transpose()?;
+    let model = match section.get("model") {
+        None => Model::default(),
+        Some(value) if day.is_none() => {
+            let error = value.key_error(format!("the dataset `{name}` has a model but no `day`"));
+            return Err(error.hint("name the required date or time column that the model groups by: day = \"…\""));
+        }
+        Some(value) => read_model(&value, name, &columns)?,
+    };
+    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model })
+}
+
+fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
+    let lower = name.to_ascii_lowercase();
+    let reserved = RESERVED_DATASETS.contains(&lower.as_str())
+        || lower.starts_with('_')
+        || lower.starts_with("fact_")
+        || lower.ends_with("_delta");
+    if reserved {
+        let hint = "give it another name; these are taken: loads, batches, rejects, dead, _…, fact_…, …_delta";
+        return Err(entry
+            .key_error(format!("a dataset cannot be named `{name}`: tables or queues of the program have that name"))
+            .hint(hint));
+    }
+    Ok(())
+}
+
+/// Names become tables, columns, queues and directories. ASCII only, so that every database folds their case alike.
+fn check_identifier(name: &str, place: &Value<'_>) -> Result<()> {
+    let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && name.len() <= MAX_NAME_BYTES;
+    if valid {
+        return Ok(());
+    }
+    let hint = "use ASCII letters, digits and `_`, not a digit first, at most 63 in all";
+    Err(place.key_error(format!("`{}` cannot be a name", name.escape_debug())).hint(hint))
+}
+
+fn read_columns(value: &Value<'_>) -> Result<Vec<Column>> {
+    let section = value.section()?;
+    let mut columns = Vec::new();
+    let mut names = Names::default();
+    for entry in section.entries() {
+        let name = entry.key;
+        check_identifier(name, &entry)?;
+        let lower = name.to_ascii_lowercase();
+        if RESERVED_COLUMNS.contains(&lower.as_str()) {
+            let error = entry.key_error(format!("a column cannot be named `{name}`: every raw table has such a column already"));
+            return Err(error.hint("leave it out; unknown keys of a record, this one too, are kept in `_extra`"));
+        }
+        if SYSTEM_COLUMNS.contains(&lower.as_str()) {
+            let error = entry.key_error(format!("a column cannot be named `{name}`: PostgreSQL has such a column of its own"));
+            return Err(error.hint("leave it out; the records' values are kept in `_extra`"));
+        }
+        names.claim(name, &entry, || "a column".to_owned())?;
+        columns.push(read_column(&entry)?);
+    }
+    if columns.is_empty() {
+        return Err(value.key_error("no columns").hint("add a line for each: id = \"text\""));
+    }
+    if columns.len() > MAX_COLUMNS {
+        let error = value.key_error(format!("{} columns, and {MAX_COLUMNS} are possible", columns.len()));
+        return Err(error.hint("leave some out; the records' values are kept in `_extra`"));
+    }
+    Ok(columns)
+}
+
+/// `"text"`, or `{ type = "text", required = true }`.
+fn read_column(entry: &Value<'_>) -> Result<Column> {
+    let (column_type, required) = if entry.is_section() {
+        let section = entry.section()?;
+        section.allow_only(&["type", "required"])?;
+        let Some(column_type) = section.get("type") else {
+            let hint = format!("{} = {{ type = \"text\", required = true }}", entry.key);
+            return Err(entry.key_error(format!("the column `{}` has no type", entry.key)).hint(hint));
+        };
+        (read_type(&column_type)?, section.get("required").map_or(Ok(false), |value| value.boolean())?)
+    } else {
+        (read_type(entry)?, false)
+    };
+    Ok(Column { name: entry.key.to_owned(), column_type, required })
+}
+
+fn read_type(value: &Value<'_>) -> Result<ColumnType> {
+    let name = value.string()?;
+    ColumnType::from_name(name).ok_or_else(|| {
+        let types = ColumnType::ALL.iter().map(|t| t.name());
+        value.error(format!("unknown column type `{name}`")).hint(suggestion(name, types, "types"))
+    })
+}
+
+fn read_key(value: &Value<'_>, columns: &[Column]) -> Result<Vec<usize>> {
+    let key = distinct_columns(value, columns)?;
+    if key.is_empty() {
+        let error = value.error("`key` is empty");
+        return Err(error.hint("name the columns that make two records the same: key = [\"id\"]"));
+    }
+    Ok(key)
+}
+
+/// The indexes of an array of columns' names, each named once.
+fn distinct_columns(value: &Value<'_>, columns: &[Column]) -> Result<Vec<usize>> {
+    let mut indexes = Vec::new();
+    for (element, name) in value.strings()? {
+        let index = column_named(name, &element, columns)?;
+        if indexes.contains(&index) {
+            return Err(element.error(format!("`{}` names `{name}` twice", value.key)).hint("name it once"));
+        }
+        indexes.push(index);
+    }
+    Ok(indexes)
+}
+
+/// The index of the column that `value` names as `name`.
+fn column_named(name: &str, value: &Value<'_>, columns: &[Column]) -> Result<usize> {
+    columns.iter().position(|c| c.name == name).ok_or_else(|| {
+        let names = columns.iter().map(|c| c.name.as_str());
+        value.error(format!("`{}` names `{name}`, which is no column", value.key)).hint(suggestion(name, names, "columns"))
+    })
+}
+
+fn read_day(value: &Value<'_>, columns: &[Column]) -> Result<usize> {
+    let name = value.string()?;
+    let index = column_named(name, value, columns)?;
+    let column = &columns[index];
+    let right = format!("{name} = {{ type = \"timestamp\", required = true }} (or date, timestamptz)");
+    if !column.column_type.is_date_or_time() {
+        let error = value.error(format!("`day` names `{name}`, whose type is {}", column.column_type.name()));
+        return Err(error.hint(format!("it must be a date or time: {right}")));
+    }
+    if !column.required {
+        let error = value.error(format!("`day` names `{name}`, which is not required"));
+        return Err(error.hint(format!("every record needs a day: {right}")));
+    }
+    Ok(index)
+}
+
+fn read_model(value: &Value<'_>, dataset: &str, columns: &[Column]) -> Result<Model> {
+    let section = value.section()?;
+    section.allow_only(&["dimensions", "distinct"])?;
+    let mut names = Names::default();
+    for generated in ["date".to_owned(), format!("total_{dataset}"), format!("unique_{dataset}")] {
+        names.claim(&generated, value, || "a generated column".to_owned())?;
+    }
+    let mut model = Model::default();
+    if let Some(dimensions) = section.get("dimensions") {
+        model.dimensions = distinct_columns(&dimensions, columns)?;
+        for (element, name) in dimensions.strings()? {
+            names.claim(name, &element, || "a dimension".to_owned())?;
+        }
+    }
+    if let Some(distinct) = section.get("distinct") {
+        for entry in distinct.section()?.entries() {
+            check_identifier(entry.key, &entry)?;
+            names.claim(entry.key, &entry, || "a count of distinct values".to_owned())?;
+            model.distinct.push((entry.key.to_owned(), column_named(entry.string()?, &entry, columns)?));
+        }
+    }
+    Ok(model)
+}

@@ -1,0 +1,205 @@
+//! What the program works with: flags over environment over `dataloader.toml` over defaults, resolved and validated once.
+
+mod datasets; // [datasets.*] to Dataset
+mod document; // TOML whose values know their line
+mod secret_url; // which database, which broker; passwords stay out of sight
+mod settings; // all other settings: types, bounds, defaults
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use document::{Document, suggestion};
+use settings::choice;
+
+pub use secret_url::{DatabaseUrl, SecretUrl, redact_urls};
+pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
+
+use crate::dataset::Dataset;
+use crate::error::{Error, Result, io_text};
+
+/// The configuration that is compiled in, so that the binary works alone.
+const BUILT_IN: &str = include_str!("../../dataloader.toml");
+/// In the working directory; read when no other file is named.
+const FILE_NAME: &str = "dataloader.toml";
+
+/// All settings, resolved. Values are valid by themselves and fit each other; whether files, database and broker exist is
+/// for the commands to find out. Relative paths are relative to the working directory.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub source: ConfigSource,
+    /// Holds the datasets' directories.
+    pub data_dir: PathBuf,
+    /// The stream watches `<inbox>/<dataset>/`.
+    pub inbox: PathBuf,
+    pub database: DatabaseUrl,
+    pub amqp_url: SecretUrl,
+    pub transport: Transport,
+    /// [`Role::All`] unless the transport is AMQP.
+    pub role: Role,
+    /// A directory that the PostgreSQL server sees as well; extracts go through it instead of the connection.
+    pub stage_dir: Option<PathBuf>,
+    pub menu_mode: MenuMode,
+    /// The exchange's name, and what the queues' names begin with.
+    pub queue_prefix: String,
+    pub stream: StreamSettings,
+    /// At least one, in the order of the file.
+    pub datasets: Vec<Arc<Dataset>>,
+}
+
+/// Where the datasets were defined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigSource {
+    File(PathBuf),
+    BuiltIn,
+}
+
+impl fmt::Display for ConfigSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::BuiltIn => write!(f, "{FILE_NAME} (built in)"),
+        }
+    }
+}
+
+impl Config {
+    /// Resolves all settings for this process. `file` is the value of `--config`, `flags` those of the other flags.
+    pub fn load(file: Option<&Path>, flags: Settings) -> Result<Self> {
+        let env = Environment(&|name| std::env::var_os(name));
+        let (source, text) = read_file(file, &env)?;
+        Self::resolve(source, text, flags, &env)
+    }
+
+    /// The one place that knows which layer wins.
+    fn resolve(source: ConfigSource, text: String, flags: Settings, env: &Environment<'_>) -> Result<Self> {
+        let document = Document { name: source.to_string(), text };
+        let toml = document.parse()?;
+        let root = document.root(&toml);
+        let known = [&Settings::NAMES[..], &["stream", "datasets"]].concat();
+        root.allow_only(&known)?;
+        let file = Settings::read(&root)?;
+        let stream = match root.get("stream") {
+            Some(section) => StreamSettings::read(&section.section()?)?,
+            None => StreamSettings::default(),
+        };
+        let datasets = datasets::read(&root)?;
+
+        let database = env.pick(flags.database, "DATABASE_URL", DatabaseUrl::parse, file.database)?;
+        let amqp_url = env.pick(flags.amqp_url, "AMQP_URL", SecretUrl::parse_amqp, file.amqp_url)?;
+        let transport = env.pick(flags.transport, "DATALOADER_TRANSPORT", |t| choice("transport", t), file.transport)?;
+        let role = env.pick(flags.role, "DATALOADER_ROLE", |t| choice("role", t), file.role)?;
+        let menu_mode = env.pick(flags.menu_mode, "DATALOADER_MODE", |t| choice("mode", t), file.menu_mode)?;
+        let queue_prefix = env.pick(flags.queue_prefix, "DATALOADER_QUEUE_PREFIX", queue_prefix, file.queue_prefix)?;
+        let data_dir = env.pick_path(flags.data_dir, "DATALOADER_DATA_DIR", file.data_dir);
+        let inbox = env.pick_path(flags.inbox, "DATALOADER_INBOX", file.inbox);
+        let stage_dir = env.pick_path(flags.stage_dir, "DATALOADER_STAGE_DIR", file.stage_dir);
+
+        let config = Self {
+            source,
+            data_dir: data_dir.unwrap_or_else(|| PathBuf::from("raw_data")),
+            inbox: inbox.unwrap_or_else(|| PathBuf::from("inbox")),
+            database: database.map_or_else(|| DatabaseUrl::parse("sqlite://dataloader.db"), Ok)?,
+            amqp_url: amqp_url.map_or_else(|| SecretUrl::parse_amqp("amqp://guest:guest@127.0.0.1:5672/%2f"), Ok)?,
+            transport: transport.unwrap_or(Transport::Inproc),
+            role: role.unwrap_or(Role::All),
+            stage_dir,
+            menu_mode: menu_mode.unwrap_or(MenuMode::Batch),
+            queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
+            stream,
+            datasets,
+        };
+        if config.transport == Transport::Inproc && config.role != Role::All {
+            return Err(Error::usage("the role `producer` or `consumer` needs a transport between processes")
+                .hint("add --transport amqp, or leave the role at `all`"));
+        }
+        Ok(config)
+    }
+
+    /// The datasets of these names, each once, in the order given; all datasets when `names` is empty.
+    pub fn datasets_named(&self, names: &[String]) -> Result<Vec<Arc<Dataset>>> {
+        if names.is_empty() {
+            return Ok(self.datasets.clone());
+        }
+        let mut chosen: Vec<Arc<Dataset>> = Vec::with_capacity(names.len());
+        for name in names {
+            let known = self.datasets.iter().map(|d| d.name.as_str());
+            let dataset = self.datasets.iter().find(|d| d.name == *name).ok_or_else(|| {
+                Error::usage(format!("no dataset `{name}` in {}", self.source)).hint(suggestion(name, known, "datasets"))
+            })?;
+            if !chosen.iter().any(|d| d.name == *name) {
+                chosen.push(Arc::clone(dataset));
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The dataset of this name.
+    pub fn dataset_named(&self, name: &str) -> Result<Arc<Dataset>> {
+        self.datasets_named(&[name.to_owned()]).map(|mut chosen| chosen.remove(0))
+    }
+
+    /// `text`, which a client library made, without the passwords of database and broker.
+    pub fn scrub(&self, text: &str) -> String {
+        let text = self.amqp_url.scrub(text);
+        match &self.database {
+            DatabaseUrl::Postgres(url) => url.scrub(&text),
+            DatabaseUrl::Sqlite(_) => text,
+        }
+    }
+}
+
+/// The named file, which must exist; else the one in the working directory, if there is one; else the built-in one.
+fn read_file(flag: Option<&Path>, env: &Environment<'_>) -> Result<(ConfigSource, String)> {
+    let named = env.pick_path(flag.map(Path::to_owned), "DATALOADER_CONFIG", None);
+    let path = named.as_deref().unwrap_or(Path::new(FILE_NAME));
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+            return Ok((ConfigSource::BuiltIn, BUILT_IN.to_owned()));
+        }
+        Err(e) => {
+            let error = Error::usage(format!("cannot read the configuration {}: {}", path.display(), io_text(&e)));
+            return Err(
+                error.hint("name a readable file with --config or DATALOADER_CONFIG, or none for the built-in configuration")
+            );
+        }
+    };
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|&&b| b == b'\n').count();
+        Error::usage(format!("{}:{line}: not UTF-8", path.display())).hint("save the file as UTF-8")
+    })?;
+    Ok((ConfigSource::File(path.to_owned()), text))
+}
+
+/// The environment; a function, so that tests need not change the process's own.
+struct Environment<'a>(&'a dyn Fn(&str) -> Option<OsString>);
+
+impl Environment<'_> {
+    /// An empty value counts as unset, as in `DATALOADER_INBOX= dataloader`.
+    fn get(&self, name: &str) -> Option<OsString> {
+        self.0(name).filter(|value| !value.is_empty())
+    }
+
+    /// Flag, then environment, then file. A variable that a flag overrides is not even parsed: `DATABASE_URL` may be
+    /// another program's.
+    fn pick<T>(&self, flag: Option<T>, name: &str, parse: impl Fn(&str) -> Result<T>, file: Option<T>) -> Result<Option<T>> {
+        match (flag, self.get(name)) {
+            (Some(value), _) => Ok(Some(value)),
+            (None, None) => Ok(file),
+            (None, Some(text)) => match text.to_str() {
+                Some(text) => parse(text).map(Some).map_err(|e| e.context(name)),
+                None => Err(Error::usage(format!("{name}: not UTF-8"))),
+            },
+        }
+    }
+
+    fn pick_path(&self, flag: Option<PathBuf>, name: &str, file: Option<PathBuf>) -> Option<PathBuf> {
+        flag.or_else(|| self.get(name).map(PathBuf::from)).or(file)
+    }
+}
+
+#[cfg(test)]
+mod tests;

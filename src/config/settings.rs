@@ -1,0 +1,181 @@
+//! The settings that are not datasets: their types, bounds and defaults, and one layer of them.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::document::Section;
+use super::secret_url::{DatabaseUrl, SecretUrl};
+use crate::error::{Error, Result};
+
+/// What carries records from the reader to the parsers in stream mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// All in this process
+    Inproc,
+    /// Through RabbitMQ
+    Amqp,
+}
+
+/// Which part of the stream this process is. `Producer` and `Consumer` need a transport between processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Producer and consumer in one process
+    All,
+    /// Claims the inbox's files and publishes them; needs no database
+    Producer,
+    /// Loads what is published; needs no inbox
+    Consumer,
+}
+
+/// Which menu `dataloader menu` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MenuMode {
+    /// Load files
+    Batch,
+    /// Drop files into the inbox
+    Stream,
+}
+
+/// How the stream batches and how much it holds in memory. Only speed and latency depend on it, never what is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// A batch of this many rows is committed.
+    pub batch_rows: usize,
+    /// A batch of this many bytes is committed; at most `in_flight_bytes`.
+    pub batch_bytes: usize,
+    /// A batch is committed when no more has come for this long.
+    pub batch_interval: Duration,
+    /// Changed days are modelled this long after a commit, all that have gathered by then.
+    pub model_delay: Duration,
+    /// Bytes that are read but not yet committed; more than the largest chunk.
+    pub in_flight_bytes: usize,
+    /// Parser threads, at least one.
+    pub parsers: usize,
+    /// The inbox is listed this often, in case file events get lost.
+    pub rescan_interval: Duration,
+    /// A file is complete when its size was still for this long, where no event says so.
+    pub settle: Duration,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        Self {
+            batch_rows: 20_000,
+            batch_bytes: 2 * MIB as usize,
+            batch_interval: Duration::from_millis(10),
+            model_delay: Duration::from_millis(100),
+            in_flight_bytes: 32 * MIB as usize,
+            parsers: std::thread::available_parallelism().map_or(1, usize::from),
+            rescan_interval: Duration::from_millis(2_000),
+            settle: Duration::from_millis(250),
+        }
+    }
+}
+
+const MIB: u32 = 1 << 20;
+const MINUTE_MS: u32 = 60_000;
+const HOUR_MS: u32 = 60 * MINUTE_MS;
+
+impl StreamSettings {
+    const NAMES: [&str; 8] = [
+        "batch_rows",
+        "batch_bytes",
+        "batch_interval_ms",
+        "model_delay_ms",
+        "in_flight_bytes",
+        "parsers",
+        "rescan_interval_ms",
+        "settle_ms",
+    ];
+
+    pub(super) fn read(section: &Section<'_>) -> Result<Self> {
+        section.allow_only(&Self::NAMES)?;
+        let number = |name: &str, bounds: RangeInclusive<u32>| section.get(name).map(|value| value.integer(bounds)).transpose();
+        let size = |name: &str, bounds| Ok::<_, Error>(number(name, bounds)?.map(|n| n as usize));
+        let millis = |name: &str, bounds| Ok::<_, Error>(number(name, bounds)?.map(|n| Duration::from_millis(n.into())));
+
+        let default = Self::default();
+        let settings = Self {
+            batch_rows: size("batch_rows", 1..=1_000_000)?.unwrap_or(default.batch_rows),
+            batch_bytes: size("batch_bytes", 1..=1024 * MIB)?.unwrap_or(default.batch_bytes),
+            batch_interval: millis("batch_interval_ms", 0..=MINUTE_MS)?.unwrap_or(default.batch_interval),
+            model_delay: millis("model_delay_ms", 0..=HOUR_MS)?.unwrap_or(default.model_delay),
+            // Less would not hold the largest record and the chunk before it.
+            in_flight_bytes: size("in_flight_bytes", 16 * MIB..=2048 * MIB)?.unwrap_or(default.in_flight_bytes),
+            parsers: size("parsers", 1..=256)?.unwrap_or(default.parsers),
+            rescan_interval: millis("rescan_interval_ms", 10..=HOUR_MS)?.unwrap_or(default.rescan_interval),
+            settle: millis("settle_ms", 0..=HOUR_MS)?.unwrap_or(default.settle),
+        };
+        if settings.batch_bytes > settings.in_flight_bytes {
+            let (batch, in_flight) = (settings.batch_bytes, settings.in_flight_bytes);
+            let message =
+                format!("`batch_bytes` ({batch}) is more than `in_flight_bytes` ({in_flight}): such a batch could never fill");
+            let error = match section.get("batch_bytes") {
+                Some(value) => value.error(message),
+                None => section.error(message),
+            };
+            return Err(error.hint("lower `batch_bytes` or raise `in_flight_bytes`"));
+        }
+        Ok(settings)
+    }
+}
+
+/// One layer of settings: what the flags, or the file, say. `None` leaves a setting to the layer below.
+#[derive(Debug, Default)]
+pub struct Settings {
+    pub database: Option<DatabaseUrl>,
+    pub amqp_url: Option<SecretUrl>,
+    pub data_dir: Option<PathBuf>,
+    pub inbox: Option<PathBuf>,
+    pub stage_dir: Option<PathBuf>,
+    pub transport: Option<Transport>,
+    pub role: Option<Role>,
+    pub menu_mode: Option<MenuMode>,
+    pub queue_prefix: Option<String>,
+}
+
+impl Settings {
+    pub(super) const NAMES: [&str; 9] =
+        ["data_dir", "inbox", "database", "transport", "role", "amqp_url", "queue_prefix", "mode", "stage_dir"];
+
+    pub(super) fn read(file: &Section<'_>) -> Result<Self> {
+        let path = |name: &str| file.get(name).map(|value| value.path()).transpose();
+        Ok(Self {
+            database: parsed(file, "database", DatabaseUrl::parse)?,
+            amqp_url: parsed(file, "amqp_url", SecretUrl::parse_amqp)?,
+            data_dir: path("data_dir")?,
+            inbox: path("inbox")?,
+            stage_dir: path("stage_dir")?,
+            transport: parsed(file, "transport", |text| choice("transport", text))?,
+            role: parsed(file, "role", |text| choice("role", text))?,
+            menu_mode: parsed(file, "mode", |text| choice("mode", text))?,
+            queue_prefix: parsed(file, "queue_prefix", queue_prefix)?,
+        })
+    }
+}
+
+fn parsed<T>(file: &Section<'_>, name: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
+    file.get(name).map(|value| parse(value.string()?).map_err(|e| value.locate(e))).transpose()
+}
+
+/// One of an enum's names.
+pub(super) fn choice<T: ValueEnum>(what: &str, text: &str) -> Result<T> {
+    T::from_str(text, false).map_err(|_| {
+        let names = T::value_variants().iter().filter_map(|v| v.to_possible_value()).map(|v| v.get_name().to_owned());
+        Error::usage(format!("unknown {what} `{text}`")).hint(format!("give one of: {}", names.collect::<Vec<_>>().join(", ")))
+    })
+}
+
+/// Checks the beginning of the names of exchange and queues.
+pub fn queue_prefix(text: &str) -> Result<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':');
+    // RabbitMQ allows 255 bytes; a dataset's name follows. Names that begin with `amq.` are its own.
+    if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) || text.starts_with("amq.") {
+        return Err(Error::usage(format!("`{text}` cannot begin the name of a queue"))
+            .hint("give 1 to 128 letters, digits, `_`, `-`, `.` or `:`, not beginning with `amq.`"));
+    }
+    Ok(text.to_owned())
+}
