@@ -417,8 +417,10 @@ try_rabbitmq() {
     # epmd outlives its nodes and is shared by all on its port: this node has one of its own, started here to know its id.
     exec_as_rabbitmq "$dir" epmd -address 127.0.0.1 -port "$(<"$dir/epmd.port")" </dev/null >"$dir/epmd.log" 2>&1 &
     echo $! >"$dir/epmd.pid"
+    disown # its end is no news
     exec_as_rabbitmq "$dir" setsid "$RABBITMQ_BIN/rabbitmq-server" </dev/null >"$dir/log" 2>&1 &
     pid=$!
+    disown
     until amqp_answers "$port" && rabbitmq_runs "$dir"; do
         if ((left-- <= 0)) || ! alive "$pid"; then
             kill_rabbitmq "$dir"

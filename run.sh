@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+# The project's tasks, one word each: ./run.sh help
+set -euo pipefail
+
+# The servers that the tests need; `yes` starts one (or takes the environment's).
+needs_postgres=yes
+needs_rabbitmq=no
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'TEXT'
+Usage: ./run.sh COMMAND
+
+  test               all tests; starts the servers they need and stops them again
+  check              formatting, lints, documentation, shell scripts
+  bench              the benches, side by side with psql and sqlite3 on a private server
+  deploy             the batch application in Docker            (comes in a later release)
+  destroy            removes what deploy made                   (comes in a later release)
+  deploy-rabbitmq    the streaming application in Docker        (comes in a later release)
+  destroy-rabbitmq   removes what deploy-rabbitmq made          (comes in a later release)
+  e2e                end-to-end tests of both deployments       (comes in a later release)
+  help               this text
+
+Environment:
+  DATABASE_URL       test: use this PostgreSQL server; the tests make and drop databases of their own on it,
+                     so its user must be allowed to create databases
+  AMQP_URL           test: use this RabbitMQ server
+TEXT
+}
+
+say() { printf 'run.sh: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+
+need_cargo() {
+    PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
+    command -v cargo >/dev/null || fail "no cargo here: install Rust from https://rustup.rs"
+}
+
+# ---- services --------------------------------------------------------------------------------------------------------
+
+# Everything private lives in here: servers, and the tests' temporary directories.
+private=
+job=
+
+# A directory that the servers' own users can pass through, which not every TMPDIR allows.
+make_private() {
+    local base
+    for base in "${TMPDIR:-/tmp}" /tmp; do
+        private=$(mktemp -d "$base/dataloader-run.XXXXXXXX")
+        chmod 711 "$private"
+        if [[ $(id -u) != 0 ]] || setpriv --reuid=65534 --regid=65534 --clear-groups test -x "$private/."; then break; fi
+        rmdir "$private"
+        private=
+    done
+    [[ $private ]] || fail "neither TMPDIR nor /tmp is a directory that all users can pass through"
+    mkdir "$private/tmp"
+    chmod 1777 "$private/tmp"
+    export SERVICES_OWNER=$$
+}
+
+# Runs on every way out: ends the running job with all its children, stops what was started here, removes the rest.
+clean_up() {
+    trap '' INT TERM HUP
+    if [[ $job ]]; then
+        kill -TERM -- "-$job" 2>/dev/null || true
+        for _ in {1..150}; do
+            group_lives "$job" || break
+            sleep 0.1
+        done
+        kill -KILL -- "-$job" 2>/dev/null || true
+    fi
+    if [[ $private ]]; then
+        scripts/services.sh remove "$private"
+        rm -rf "$private"
+    fi
+}
+
+# Zombies do not count: in a container, process 1 may never collect them.
+group_lives() {
+    local stat fields
+    kill -0 -- "-$1" 2>/dev/null || return 1
+    [[ -d /proc/self ]] || return 0
+    for stat in /proc/[0-9]*/stat; do
+        { read -r stat <"$stat"; } 2>/dev/null || continue
+        read -ra fields <<<"${stat##*) }" # state, parent, process group
+        if [[ ${fields[2]} == "$1" && ${fields[0]} != Z ]]; then return 0; fi
+    done
+    return 1
+}
+
+start_services() {
+    if [[ $needs_postgres == yes ]]; then
+        case ${DATABASE_URL-} in
+            postgres://* | postgresql://*) say "PostgreSQL from DATABASE_URL" ;;
+            *)
+                [[ ! ${DATABASE_URL-} ]] || say "DATABASE_URL is not a PostgreSQL URL: not used for the tests"
+                start_private postgres DATABASE_URL
+                ;;
+        esac
+    fi
+    if [[ $needs_rabbitmq == yes ]]; then
+        if [[ ${AMQP_URL-} ]]; then
+            say "RabbitMQ from AMQP_URL"
+        else
+            start_private rabbitmq AMQP_URL
+        fi
+    fi
+}
+
+# start_private SERVICE VARIABLE: exports the URL of a server of our own.
+start_private() {
+    local url
+    say "starting a private $1 server"
+    url=$(scripts/services.sh "$1" start "$private/$1") || fail "no $1 server for the tests"
+    export "$2=$url"
+}
+
+# A process group of its own, so that an interrupt ends the whole tree before the servers under it are stopped.
+in_group() {
+    set -m
+    "$@" </dev/null &
+    job=$!
+    set +m
+    local status=0
+    wait "$job" || status=$?
+    job=
+    return "$status"
+}
+
+with_services() {
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    make_private
+    start_services
+    TMPDIR=$private/tmp in_group "$@"
+}
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+run_tests() {
+    need_cargo
+    # Built first: a compile error should not have to wait for servers.
+    cargo test --locked --no-run
+    with_services cargo test --locked --no-fail-fast -- --include-ignored
+}
+
+run_benches() {
+    need_cargo
+    [[ -e benches/compare.rs ]] || fail "no bench to run: benches/compare.rs is missing"
+    cargo bench --locked --no-run
+    # Always private servers: figures from a machine and a configuration unknown compare with nothing.
+    unset DATABASE_URL AMQP_URL
+    with_services run_each_bench
+}
+
+run_each_bench() {
+    local bench
+    cargo bench --locked --bench compare
+    for bench in benches/*.rs; do
+        bench=${bench#benches/}
+        if [[ $bench != compare.rs ]]; then cargo bench --locked --bench "${bench%.rs}"; fi
+    done
+}
+
+run_checks() {
+    need_cargo
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+    check_shell
+    say "all checks passed"
+}
+
+check_shell() {
+    local script first scripts=()
+    while IFS= read -r script; do
+        { IFS= read -r first <"$script"; } 2>/dev/null || continue
+        [[ $first =~ ^#!.*[/\ ](ba|da)?sh($|\ ) ]] && scripts+=("$script")
+    done < <(find . \( -name .git -o -name target -o -name raw_data -o -name inbox \) -prune -o -type f -size -64k -print)
+    if ! command -v shellcheck >/dev/null; then
+        if [[ $(id -u) == 0 && -e /etc/debian_version ]]; then
+            say "installing shellcheck with apt-get"
+            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends shellcheck; } </dev/null >&2 ||
+                say "apt-get could not install shellcheck"
+        fi
+    fi
+    if command -v shellcheck >/dev/null; then
+        shellcheck -- "${scripts[@]}"
+        say "shellcheck passed: ${scripts[*]}"
+    elif [[ ${CI-} ]]; then
+        fail "no shellcheck here, and CI must have it: apt-get install shellcheck"
+    else
+        say "SKIPPED: no shellcheck here; install it to check the shell scripts (Debian: apt-get install shellcheck)"
+    fi
+}
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+if [[ $# != 1 ]]; then
+    usage >&2
+    exit 2
+fi
+case ${1#--} in
+    test) run_tests ;;
+    check) run_checks ;;
+    bench) run_benches ;;
+    deploy | destroy | deploy-rabbitmq | destroy-rabbitmq | e2e) fail "${1#--} comes in a later release" ;;
+    help) usage ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac
