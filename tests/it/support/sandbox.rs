@@ -1,0 +1,144 @@
+//! A working directory and a database that no other test sees.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::database::{Cell, Database, Store};
+use super::process::{Background, Invocation, Outcome};
+use super::servers::PrivatePostgres;
+
+/// A temporary working directory and an empty database; both are gone when it is dropped.
+#[derive(Debug)]
+pub struct Sandbox {
+    database: Database, // dropped before the directory that may hold it
+    directory: TempDir,
+}
+
+impl Sandbox {
+    /// On SQLite, or on the PostgreSQL server of `DATABASE_URL`.
+    #[track_caller]
+    pub fn new(store: Store) -> Self {
+        let directory = working_directory();
+        let database = match store {
+            // The place where the program looks without being told.
+            Store::Sqlite => Database::Sqlite { file: directory.path().join("dataloader.db") },
+            Store::Postgres => {
+                let server = std::env::var("DATABASE_URL").expect("DATABASE_URL is not set: start the tests with ./run.sh test");
+                Database::create_postgres(&server, true)
+            }
+        };
+        Self { database, directory }
+    }
+
+    /// On a server of the test's own.
+    pub fn on(server: &PrivatePostgres) -> Self {
+        Self { database: Database::create_postgres(server.url(), false), directory: working_directory() }
+    }
+
+    pub fn store(&self) -> Store {
+        self.database.store()
+    }
+
+    /// The working directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The path of a file below the working directory.
+    pub fn file(&self, relative: &str) -> PathBuf {
+        self.path().join(relative)
+    }
+
+    /// Writes a file below the working directory, making its directories.
+    pub fn write(&self, relative: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.file(relative);
+        fs::create_dir_all(path.parent().expect("a file below the sandbox has a parent")).expect("the sandbox is writable");
+        fs::write(&path, contents).expect("the sandbox is writable");
+        path
+    }
+
+    /// Writes `raw_data/events/<name>`.
+    pub fn write_events(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        self.write(&format!("raw_data/events/{name}"), contents)
+    }
+
+    /// Writes `raw_data/orgs/<name>`.
+    pub fn write_orgs(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        self.write(&format!("raw_data/orgs/{name}"), contents)
+    }
+
+    /// The database as the program is told of it; SQLite's is the default, which it finds by itself.
+    pub fn database_url(&self) -> String {
+        match &self.database {
+            Database::Sqlite { file } => format!("sqlite://{}", file.display()),
+            Database::Postgres { url, .. } => url.clone(),
+        }
+    }
+
+    /// The program with this sandbox's directory and database.
+    pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Invocation {
+        let invocation = Invocation::dataloader(self.path()).args(args);
+        match self.store() {
+            Store::Sqlite => invocation,
+            Store::Postgres => invocation.env("DATABASE_URL", &self.database_url()),
+        }
+    }
+
+    /// Runs the program to its end.
+    #[track_caller]
+    pub fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Outcome {
+        self.command(args).run()
+    }
+
+    /// Starts the program in the background.
+    #[track_caller]
+    pub fn spawn<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Background {
+        self.command(args).spawn()
+    }
+
+    /// `raw.events` as the store names it, quoted: `"raw"."events"` or `"raw_events"`.
+    pub fn table(&self, name: &str) -> String {
+        self.database.table(name)
+    }
+
+    /// All rows that `sql` returns. In it, `{raw.events}` stands for `self.table("raw.events")`.
+    #[track_caller]
+    pub fn query(&self, sql: &str) -> Vec<Vec<Cell>> {
+        self.try_query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// The same when the table or the database may not be there yet.
+    pub fn try_query(&self, sql: &str) -> Result<Vec<Vec<Cell>>, sqlx::Error> {
+        self.database.query(sql)
+    }
+
+    /// The rows as lines, `|` between values and `NULL` for null: short to compare with.
+    #[track_caller]
+    pub fn lines(&self, sql: &str) -> Vec<String> {
+        let line = |row: Vec<Cell>| row.iter().map(|cell| cell.as_deref().unwrap_or("NULL")).collect::<Vec<_>>().join("|");
+        self.query(sql).into_iter().map(line).collect()
+    }
+
+    /// The number of rows in `schema.table`.
+    #[track_caller]
+    pub fn count(&self, table: &str) -> u64 {
+        let count = self.lines(&format!("SELECT count(*) FROM {}", self.table(table)));
+        count[0].parse().expect("count(*) is a number")
+    }
+
+    /// Runs statements, as another program or a user would; makes the SQLite file when it is missing.
+    #[track_caller]
+    pub fn execute(&self, sql: &str) {
+        self.database.execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
+/// Open to all users: the PostgreSQL server reads staged files as a user of its own.
+fn working_directory() -> TempDir {
+    let directory = tempfile::Builder::new().prefix("dataloader-test-").tempdir().expect("a temporary directory");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("the directory is ours");
+    directory
+}

@@ -1,0 +1,76 @@
+//! Servers that belong to one test, which may stop, kill and restart them. `scripts/services.sh` does the work; it also
+//! stops them when this process dies without having dropped them.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh");
+
+/// How PostgreSQL is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Connections are cut, then it shuts down in order.
+    Fast,
+    /// As in a crash: nothing is written any more, the next start recovers from the log.
+    Immediate,
+}
+
+/// A PostgreSQL server of the test's own, started; its port and data survive a stop and a start.
+#[derive(Debug)]
+pub struct PrivatePostgres {
+    url: String,
+    directory: TempDir,
+}
+
+impl PrivatePostgres {
+    #[track_caller]
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("dataloader-postgres-").tempdir().expect("a temporary directory");
+        let url = services(&["postgres", "start"], directory.path(), &[]).trim().to_owned();
+        Self { url, directory }
+    }
+
+    /// As a superuser, on the database `postgres`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    #[track_caller]
+    pub fn stop(&self, mode: StopMode) {
+        let mode = match mode {
+            StopMode::Fast => "fast",
+            StopMode::Immediate => "immediate",
+        };
+        services(&["postgres", "stop"], self.directory.path(), &[mode]);
+    }
+
+    /// Starts it again after [`stop`](Self::stop).
+    #[track_caller]
+    pub fn restart(&self) {
+        let url = services(&["postgres", "start"], self.directory.path(), &[]);
+        assert_eq!(url.trim(), self.url, "a restarted server keeps its address");
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        // A failure shows in the script's own message; a panic here would hide the test's.
+        drop(Command::new(SERVICES).arg("remove").arg(self.directory.path()).status());
+    }
+}
+
+#[track_caller]
+fn services(verb: &[&str], directory: &Path, rest: &[&str]) -> String {
+    let output = Command::new(SERVICES)
+        .args(verb)
+        .arg(directory)
+        .args(rest)
+        .env("SERVICES_OWNER", std::process::id().to_string())
+        .stdin(Stdio::null())
+        .output()
+        .expect("scripts/services.sh is part of the repository; it needs bash");
+    assert!(output.status.success(), "services.sh {verb:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
