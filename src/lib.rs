@@ -5,3 +5,5 @@ pub mod error; // the error that reaches the user; exit codes
 pub mod record; // pure: bytes → rows and rejects
 
 pub mod config; // flags over environment over dataloader.toml over defaults
+pub mod generate;
+pub mod record; // pure: bytes → rows and rejects // synthetic events, the same bytes for the same arguments
