@@ -1,0 +1,355 @@
+//! Numbers without loss: the text of a JSON number as `bigint`, `double` or `numeric`.
+//!
+//! Each function takes any text; one that does not follow the grammar of JSON numbers is a `TypeMismatch`.
+
+use std::borrow::Cow;
+
+use super::row::RejectReason;
+
+/// The most digits before the point of PostgreSQL's `numeric`.
+const MAX_INTEGER_DIGITS: i64 = 131_072;
+/// The most digits after the point of PostgreSQL's `numeric`.
+pub const MAX_SCALE: usize = 16_383;
+/// PostgreSQL refuses an exponent from here on, even of a zero.
+const EXPONENT_LIMIT: i64 = (i32::MAX / 2) as i64;
+
+/// A JSON number taken apart: `-12.50e3` is negative, `12`, `50`, 3.
+struct Decimal<'a> {
+    negative: bool,
+    /// At least one digit, no leading zeros.
+    integer: &'a [u8],
+    fraction: &'a [u8],
+    has_exponent: bool,
+    /// Within ±`EXPONENT_LIMIT`; one beyond stands as the limit.
+    exponent: i64,
+}
+
+impl<'a> Decimal<'a> {
+    /// `None` if the text does not follow the grammar of JSON numbers exactly.
+    fn parse(text: &'a str) -> Option<Self> {
+        let text = text.as_bytes();
+        let (negative, rest) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
+        let (integer, rest) = digits(rest)?;
+        if integer.len() > 1 && integer[0] == b'0' {
+            return None;
+        }
+        let (fraction, rest) = match rest {
+            [b'.', rest @ ..] => digits(rest)?,
+            _ => (&rest[..0], rest),
+        };
+        let mut decimal = Self { negative, integer, fraction, has_exponent: !rest.is_empty(), exponent: 0 };
+        if let [first, rest @ ..] = rest {
+            if !matches!(first, b'e' | b'E') {
+                return None;
+            }
+            let (sign, rest) = match rest {
+                [b'-', rest @ ..] => (-1, rest),
+                [b'+', rest @ ..] => (1, rest),
+                _ => (1, rest),
+            };
+            let (exponent, rest) = digits(rest)?;
+            if !rest.is_empty() {
+                return None;
+            }
+            let exponent = exponent.iter().fold(0, |sum: i64, d| (sum * 10 + i64::from(d - b'0')).min(EXPONENT_LIMIT));
+            decimal.exponent = sign * exponent;
+        }
+        Some(decimal)
+    }
+
+    /// The digit at a position counted from the first digit of the integer part; 0 outside of the text.
+    fn digit(&self, position: i64) -> u8 {
+        let digit = usize::try_from(position)
+            .ok()
+            .and_then(|at| self.integer.get(at).or_else(|| self.fraction.get(at - self.integer.len())));
+        digit.copied().unwrap_or(b'0')
+    }
+
+    fn digits(&self) -> impl DoubleEndedIterator<Item = &'a u8> + use<'a> {
+        self.integer.iter().chain(self.fraction)
+    }
+
+    fn is_zero(&self) -> bool {
+        self.digits().all(|&d| d == b'0')
+    }
+
+    /// Position of the decimal point among the digits once the exponent is applied.
+    fn point(&self) -> i64 {
+        length(self.integer) + self.exponent
+    }
+
+    /// Position of the first digit that is not zero; the number of digits if all are.
+    fn first_significant(&self) -> i64 {
+        let all = length(self.integer) + length(self.fraction);
+        self.digits().position(|&d| d != b'0').map_or(all, |at| at as i64)
+    }
+
+    /// How many digits PostgreSQL keeps after the point.
+    fn scale(&self) -> i64 {
+        (length(self.fraction) - self.exponent).max(0)
+    }
+
+    fn fits_numeric(&self) -> bool {
+        self.exponent.abs() < EXPONENT_LIMIT
+            && self.scale() <= MAX_SCALE as i64
+            && (self.point() - self.first_significant() <= MAX_INTEGER_DIGITS || self.is_zero())
+    }
+}
+
+/// Splits at least one digit from the rest.
+fn digits(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+fn length(digits: &[u8]) -> i64 {
+    digits.len() as i64
+}
+
+/// How an integer may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IntegerForm {
+    /// Digits only.
+    Exact,
+    /// Any number whose value is an integer, as `1.0` or `1e3`.
+    ByValue,
+}
+
+/// The integer that the text is.
+pub fn bigint(text: &str, form: IntegerForm) -> Result<i64, RejectReason> {
+    let decimal = Decimal::parse(text).ok_or(RejectReason::TypeMismatch)?;
+    if decimal.fraction.is_empty() && !decimal.has_exponent {
+        // The grammar is checked, so that all that can go wrong is the range.
+        return text.parse().map_err(|_| RejectReason::OutOfRange);
+    }
+    if form == IntegerForm::Exact {
+        return Err(RejectReason::TypeMismatch);
+    }
+    if decimal.is_zero() {
+        return Ok(0);
+    }
+    let trailing_zeros = decimal.digits().rev().take_while(|&&d| d == b'0').count() as i64;
+    let (first, end) = (decimal.first_significant(), decimal.point());
+    if end < length(decimal.integer) + length(decimal.fraction) - trailing_zeros {
+        return Err(RejectReason::TypeMismatch);
+    }
+    // At most 19 digits cannot overflow an i128.
+    if end - first > 19 {
+        return Err(RejectReason::OutOfRange);
+    }
+    let value = (first..end).fold(0_i128, |sum, at| sum * 10 + i128::from(decimal.digit(at) - b'0'));
+    i64::try_from(if decimal.negative { -value } else { value }).map_err(|_| RejectReason::OutOfRange)
+}
+
+/// The nearest double. Out of range is what would become infinite, and what is not zero but would become it.
+pub fn double(text: &str) -> Result<f64, RejectReason> {
+    let decimal = Decimal::parse(text).ok_or(RejectReason::TypeMismatch)?;
+    let value: f64 = text.parse().map_err(|_| RejectReason::TypeMismatch)?;
+    if value.is_infinite() || (value == 0.0 && !decimal.is_zero()) { Err(RejectReason::OutOfRange) } else { Ok(value) }
+}
+
+/// The number as PostgreSQL prints the same literal: exponents expanded, the scale kept, no negative zero.
+pub fn numeric(text: Cow<'_, str>) -> Result<Cow<'_, str>, RejectReason> {
+    let decimal = Decimal::parse(&text).ok_or(RejectReason::TypeMismatch)?;
+    if !decimal.fits_numeric() {
+        return Err(RejectReason::OutOfRange);
+    }
+    let zero = decimal.is_zero();
+    if !decimal.has_exponent && !(decimal.negative && zero) {
+        return Ok(text);
+    }
+    let (first, point, scale) = (decimal.first_significant(), decimal.point(), decimal.scale());
+    let mut plain = String::new();
+    if decimal.negative && !zero {
+        plain.push('-');
+    }
+    if zero || first >= point {
+        plain.push('0');
+    } else {
+        plain.extend((first..point).map(|at| char::from(decimal.digit(at))));
+    }
+    if scale > 0 {
+        plain.push('.');
+        plain.extend((point..point + scale).map(|at| char::from(decimal.digit(at))));
+    }
+    Ok(Cow::Owned(plain))
+}
+
+/// Whether PostgreSQL's `numeric` takes a JSON number.
+pub fn fits_numeric(text: &str) -> bool {
+    Decimal::parse(text).is_some_and(|decimal| decimal.fits_numeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use RejectReason::{OutOfRange, TypeMismatch};
+
+    /// What is no number by JSON's grammar, though some parsers take it.
+    const NO_NUMBERS: [&str; 20] = [
+        "", "-", "+1", " 1", "1 ", "01", "-01", ".5", "5.", "1e", "1e+", "e5", "1.e5", "0x10", "1_000", "1,5", "NaN", "Infinity", "1e5x",
+        "١",
+    ];
+
+    #[test]
+    fn integers_are_exact_or_rejected() {
+        let cases = [
+            ("0", Ok(0)),
+            ("-0", Ok(0)),
+            ("9223372036854775807", Ok(i64::MAX)),
+            ("-9223372036854775808", Ok(i64::MIN)),
+            ("9223372036854775808", Err(OutOfRange)),
+            ("1.0", Ok(1)),
+            ("1e3", Ok(1000)),
+            ("-1.50e1", Ok(-15)),
+            ("100e-2", Ok(1)),
+            ("0.001e3", Ok(1)),
+            ("0e99999999999999999999", Ok(0)),
+            ("-0.0e-5", Ok(0)),
+            ("9223372036854775807.000", Ok(i64::MAX)),
+            ("-9.223372036854775808E18", Ok(i64::MIN)),
+            ("9.223372036854775808e18", Err(OutOfRange)),
+            ("1e19", Err(OutOfRange)),
+            ("1e999999999999999999999", Err(OutOfRange)),
+            ("1.5", Err(TypeMismatch)),
+            ("9007199254740992.5", Err(TypeMismatch)),
+            ("1e-400", Err(TypeMismatch)),
+            ("1e-99999999999999999999", Err(TypeMismatch)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(bigint(text, IntegerForm::ByValue), expected, "{text}");
+        }
+        assert_eq!(bigint("-42", IntegerForm::Exact), Ok(-42));
+        assert_eq!(bigint("1.0", IntegerForm::Exact), Err(TypeMismatch));
+        assert_eq!(bigint("1e3", IntegerForm::Exact), Err(TypeMismatch));
+        for text in NO_NUMBERS {
+            assert_eq!(bigint(text, IntegerForm::ByValue), Err(TypeMismatch), "{text}");
+        }
+    }
+
+    #[test]
+    fn doubles_are_finite_and_nearest() {
+        let cases = [
+            ("0.1", Ok(0.1)),
+            ("1e3", Ok(1000.0)),
+            ("1.7976931348623157e308", Ok(f64::MAX)),
+            ("5e-324", Ok(5e-324)),
+            ("9007199254740993", Ok(9_007_199_254_740_992.0)),
+            ("0e-999", Ok(0.0)),
+            ("1e400", Err(OutOfRange)),
+            ("-1e400", Err(OutOfRange)),
+            ("1e-400", Err(OutOfRange)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(double(text), expected, "{text}");
+        }
+        assert!(double("-0.0").unwrap().is_sign_negative());
+        for text in NO_NUMBERS {
+            assert_eq!(double(text), Err(TypeMismatch), "{text}");
+        }
+    }
+
+    /// Each right side is what `select '<left>'::numeric` of PostgreSQL 15 prints.
+    #[test]
+    fn numerics_are_printed_as_postgresql_does() {
+        let cases = [
+            ("1.50", "1.50"),
+            ("1.5e3", "1500"),
+            ("1e-3", "0.001"),
+            ("1.50e1", "15.0"),
+            ("1.50e-1", "0.150"),
+            ("1e2", "100"),
+            ("1E+2", "100"),
+            ("-1.5e3", "-1500"),
+            ("-12.5e-4", "-0.00125"),
+            ("0", "0"),
+            ("-0", "0"),
+            ("-0.00", "0.00"),
+            ("0e5", "0"),
+            ("0e-5", "0.00000"),
+            ("0.00e1", "0.0"),
+            ("-0.0e-2", "0.000"),
+            ("0.00123e5", "123"),
+            ("0.00123e4", "12.3"),
+            ("0.00123e2", "0.123"),
+            ("100e-2", "1.00"),
+            ("123456789012345678901234567890.123", "123456789012345678901234567890.123"),
+        ];
+        for (text, printed) in cases {
+            assert_eq!(numeric(text.into()), Ok(printed.into()), "{text}");
+        }
+        for text in NO_NUMBERS {
+            assert_eq!(numeric(text.into()), Err(TypeMismatch), "{text}");
+        }
+    }
+
+    /// The same limits as `select '<text>'::numeric` of PostgreSQL 15.
+    #[test]
+    fn numerics_have_postgresqls_limits() {
+        let nines = "9".repeat(131_072);
+        let long_fraction = format!("0.{}", "1".repeat(16_383));
+        for fits in ["1e131071", "0.1e131072", "0.0001e131075", "1e-16383", "0e200000", &nines, &long_fraction, "-0e1073741822"] {
+            assert!(fits_numeric(fits), "{fits:.40}");
+            assert!(numeric(fits.into()).is_ok(), "{fits:.40}");
+        }
+        let too_long = format!("{nines}9");
+        let too_fine = format!("{long_fraction}1");
+        for beyond in ["1e131072", "10e131071", "1e-16384", "0e-16384", "1e99999999999999999999", "0e1073741823", &too_long, &too_fine] {
+            assert!(!fits_numeric(beyond), "{beyond:.40}");
+            assert_eq!(numeric(beyond.into()), Err(OutOfRange), "{beyond:.40}");
+        }
+        assert_eq!(numeric("1e131071".into()).unwrap().len(), 131_072);
+    }
+
+    #[test]
+    fn plain_numerics_are_not_copied() {
+        assert!(matches!(numeric("-12.50".into()), Ok(Cow::Borrowed("-12.50"))));
+    }
+
+    /// Moves the point one digit at a time, as one does on paper.
+    fn expanded(mut integer: Vec<char>, mut fraction: Vec<char>, exponent: i32) -> String {
+        for _ in 0..exponent {
+            integer.push(if fraction.is_empty() { '0' } else { fraction.remove(0) });
+        }
+        for _ in exponent..0 {
+            fraction.insert(0, integer.pop().unwrap_or('0'));
+        }
+        let integer: String = integer.into_iter().skip_while(|&d| d == '0').collect();
+        let integer = if integer.is_empty() { "0".to_owned() } else { integer };
+        if fraction.is_empty() { integer } else { format!("{integer}.{}", fraction.into_iter().collect::<String>()) }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bigint_round_trips(value: i64) {
+            prop_assert_eq!(bigint(&value.to_string(), IntegerForm::Exact), Ok(value));
+            prop_assert_eq!(bigint(&format!("{value}.000"), IntegerForm::ByValue), Ok(value));
+            prop_assert_eq!(bigint(&format!("{value}00e-2"), IntegerForm::ByValue), Ok(value));
+        }
+
+        #[test]
+        fn any_finite_double_round_trips(bits: u64) {
+            let value = f64::from_bits(bits);
+            prop_assume!(value.is_finite());
+            for text in [format!("{value}"), format!("{value:e}")] {
+                prop_assert_eq!(double(&text).map(f64::to_bits), Ok(bits));
+            }
+        }
+
+        #[test]
+        fn numerics_are_expanded_as_on_paper(sign in "-?", integer in "0|[1-9][0-9]{0,20}", fraction in "[0-9]{0,20}", exponent in -40..40) {
+            let point = if fraction.is_empty() { "" } else { "." };
+            let paper = expanded(integer.chars().collect(), fraction.chars().collect(), exponent);
+            let nonzero = paper.contains(|c: char| ('1'..='9').contains(&c));
+            let paper = format!("{}{paper}", if nonzero { &sign } else { "" });
+            prop_assert_eq!(numeric(format!("{sign}{integer}{point}{fraction}e{exponent}").into()).unwrap(), paper);
+        }
+
+        #[test]
+        fn the_grammar_is_serde_jsons(text in "[-+]?[0-9.eE]{0,8}") {
+            prop_assert_eq!(Decimal::parse(&text).is_some(), serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok());
+        }
+    }
+}

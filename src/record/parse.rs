@@ -1,0 +1,361 @@
+//! The records of a chunk become rows, or rejects that say why not.
+//!
+//! Good records take a short way: one pass of serde_json that notes where each value stands, then one coercion per column.
+//! Whatever fails on it is looked at again by [`classify`], which is slow and thorough and alone decides reason and detail.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserializer as _;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::chunk::{Chunk, ChunkBody};
+use super::coerce::{self, coerce};
+use super::json;
+use super::row::{Reject, RejectReason, RowSink, Value};
+use super::time::MICROS_PER_DAY;
+use crate::dataset::{ColumnType, Dataset};
+
+/// The dates that a load takes; records of other days are skipped. Days since 1970-01-01, inclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DayRange {
+    pub from: Option<i32>,
+    pub to: Option<i32>,
+}
+
+impl DayRange {
+    /// Every day.
+    pub const ALL: Self = Self { from: None, to: None };
+
+    /// Whether a record of that day is taken.
+    pub fn contains(&self, day: i32) -> bool {
+        self.from.is_none_or(|from| from <= day) && self.to.is_none_or(|to| day <= to)
+    }
+}
+
+/// What became of a chunk's records; `chunk.records() == rows + skipped + rejects.len()`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Rows given to the sink.
+    pub rows: u64,
+    /// Good records of days outside the range.
+    pub skipped: u64,
+    /// UTC days of the rows, since 1970-01-01; empty for a dataset without a day column.
+    pub days: BTreeSet<i32>,
+    /// In the order of the records.
+    pub rejects: Vec<Reject>,
+}
+
+/// Parses the chunks of one dataset. Learns in which order keys come, so that one per thread is kept over all chunks.
+#[derive(Debug)]
+pub struct Parser {
+    dataset: Arc<Dataset>,
+    keys: KeyMap,
+}
+
+impl Parser {
+    pub fn new(dataset: Arc<Dataset>) -> Self {
+        let keys = KeyMap::new(&dataset);
+        Self { dataset, keys }
+    }
+
+    /// Parses every record of the chunk and gives the good ones of the range's days to `rows`, in order.
+    ///
+    /// A bad record is rejected whatever its day. A dataset without a day column takes all days.
+    pub fn parse(&mut self, chunk: &Chunk, days: &DayRange, rows: &mut impl RowSink) -> Parsed {
+        let (text, spans) = match &chunk.body {
+            ChunkBody::Records { text, spans, .. } => (text, spans),
+            ChunkBody::Rejects(rejects) => return Parsed { rejects: rejects.clone(), ..Parsed::default() },
+        };
+        let mut parsed = Parsed::default();
+        let mut seen_days = DaySet::default();
+        let mut fields = Fields::new(self.dataset.columns.len());
+        let mut values = Vec::with_capacity(self.dataset.columns.len() + 1);
+        // One check of the whole text is much cheaper than one per record; only if it fails each record is checked alone.
+        let whole = std::str::from_utf8(text).ok();
+        for (ordinal, span) in (chunk.first_ordinal..).zip(spans) {
+            let span = span.start as usize..span.end as usize;
+            let bytes = &text[span.clone()];
+            let record = whole.and_then(|whole| whole.get(span.clone())).or_else(|| std::str::from_utf8(bytes).ok());
+            values.clear();
+            if !record.is_some_and(|record| self.row(record, &mut fields, &mut values)) {
+                let (reason, detail) = classify(&self.dataset, bytes);
+                let byte_offset = chunk.first_byte_offset + span.start as u64;
+                parsed.rejects.push(Reject { ordinal, byte_offset, reason, detail, record: bytes.to_vec() });
+                continue;
+            }
+            if let Some(day) = self.dataset.day.and_then(|column| utc_day(&values[column])) {
+                if !days.contains(day) {
+                    parsed.skipped += 1;
+                    continue;
+                }
+                seen_days.insert(day);
+            }
+            rows.push(&values);
+            parsed.rows += 1;
+        }
+        parsed.days = seen_days.days;
+        parsed
+    }
+
+    /// Fills `values` from the record; false if there is anything wrong with it.
+    fn row<'a>(&mut self, record: &'a str, fields: &mut Fields<'a>, values: &mut Vec<Value<'a>>) -> bool {
+        if fields.scan(record, &self.dataset, &mut self.keys).is_err() {
+            return false;
+        }
+        for (column, source) in self.dataset.columns.iter().zip(&fields.columns) {
+            match coerce(column.column_type, source.unwrap_or("null")) {
+                Ok(Value::Null) if column.required => return false,
+                Ok(value) => values.push(value),
+                Err(_) => return false,
+            }
+        }
+        if fields.extra.iter().any(|member| member.fault().is_some()) {
+            return false;
+        }
+        values.push(fields.extra_value());
+        true
+    }
+}
+
+/// The UTC day of a date or time, in days since 1970-01-01.
+fn utc_day(value: &Value<'_>) -> Option<i32> {
+    match value {
+        Value::Date(day) => Some(*day),
+        Value::Timestamp(micros) | Value::TimestampTz(micros) => i32::try_from(micros.div_euclid(MICROS_PER_DAY)).ok(),
+        _ => None,
+    }
+}
+
+/// A set of days to which nearly every row adds one that it already holds.
+struct DaySet {
+    days: BTreeSet<i32>,
+    /// Days known to be in the set, each at its remainder.
+    recent: [Option<i32>; 64],
+}
+
+impl Default for DaySet {
+    fn default() -> Self {
+        Self { days: BTreeSet::new(), recent: [None; 64] }
+    }
+}
+
+impl DaySet {
+    fn insert(&mut self, day: i32) {
+        let recent = &mut self.recent[day.rem_euclid(64) as usize];
+        if *recent != Some(day) {
+            *recent = Some(day);
+            self.days.insert(day);
+        }
+    }
+}
+
+/// Finds the column of a key, by the guess that keys follow each other as they did last time.
+#[derive(Debug)]
+struct KeyMap {
+    columns: HashMap<String, usize>,
+    /// For each column the column whose key came next when it was last seen; the last one is for the start of a record.
+    next: Vec<usize>,
+}
+
+impl KeyMap {
+    fn new(dataset: &Dataset) -> Self {
+        let columns = &dataset.columns;
+        let mut next: Vec<usize> = (1..=columns.len()).collect();
+        next.push(0);
+        Self { columns: columns.iter().enumerate().map(|(i, c)| (c.name.clone(), i)).collect(), next }
+    }
+
+    /// The column of `key`, given with its quotes as it stands in the text; `previous` is the column of the key before.
+    fn find(&mut self, dataset: &Dataset, key: &str, previous: Option<usize>) -> Option<usize> {
+        let previous = previous.unwrap_or(dataset.columns.len());
+        let guess = self.next[previous];
+        // Names are identifiers without a backslash: what equals one has no escapes.
+        if dataset.columns.get(guess).is_some_and(|column| column.name == key[1..key.len() - 1]) {
+            return Some(guess);
+        }
+        let found = self.columns.get(&*json::unescape(key).ok()?).copied()?;
+        self.next[previous] = found;
+        Some(found)
+    }
+}
+
+/// Where the values of a record stand.
+struct Fields<'a> {
+    /// For each column the source text of its value, if the record has its key.
+    columns: Vec<Option<&'a str>>,
+    /// The members that no column names, each key once, in the order of their last appearance.
+    extra: Vec<Member<'a>>,
+}
+
+/// A member of an object, in its source text.
+struct Member<'a> {
+    /// With quotes and escapes.
+    key: &'a str,
+    value: &'a str,
+}
+
+impl Member<'_> {
+    /// Why it cannot be kept in `_extra`.
+    fn fault(&self) -> Option<RejectReason> {
+        // In the order of the reasons, of which the first counts.
+        json::escape_fault(self.key).into_iter().chain(json::jsonb_fault(self.value)).min()
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn new(columns: usize) -> Self {
+        Self { columns: vec![None; columns], extra: Vec::new() }
+    }
+
+    /// Finds the members of the record. Fails unless it is one JSON object that does not nest too deep.
+    fn scan(&mut self, record: &'a str, dataset: &Dataset, keys: &mut KeyMap) -> serde_json::Result<()> {
+        self.columns.fill(None);
+        self.extra.clear();
+        let mut deserializer = serde_json::Deserializer::from_str(record);
+        deserializer.deserialize_map(Scan { fields: self, dataset, keys })?;
+        deserializer.end()?;
+        if self.extra.len() > 1 {
+            self.keep_last_of_each_key();
+        }
+        Ok(())
+    }
+
+    fn keep_last_of_each_key(&mut self) {
+        let mut seen = HashSet::with_capacity(self.extra.len());
+        let last = |member: &Member<'a>| seen.insert(json::unescape(member.key).unwrap_or(Cow::Borrowed(member.key)));
+        let mut last: Vec<bool> = self.extra.iter().rev().map(last).collect();
+        self.extra.retain(|_| last.pop().unwrap_or(true));
+    }
+
+    /// The value of `_extra`.
+    fn extra_value(&self) -> Value<'a> {
+        if self.extra.is_empty() {
+            return Value::Null;
+        }
+        let length: usize = self.extra.iter().map(|m| m.key.len() + m.value.len() + 2).sum();
+        let mut object = String::with_capacity(length + 1);
+        for member in &self.extra {
+            object.push(if object.is_empty() { '{' } else { ',' });
+            object.push_str(member.key);
+            object.push(':');
+            object.push_str(member.value);
+        }
+        object.push('}');
+        Value::Json(Cow::Owned(object))
+    }
+}
+
+/// Notes each member of an object in its [`Fields`].
+struct Scan<'f, 'a> {
+    fields: &'f mut Fields<'a>,
+    dataset: &'f Dataset,
+    keys: &'f mut KeyMap,
+}
+
+impl<'a> Visitor<'a> for Scan<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<(), A::Error> {
+        let mut previous = None;
+        while let Some((key, value)) = members.next_entry::<&RawValue, &RawValue>()? {
+            let (key, value) = (key.get(), value.get());
+            if may_nest_too_deep(value) && json::nests_deeper(value, json::MAX_DEPTH - 1) {
+                return Err(A::Error::custom("too deep"));
+            }
+            match self.keys.find(self.dataset, key, previous) {
+                Some(column) => {
+                    self.fields.columns[column] = Some(value);
+                    previous = Some(column);
+                }
+                None => self.fields.extra.push(Member { key, value }),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A cheap look that spares ordinary values the count: every level takes two brackets.
+fn may_nest_too_deep(value: &str) -> bool {
+    value.len() >= 2 * json::MAX_DEPTH && value.starts_with(['{', '['])
+}
+
+/// Why a record cannot become a row: the first reason in the order of the checks, and within a reason the first column.
+fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
+    let record = match std::str::from_utf8(bytes) {
+        Ok(record) => record,
+        Err(e) => return (RejectReason::InvalidUtf8, format!("no valid UTF-8 at byte {} of the record, from 0", e.valid_up_to())),
+    };
+    if json::nests_deeper(record, json::MAX_DEPTH) {
+        return (RejectReason::TooDeep, format!("nests deeper than {} levels", json::MAX_DEPTH));
+    }
+    if let Err(e) = serde_json::from_str::<IgnoredAny>(record) {
+        return (RejectReason::InvalidJson, e.to_string());
+    }
+    let mut fields = Fields::new(dataset.columns.len());
+    if fields.scan(record, dataset, &mut KeyMap::new(dataset)).is_err() {
+        let value = record.trim();
+        return (RejectReason::NotAnObject, format!("{} is {}, no object", shortened(value), kind(value)));
+    }
+    let columns = dataset.columns.iter().zip(&fields.columns).filter_map(|(column, source)| {
+        let (name, column_type) = (&column.name, column.column_type);
+        match *source {
+            None | Some("null") if !column.required => None,
+            None => Some((RejectReason::MissingRequired, format!("{name}: required, but absent"))),
+            Some("null") => Some((RejectReason::MissingRequired, format!("{name}: required, but null"))),
+            Some(source) => {
+                let reason = coerce(column_type, source).err()?;
+                Some((reason, format!("{name}: {} {}", shortened(source), coerce::problem(column_type, reason))))
+            }
+        }
+    });
+    let extra = fields.extra.iter().filter_map(|member| {
+        let reason = member.fault()?;
+        let member = format!("{}:{}", member.key, member.value);
+        Some((reason, format!("_extra: {} {}", shortened(&member), coerce::problem(ColumnType::Jsonb, reason))))
+    });
+    // `min_by_key` takes the first of equals.
+    columns.chain(extra).min_by_key(|(reason, _)| *reason).expect("the short way fails only for what is checked again here")
+}
+
+/// What a valid JSON value is, in words.
+fn kind(value: &str) -> &'static str {
+    match value.as_bytes().first() {
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
+    }
+}
+
+/// The most characters of a value that a detail shows.
+const SHOWN_CHARACTERS: usize = 60;
+
+/// A value for people: its source text, printable, on one line and cut to a readable length.
+fn shortened(source: &str) -> String {
+    let mut shown = String::new();
+    // Every character shows as at least one, so that one more than fits tells whether to cut.
+    for character in source.chars().take(SHOWN_CHARACTERS + 1) {
+        match character {
+            '\n' | '\r' | '\t' => shown.push(' '),
+            '"' | '\'' | '\\' => shown.push(character),
+            _ if character.is_alphanumeric() => shown.push(character),
+            _ => shown.extend(character.escape_debug()),
+        }
+    }
+    if shown.chars().count() > SHOWN_CHARACTERS {
+        shown = shown.chars().take(SHOWN_CHARACTERS - 1).chain(['…']).collect();
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests;
