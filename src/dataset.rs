@@ -83,7 +83,7 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
     pub name: String,
-    /// The directory of its files, below the data directory.
+    /// The directory of its files; relative to the data directory unless absolute.
     pub dir: PathBuf,
     /// In the order of the definition, which is the order of the table's columns.
     pub columns: Vec<Column>,

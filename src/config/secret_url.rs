@@ -105,8 +105,11 @@ pub fn redact_urls(text: &str) -> String {
     while let Some(colon) = rest.find("://") {
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         let start = rest[..colon].trim_end_matches(is_scheme).len();
-        let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>' | '\\');
-        let end = rest[colon..].find(is_end).map_or(rest.len(), |i| colon + i);
+        // White space and what ends a JSON string end a URL; a closing quote of another kind does where no password holds it.
+        let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\\');
+        let longest = rest[colon..].find(is_end).map_or(rest.len(), |i| colon + i);
+        let host = rest[colon..longest].rfind('@').map_or(colon, |i| colon + i);
+        let end = rest[host..longest].find(['\'', '`', '<', '>']).map_or(longest, |i| host + i);
         safe.push_str(&rest[..start]);
         safe.push_str(&redact(&rest[start..end]));
         rest = &rest[end..];
@@ -283,5 +286,16 @@ mod tests {
     fn urls_in_any_text_are_redacted() {
         let text = r#"cannot: "amqp://a:x@h/%2f", then postgres://b:y@h, https://example.org/a b"#;
         assert_eq!(redact_urls(text), r#"cannot: "amqp://a:***@h/%2f", then postgres://b:***@h, https://example.org/a b"#);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_can_be_redacted(before in ".*", password in "[^\\s\"\\\\]*", after in ".*") {
+            redact_urls(&format!("{before}://{after}"));
+            // Two ways of naming a password at once are none that works.
+            proptest::prop_assume!(!password.to_lowercase().contains("password") && !password.contains('%'));
+            let text = redact_urls(&format!("cannot reach 'postgres://user:{password}@host/db' then {before}"));
+            proptest::prop_assert!(text.starts_with("cannot reach 'postgres://user:***@host/db' then "), "{text}");
+        }
     }
 }

@@ -4,3 +4,6 @@
 
 mod harness; // what the other tests rely on: sandboxes, queries, private servers
 mod support;
+
+mod command_line; // arguments, exit codes, errors
+mod help; // the help texts

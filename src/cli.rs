@@ -1,0 +1,468 @@
+//! The command line: commands, flags, help texts. What a flag says is checked here; what it means, in the commands.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use jiff::civil::Date;
+
+use crate::config::{DatabaseUrl, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
+use crate::error::{Error, Result};
+use crate::logging::{LogFormat, Verbosity};
+use crate::output::{Format, Output};
+
+/// A command line that was understood.
+#[derive(Debug)]
+pub struct Cli {
+    pub global: GlobalArgs,
+    /// [`Command::Run`] when none was named.
+    pub command: Command,
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "dataloader",
+    version,
+    about = "Loads JSON files into PostgreSQL or SQLite and models them per day, in batch or as they arrive",
+    after_help = EXAMPLES,
+    max_term_width = 100
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(flatten, next_help_heading = "Options of `run`, the default command")]
+    run: RunArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  dataloader load                          Load the files of all datasets, show the daily totals
+  dataloader load --date 2020-12-05        The same for the events of one day
+  dataloader                               Watch inbox/<dataset>/ and load every file dropped there
+  dataloader report                        The daily totals again
+  DATABASE_URL=postgres://user:password@host/database dataloader load
+
+The database is the file dataloader.db unless --database or DATABASE_URL names another. Datasets are
+defined in dataloader.toml. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done but
+records were rejected or a file failed, 4 database or broker not reached, 130 interrupted.";
+
+/// Flags of every command, before or after its name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// sqlite://FILE or postgres://USER:PASSWORD@HOST:PORT/NAME [env: DATABASE_URL] [default: sqlite://dataloader.db]
+    // Not parsed by clap: its error would show the password.
+    #[arg(long, value_name = "URL", global = true)]
+    database: Option<String>,
+    /// Datasets and settings [env: DATALOADER_CONFIG] [default: dataloader.toml, else the built-in one]
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Holds the datasets' directories [env: DATALOADER_DATA_DIR] [default: raw_data]
+    #[arg(long, value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Results on standard output: text (the default), or one JSON object
+    #[arg(long, value_name = "text|json", value_enum, default_value_t = Format::Text, global = true)]
+    #[arg(hide_default_value = true, hide_possible_values = true)]
+    pub format: Format,
+    /// Logs on standard error: text (the default), or one JSON object per line
+    #[arg(long, value_name = "text|json", value_enum, default_value_t = LogFormat::Text, global = true)]
+    #[arg(hide_default_value = true, hide_possible_values = true)]
+    pub log_format: LogFormat,
+    /// Log more, twice: even more [env: RUST_LOG]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+impl GlobalArgs {
+    /// How much to log, where a flag says so.
+    pub fn verbosity(&self) -> Option<Verbosity> {
+        match (self.quiet, self.verbose) {
+            (true, _) => Some(Verbosity::Quiet),
+            (false, 0) => None,
+            (false, 1) => Some(Verbosity::Debug),
+            (false, _) => Some(Verbosity::Trace),
+        }
+    }
+}
+
+/// In the order in which a newcomer meets them.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Load(LoadArgs),
+    Run(RunArgs),
+    Report(ReportArgs),
+    /// Shows the ledger: files, records read, loaded, rejected, skipped, in flight
+    Status,
+    Rejects(RejectsArgs),
+    Model(ModelArgs),
+    Menu(MenuArgs),
+    Drop(DropArgs),
+    Generate(GenerateArgs),
+    /// Creates or upgrades the tables; the other commands do so by themselves
+    Migrate,
+    /// Exits 0 if the pipeline started here is alive and connected, else 1
+    Health,
+}
+
+/// Loads the files of the datasets' directories, all or some days, in one transaction
+///
+/// The rows go into the delta table, replace those of the same key in the raw table, and the daily totals are brought up to
+/// date: all or nothing. Loading the same files again changes nothing. A dataset without `day` is always loaded in full.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader load                                      All files of all datasets
+  dataloader load --date 2020-12-05                    One day of the events, all organisations
+  dataloader load --dataset events --max-rejects 1%    Fail if more than 1 % do not fit
+  zcat export.json.gz | dataloader load --dataset events -
+
+Exits 3 when all is loaded but records were rejected: `dataloader rejects list` shows them.")]
+pub struct LoadArgs {
+    /// Only records of this day (UTC), as YYYY-MM-DD
+    #[arg(long, value_name = "DATE", value_parser = parse_day, conflicts_with_all = ["from", "to"])]
+    date: Option<Date>,
+    /// Only records from this day on; needs --to
+    #[arg(long, value_name = "DATE", value_parser = parse_day, requires = "to")]
+    from: Option<Date>,
+    /// Only records up to this day, inclusive; needs --from
+    #[arg(long, value_name = "DATE", value_parser = parse_day, requires = "from")]
+    to: Option<Date>,
+    /// Only this dataset; may be repeated
+    #[arg(long = "dataset", value_name = "NAME")]
+    pub datasets: Vec<String>,
+    /// Fail, and load nothing, if more records are rejected: a number, or a percentage of those read as in 0.5%
+    #[arg(long, value_name = "N|P%")]
+    pub max_rejects: Option<MaxRejects>,
+    /// Read and validate only; the database is not touched
+    #[arg(long)]
+    pub dry_run: bool,
+    /// PostgreSQL: pass the rows through files in DIR, which the server must see under the same path [env: DATALOADER_STAGE_DIR]
+    #[arg(long, value_name = "DIR")]
+    stage_dir: Option<PathBuf>,
+    /// Load these files, or standard input (-), instead of the directory of the one --dataset
+    #[arg(value_name = "FILE|-")]
+    pub files: Vec<PathBuf>,
+}
+
+impl LoadArgs {
+    /// The chosen days, first and last; `None` for all.
+    pub fn days(&self) -> Option<RangeInclusive<Date>> {
+        self.date.map(|day| day..=day).or_else(|| Some(self.from?..=self.to?))
+    }
+
+    /// What clap cannot express.
+    fn check(&self) -> Result<(), clap::Error> {
+        if let (Some(from), Some(to)) = (self.from, self.to)
+            && from > to
+        {
+            return Err(usage("load", ErrorKind::ValueValidation, format!("--from {from} is after --to {to}")));
+        }
+        if !self.files.is_empty() && self.datasets.len() != 1 {
+            let message = "files to load need one --dataset NAME that says what they hold";
+            return Err(usage("load", ErrorKind::MissingRequiredArgument, message));
+        }
+        if self.files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
+            return Err(usage("load", ErrorKind::TooManyValues, "standard input (-) can be loaded once"));
+        }
+        Ok(())
+    }
+}
+
+/// Watches the inbox and loads every file dropped there (the default command)
+///
+/// Files in `<inbox>/<dataset>/` are claimed, loaded and moved to processed/ or failed/ there. Rows are appended: a file that is
+/// dropped twice is loaded twice. Interrupt once to finish what is in flight and exit, twice to exit at once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader                                         All in one process
+  dataloader run --once                              Load what the inbox holds now, then exit
+  dataloader run --transport amqp --role producer    Publish the files' records to RabbitMQ
+  dataloader run --transport amqp --role consumer    Load them; start as many as you like
+
+Try it: `dataloader drop` in another terminal puts the sample into the inbox.")]
+pub struct RunArgs {
+    /// In this process, or through RabbitMQ [env: DATALOADER_TRANSPORT] [default: inproc]
+    #[arg(long, value_name = "inproc|amqp", value_enum, hide_possible_values = true)]
+    transport: Option<Transport>,
+    /// With amqp: producer (needs no database), consumer (needs no inbox) or all [env: DATALOADER_ROLE] [default: all]
+    #[arg(long, value_enum, hide_possible_values = true)]
+    role: Option<Role>,
+    /// Watched: `DIR/<dataset>/` [env: DATALOADER_INBOX] [default: inbox]
+    #[arg(long, value_name = "DIR")]
+    inbox: Option<PathBuf>,
+    /// Finish what an earlier run left, load what the inbox holds now, then exit
+    #[arg(long)]
+    pub once: bool,
+    /// With amqp: the names of exchange and queues begin with it [env: DATALOADER_QUEUE_PREFIX] [default: dataloader]
+    #[arg(long, value_name = "PREFIX", value_parser = |text: &str| queue_prefix(text))]
+    queue_prefix: Option<String>,
+}
+
+impl RunArgs {
+    /// `dataloader --once run --inbox X`: flags before the command count as well.
+    fn or(self, before: Self) -> Self {
+        Self {
+            transport: self.transport.or(before.transport),
+            role: self.role.or(before.role),
+            inbox: self.inbox.or(before.inbox),
+            once: self.once || before.once,
+            queue_prefix: self.queue_prefix.or(before.queue_prefix),
+        }
+    }
+
+    /// The first flag that was given.
+    fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            (self.transport.is_some(), "--transport"),
+            (self.role.is_some(), "--role"),
+            (self.inbox.is_some(), "--inbox"),
+            (self.once, "--once"),
+            (self.queue_prefix.is_some(), "--queue-prefix"),
+        ];
+        given.into_iter().find_map(|(given, flag)| given.then_some(flag))
+    }
+}
+
+/// Shows the modelled tables: totals and unique counts per day
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Only this dataset
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
+}
+
+/// Lists, exports or replays the records that could not be loaded
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader rejects list
+  dataloader rejects export --dataset events > repair.ndjson
+  dataloader load --dataset events repair.ndjson       Once the records are repaired
+  dataloader rejects replay                            Once dataloader.toml is repaired")]
+pub struct RejectsArgs {
+    #[command(subcommand)]
+    pub action: RejectsAction,
+    /// Only this dataset
+    #[arg(long, value_name = "NAME", global = true)]
+    pub dataset: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum RejectsAction {
+    /// Shows where each open reject came from, and why it was rejected
+    List,
+    /// Writes the original records to standard output, one to a line
+    Export,
+    /// Parses them again; those that load now leave the list
+    Replay,
+}
+
+/// Refreshes the modelled tables for the days that changed
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Recompute all days, not only the changed ones
+    #[arg(long)]
+    pub full: bool,
+    /// Then compare with a full recompute; exits 1 on a difference
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Shows an interactive menu
+#[derive(Debug, Args)]
+pub struct MenuArgs {
+    /// Load files, or drop files into the inbox [env: DATALOADER_MODE] [default: batch]
+    #[arg(long, value_name = "batch|stream", value_enum, hide_possible_values = true)]
+    mode: Option<MenuMode>,
+}
+
+/// Puts a copy of a file into the inbox, whole at once and under a fresh name
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader drop                                    The sample of the events
+  dataloader drop my.json --dataset orgs
+  dataloader drop --times 10")]
+pub struct DropArgs {
+    /// The file; default: `<dataset>_sample.json` in the dataset's directory
+    pub file: Option<PathBuf>,
+    /// What the file holds
+    #[arg(long, value_name = "NAME", default_value = "events")]
+    pub dataset: String,
+    /// Drop it N times
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub times: u32,
+    /// The inbox that `run` watches [env: DATALOADER_INBOX] [default: inbox]
+    #[arg(long, value_name = "DIR")]
+    inbox: Option<PathBuf>,
+}
+
+/// Writes synthetic events to standard output, to try things out with
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader generate --events 1000000 > raw_data/events/million.json
+  dataloader generate --events 1000 --seed 7 | dataloader load --dataset events -")]
+pub struct GenerateArgs {
+    /// How many
+    #[arg(long, value_name = "N")]
+    pub events: u64,
+    /// The same seed makes the same events
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first. The error may also be a request for help or the version:
+    /// [`explain`] prints any of them.
+    pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let Arguments { global, run, command } = Arguments::try_parse_from(args)?;
+        let command = match command {
+            None => Command::Run(run),
+            Some(Command::Run(after)) => Command::Run(after.or(run)),
+            Some(command) => match run.first_given() {
+                None => command,
+                Some(flag) => {
+                    let message =
+                        format!("{flag} before the command is for `run`; what another command takes comes after its name");
+                    return Err(usage("", ErrorKind::ArgumentConflict, message));
+                }
+            },
+        };
+        if let Command::Load(load) = &command {
+            load.check()?;
+        }
+        Ok(Self { global, command })
+    }
+
+    /// The value of `--config`.
+    pub fn config_file(&self) -> Option<&Path> {
+        self.global.config.as_deref()
+    }
+
+    /// What the flags set.
+    pub fn settings(&self) -> Result<Settings> {
+        let database = self.global.database.as_deref().map(DatabaseUrl::parse).transpose();
+        let global = Settings {
+            database: database.map_err(|e| e.context("--database"))?,
+            data_dir: self.global.data_dir.clone(),
+            ..Settings::default()
+        };
+        Ok(match &self.command {
+            Command::Run(run) => Settings {
+                transport: run.transport,
+                role: run.role,
+                inbox: run.inbox.clone(),
+                queue_prefix: run.queue_prefix.clone(),
+                ..global
+            },
+            Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
+            Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },
+            Command::Menu(menu) => Settings { menu_mode: menu.mode, ..global },
+            _ => global,
+        })
+    }
+}
+
+/// Prints what [`Cli::parse`] returned instead of a command line: help, version or a usage error. Returns the exit code.
+pub fn explain(instead: &clap::Error, args: &[OsString]) -> u8 {
+    if !instead.use_stderr() {
+        // Nobody is left to tell if this fails.
+        let _ = instead.print();
+        return 0;
+    }
+    let text = instead.to_string();
+    if asks_for_json(args) {
+        Output::new(Format::Json).error(&in_one_line(&text));
+    } else if text.contains("://") {
+        // An argument in the wrong place is quoted, and it may be a database with its password.
+        let _ = write!(std::io::stderr(), "{}", redact_urls(&text));
+    } else {
+        let _ = instead.print();
+    }
+    2
+}
+
+/// The command line cannot be read, but the caller may have said how to answer.
+fn asks_for_json(args: &[OsString]) -> bool {
+    let is_value = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
+    args.iter().any(|arg| arg == "--format=json") || args.windows(2).any(is_value)
+}
+
+/// The first paragraph of clap's explanation, and the tip where there is one.
+fn in_one_line(text: &str) -> Error {
+    let text = redact_urls(text);
+    let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::usage(message).hint(tip.unwrap_or("see `dataloader --help`"))
+}
+
+/// A usage error that clap shows like its own.
+fn usage(subcommand: &str, kind: ErrorKind, message: impl Display) -> clap::Error {
+    let mut command = Arguments::command();
+    command.build();
+    match command.find_subcommand_mut(subcommand) {
+        Some(subcommand) => subcommand.error(kind, message),
+        None => command.error(kind, message),
+    }
+}
+
+/// A day as people type it: `2020-12-05`, years 0001 to 9999. The error is a sentence for the user.
+pub fn parse_day(text: &str) -> Result<Date, String> {
+    let shape_is_right =
+        text.len() == 10 && text.bytes().enumerate().all(|(i, b)| if matches!(i, 4 | 7) { b == b'-' } else { b.is_ascii_digit() });
+    if !shape_is_right {
+        return Err("a day is written YYYY-MM-DD, for example 2020-12-05".to_owned());
+    }
+    match Date::from_str(text) {
+        Ok(day) if day.year() >= 1 => Ok(day),
+        _ => Err("there is no such day in the calendar".to_owned()),
+    }
+}
+
+/// How many rejects a load may have.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MaxRejects {
+    /// This many records.
+    Count(u64),
+    /// This part of the records read, 0 to 100.
+    Percent(f64),
+}
+
+impl MaxRejects {
+    /// Whether `rejected` of `read` records are more than allowed.
+    #[allow(clippy::cast_precision_loss)] // beyond 2^53 records a rounded percentage will do
+    pub fn exceeded_by(self, rejected: u64, read: u64) -> bool {
+        match self {
+            Self::Count(limit) => rejected > limit,
+            Self::Percent(limit) => rejected as f64 * 100.0 > limit * read as f64,
+        }
+    }
+}
+
+impl FromStr for MaxRejects {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = match text.strip_suffix('%') {
+            Some(percent) => percent.trim_end().parse().ok().filter(|p| (0.0..=100.0).contains(p)).map(Self::Percent),
+            None => text.parse().ok().map(Self::Count),
+        };
+        parsed.ok_or_else(|| "give a number of records as in 100, or a percentage from 0% to 100% as in 0.5%".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests;

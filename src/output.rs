@@ -1,0 +1,140 @@
+//! Results on standard output, errors where the caller looks for them: the one place that knows `--format`.
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::config::redact_urls;
+use crate::error::{Error, Result, io_text};
+
+/// How results look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object on standard output and nothing else.
+    Json,
+}
+
+/// Prints a command's result, or its error.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    pub fn format(self) -> Format {
+        self.format
+    }
+
+    /// Prints the result: `value` as JSON, or what `text` writes. To be called once per command.
+    pub fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        stream(|out| match self.format {
+            Format::Text => text(out),
+            Format::Json => {
+                serde_json::to_writer(&mut *out, value)?;
+                writeln!(out)
+            }
+        })
+    }
+
+    /// Prints the error that ended the command: on standard error for people, on standard output for programs.
+    pub fn error(self, error: &Error) {
+        // If this fails as well, only the exit code is left to tell.
+        let _ = match self.format {
+            Format::Text => write_text(&mut io::stderr(), error),
+            Format::Json => write_json(&mut io::stdout(), error),
+        };
+    }
+}
+
+fn write_text(out: &mut dyn Write, error: &Error) -> io::Result<()> {
+    let hint = error.hint_text().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    // One write: lines of other processes do not come between.
+    out.write_all(format!("error: {}\n{hint}", redact_urls(error.message())).as_bytes())
+}
+
+fn write_json(out: &mut dyn Write, error: &Error) -> io::Result<()> {
+    #[derive(Serialize)]
+    struct Failure<'a> {
+        error: Explanation<'a>,
+    }
+    #[derive(Serialize)]
+    struct Explanation<'a> {
+        message: String,
+        hint: Option<&'a str>,
+    }
+    let error = Explanation { message: redact_urls(error.message()), hint: error.hint_text() };
+    let mut line = serde_json::to_vec(&Failure { error })?;
+    line.push(b'\n');
+    out.write_all(&line)
+}
+
+/// Writes to standard output, buffered. A reader that has seen enough (`dataloader report | head`) is no error; `write`
+/// then ends early.
+pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    stream_to(io::stdout().lock(), write)
+}
+
+fn stream_to(sink: impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = BufWriter::with_capacity(64 * 1024, sink);
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            // The rest would only fail again when dropped.
+            let _ = out.into_parts();
+            match e.kind() {
+                ErrorKind::BrokenPipe => Ok(()),
+                _ => Err(Error::failed(format!("cannot write to standard output: {}", io_text(&e)))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken(ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_ends_quietly_and_a_full_disk_does_not() {
+        stream_to(Broken(ErrorKind::BrokenPipe), |out| writeln!(out, "x")).unwrap();
+        let error = stream_to(Broken(ErrorKind::StorageFull), |out| writeln!(out, "x")).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.message().starts_with("cannot write to standard output: "), "{error}");
+    }
+
+    #[test]
+    fn an_error_is_a_line_and_its_hint_another() {
+        let mut out = Vec::new();
+        write_text(&mut out, &Error::failed("cannot open x.json: permission denied").hint("check its owner")).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "error: cannot open x.json: permission denied\nhint: check its owner\n");
+    }
+
+    #[test]
+    fn an_error_for_programs_is_one_object_without_passwords() {
+        let json = |error| {
+            let mut out = Vec::new();
+            write_json(&mut out, &error).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let error = Error::unreachable("cannot reach postgres://u:s3cret@h/db").hint("start it");
+        assert_eq!(json(error), "{\"error\":{\"message\":\"cannot reach postgres://u:***@h/db\",\"hint\":\"start it\"}}\n");
+        assert_eq!(json(Error::failed("x")), "{\"error\":{\"message\":\"x\",\"hint\":null}}\n");
+    }
+}
