@@ -186,7 +186,7 @@ check_shell() {
     if ! command -v shellcheck >/dev/null; then
         if [[ $(id -u) == 0 && -e /etc/debian_version ]]; then
             say "installing shellcheck with apt-get"
-            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends shellcheck; } </dev/null >&2 ||
+            { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends shellcheck; } </dev/null >/dev/null ||
                 say "apt-get could not install shellcheck"
         fi
     fi

@@ -87,7 +87,7 @@ answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 # whoever cannot bind it picks again.
 free_port() {
     local port
-    while port=$((20000 + SRANDOM % 12000)) && answers "$port"; do :; done
+    while port=$((20000 + ${SRANDOM:-$RANDOM} % 12000)) && answers "$port"; do :; done
     echo "$port"
 }
 
@@ -108,8 +108,8 @@ apt_install() {
     {
         apt-get update -qq &&
             DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-                -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@"
-    } </dev/null >&2 || status=$?
+                -o DPkg::Lock::Timeout=600 "$@"
+    } </dev/null >/dev/null || status=$?
     if [[ $made_policy ]]; then rm -f "$policy"; fi
     return "$status"
 }
@@ -156,7 +156,7 @@ package_of() {
 
 # Marks the server in DIR as wanted, and stops it when its owner is gone while that mark stands.
 watch_owner() {
-    local dir=$1 token=$$-$SRANDOM
+    local dir=$1 token=$$-${SRANDOM:-$RANDOM}
     echo "$token" >"$dir/running"
     [[ ${SERVICES_OWNER-} ]] || return 0
     (
@@ -232,7 +232,7 @@ docker_start() {
         docker start "$(<"$dir/container")" >/dev/null
         return
     fi
-    name=dataloader-test-$(<"$dir/service")-$$-$SRANDOM
+    name=dataloader-test-$(<"$dir/service")-$$-${SRANDOM:-$RANDOM}
     echo "$name" >"$dir/container"
     docker run -d --name "$name" -p "127.0.0.1:$port:$inside" "$@" >/dev/null && return
     docker rm -fv "$name" >/dev/null 2>&1 || true
@@ -251,9 +251,10 @@ start_with_port() {
         for attempt in {1..10}; do
             port=$(free_port)
             if "$try" "$dir" "$port"; then break; fi
-            [[ $attempt != 10 ]] && ! answers "$port" && ! grep -qiE 'address.*in use|eaddrinuse|already allocated' "$dir/log" &&
+            # Lost the race for the port: another one may do. Anything else would only fail again.
+            answers "$port" || grep -qiE 'in use|eaddrinuse|already allocated' "$dir/log" ||
                 fail "cannot start $(<"$dir/service"): $(last_lines "$dir/log")"
-            [[ $attempt != 10 ]] || fail "no free port found: $(last_lines "$dir/log")"
+            [[ $attempt != 10 ]] || fail "found no free port for $(<"$dir/service"): $(last_lines "$dir/log")"
         done
     fi
     echo "$port" >"$dir/port"
