@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use jiff::civil::Date;
 
+use crate::batch::MaxRejects;
 use crate::config::{DatabaseUrl, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
 use crate::error::{Error, Result};
 use crate::logging::{LogFormat, Verbosity};
@@ -429,38 +430,6 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
     match Date::from_str(text) {
         Ok(day) if day.year() >= 1 => Ok(day),
         _ => Err("there is no such day in the calendar".to_owned()),
-    }
-}
-
-/// How many rejects a load may have.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum MaxRejects {
-    /// This many records.
-    Count(u64),
-    /// This part of the records read, 0 to 100.
-    Percent(f64),
-}
-
-impl MaxRejects {
-    /// Whether `rejected` of `read` records are more than allowed.
-    #[allow(clippy::cast_precision_loss)] // beyond 2^53 records a rounded percentage will do
-    pub fn exceeded_by(self, rejected: u64, read: u64) -> bool {
-        match self {
-            Self::Count(limit) => rejected > limit,
-            Self::Percent(limit) => rejected as f64 * 100.0 > limit * read as f64,
-        }
-    }
-}
-
-impl FromStr for MaxRejects {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = match text.strip_suffix('%') {
-            Some(percent) => percent.trim_end().parse().ok().filter(|p| (0.0..=100.0).contains(p)).map(Self::Percent),
-            None => text.parse().ok().map(Self::Count),
-        };
-        parsed.ok_or_else(|| "give a number of records as in 100, or a percentage from 0% to 100% as in 0.5%".to_owned())
     }
 }
 

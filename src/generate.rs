@@ -48,7 +48,7 @@ const PIECE: usize = 64 << 10;
 ///
 /// # Errors
 /// Only those of `out`.
-pub fn generate(events: u64, seed: u64, out: &mut impl Write) -> io::Result<()> {
+pub fn generate(events: u64, seed: u64, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     let mut random = SplitMix64(seed);
     let users = (events / EVENTS_PER_USER).max(1);
     // Room for the line that fills the piece.

@@ -5,8 +5,17 @@ pub mod config; // flags over environment over dataloader.toml over defaults
 pub mod logging; // to standard error, for people or for programs
 pub mod output; // results and errors, as text or as JSON
 
+pub mod batch; // files → delta → master → modelled tables, in one transaction
 pub mod record; // pure: bytes → rows and rejects
+pub mod store; // the seam to the databases
 
+pub mod report; // the modelled tables for people
+pub mod model; // brings them up to date, checks them
+pub mod rejects; // what could not be loaded: listed, exported, replayed
+pub mod status; // the ledger for people
+pub mod progress; // bars on a terminal
+pub mod table; // aligned columns
+pub mod signals; // SIGINT and SIGTERM
 pub mod generate; // synthetic events, the same bytes for the same arguments
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model
 pub mod error; // the error that reaches the user; exit codes

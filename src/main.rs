@@ -3,11 +3,15 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use dataloader::cli::{self, Cli};
-use dataloader::config::Config;
+use dataloader::batch::input::Input;
+use dataloader::batch::LoadOptions;
+use dataloader::cli::{self, Cli, Command, LoadArgs, ModelArgs, RejectsAction, RejectsArgs};
+use dataloader::config::{Config, DatabaseUrl};
 use dataloader::error::{Error, Result};
-use dataloader::logging;
-use dataloader::output::Output;
+use dataloader::output::{self, Output};
+use dataloader::record::parse::DayRange;
+use dataloader::store::{Database, Day, GIVE_UP_AFTER};
+use dataloader::{batch, generate, logging, model, progress, rejects, report, signals, status};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -24,10 +28,98 @@ fn main() -> ExitCode {
     }
 }
 
+/// Everything was done.
+const DONE: u8 = 0;
+/// A check found a difference.
+const DIFFERENT: u8 = 1;
+/// The work is done, but records were rejected or a file failed.
+const REJECTED: u8 = 3;
+
 /// Returns the exit code of a command that did its work.
 fn run(cli: &Cli) -> Result<u8> {
     logging::start(cli.global.log_format, cli.global.verbosity())?;
     let config = Config::load(cli.config_file(), cli.settings()?)?;
     tracing::debug!(source = %config.source, database = %config.database, "configuration read");
-    Err(Error::failed("this version can read its configuration, and nothing more yet"))
+    let output = Output::new(cli.global.format);
+    match &cli.command {
+        Command::Load(args) => signals::interruptible(load(&config, args, output)),
+        Command::Report(args) => signals::interruptible(async {
+            let datasets = config.datasets_named(args.dataset.as_slice())?;
+            let report = report::report(&config, &datasets).await?;
+            output.result(&report, |out| report.write(out))?;
+            Ok(DONE)
+        }),
+        Command::Status => signals::interruptible(async {
+            let status = status::status(&config).await?;
+            output.result(&status, |out| status.write(out))?;
+            Ok(DONE)
+        }),
+        Command::Rejects(args) => signals::interruptible(rejects(&config, args, output)),
+        Command::Model(args) => signals::interruptible(model(&config, args, output)),
+        Command::Generate(args) => {
+            output::stream(|out| generate::generate(args.events, args.seed, out))?;
+            Ok(DONE)
+        }
+        Command::Migrate => signals::interruptible(async {
+            Database::new(&config.database, GIVE_UP_AFTER)?.open(&config.datasets).await?.close().await;
+            output.result(&serde_json::json!({ "database": config.database.to_string() }), |out| {
+                writeln!(out, "the tables in {} are up to date", config.database)
+            })?;
+            Ok(DONE)
+        }),
+        other => Err(Error::failed(format!("not in this version: {other:?}"))),
+    }
+}
+
+async fn load(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
+    let options = load_options(config, args)?;
+    let progress = std::sync::Arc::default();
+    let summary = tokio::select! {
+        summary = batch::load(config, &options, &progress) => summary?,
+        never = progress::show(progress.clone()) => match never {},
+    };
+    let totals = if summary.dry_run { Vec::new() } else { report::daily_totals(config, &options.datasets).await? };
+    output.result(&summary, |out| {
+        summary.write(out)?;
+        report::write_totals(out, &totals)
+    })?;
+    Ok(if summary.has_rejects() { REJECTED } else { DONE })
+}
+
+fn load_options(config: &Config, args: &LoadArgs) -> Result<LoadOptions> {
+    if config.stage_dir.is_some() && matches!(config.database, DatabaseUrl::Sqlite(_)) {
+        return Err(Error::usage("--stage-dir is for PostgreSQL: SQLite has no server that could read a file")
+            .hint("leave it out, or name a PostgreSQL database with --database"));
+    }
+    let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
+    Ok(LoadOptions {
+        datasets: config.datasets_named(&args.datasets)?,
+        days: args.days().map_or(DayRange::ALL, |days| DayRange {
+            from: Some(Day::of(*days.start()).0),
+            to: Some(Day::of(*days.end()).0),
+        }),
+        inputs: (!inputs.is_empty()).then_some(inputs),
+        max_rejects: args.max_rejects,
+        dry_run: args.dry_run,
+        stage_dir: config.stage_dir.clone(),
+    })
+}
+
+async fn rejects(config: &Config, args: &RejectsArgs, output: Output) -> Result<u8> {
+    let datasets = config.datasets_named(args.dataset.as_slice())?;
+    match args.action {
+        RejectsAction::List => rejects::list(config, &datasets, output).await?,
+        RejectsAction::Export => rejects::export(config, &datasets).await?,
+        RejectsAction::Replay => {
+            let replay = rejects::replay(config, &datasets).await?;
+            output.result(&replay, |out| replay.write(out))?;
+        }
+    }
+    Ok(DONE)
+}
+
+async fn model(config: &Config, args: &ModelArgs, output: Output) -> Result<u8> {
+    let refreshed = model::refresh(config, args.full, args.check).await?;
+    output.result(&refreshed, |out| refreshed.write(out))?;
+    Ok(if refreshed.differences.is_empty() { DONE } else { DIFFERENT })
 }

@@ -1,5 +1,7 @@
 //! Pure: bytes in, rows or rejects out. Knows neither files nor databases.
 
+pub mod decompress; // gzip and zstd by content
+pub mod split; // where records begin and end; cuts chunks in constant memory
 pub mod chunk; // runs of whole records, the unit that is queued and counted
 pub mod parse; // a chunk's records → rows and rejects
 mod coerce; // the JSON text of a value → a value of a column's type

@@ -1,0 +1,131 @@
+//! Reads and parses files on threads of their own: one reader cuts chunks, several parsers turn them into rows, and whoever
+//! writes takes them from a bounded channel, which holds the others back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::mpsc;
+
+use super::input::Input;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result, io_text};
+use crate::record::chunk::Chunk;
+use crate::record::parse::{DayRange, Parsed, Parser};
+use crate::record::split::{SplitError, Splitter};
+use crate::store::{Dialect, Rows};
+
+/// What the extraction hands over, chunks in no order.
+pub enum Extracted {
+    Chunk(ParsedChunk),
+    /// A file was read to its end.
+    End {
+        /// Index among the inputs.
+        file: usize,
+        /// Length of its decompressed text.
+        bytes: u64,
+    },
+    /// A file cannot be read on; nothing comes after this.
+    Failed { file: usize, bytes: u64, error: Error },
+}
+
+/// A chunk's rows and rejects.
+pub struct ParsedChunk {
+    pub file: usize,
+    pub seq: u64,
+    pub first_ordinal: u64,
+    pub records: u64,
+    pub rows: Rows,
+    pub parsed: Parsed,
+}
+
+/// How far an extraction has come, for whoever watches.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of all files as they are stored.
+    pub stored_total: AtomicU64,
+    /// Of these, how many were read.
+    pub stored_read: Arc<AtomicU64>,
+    /// Records parsed.
+    pub records: AtomicU64,
+    /// Files read to their end.
+    pub files: AtomicU64,
+}
+
+/// Starts reading `inputs`, one after the other. Dropping the receiver ends the threads.
+pub fn extract(
+    dataset: &Arc<Dataset>,
+    inputs: Vec<Input>,
+    days: DayRange,
+    dialect: Dialect,
+    parsers: usize,
+    progress: &Arc<Progress>,
+) -> mpsc::Receiver<Extracted> {
+    let (chunks_in, chunks_out) = crossbeam_channel::bounded::<(usize, Chunk)>(parsers);
+    let (extracted_in, extracted_out) = mpsc::channel(parsers);
+    for _ in 0..parsers {
+        let (chunks, extracted) = (chunks_out.clone(), extracted_in.clone());
+        let (mut parser, days, progress) = (Parser::new(Arc::clone(dataset)), days, Arc::clone(progress));
+        std::thread::spawn(move || {
+            for (file, chunk) in chunks {
+                let mut rows = Rows::new(dialect);
+                let parsed = parser.parse(&chunk, &days, &mut rows);
+                let records = chunk.records();
+                progress.records.fetch_add(records, Ordering::Relaxed);
+                let (seq, first_ordinal) = (chunk.seq, chunk.first_ordinal);
+                let chunk = ParsedChunk { file, seq, first_ordinal, records, rows, parsed };
+                if extracted.blocking_send(Extracted::Chunk(chunk)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    let progress = Arc::clone(progress);
+    std::thread::spawn(move || {
+        for (file, input) in inputs.iter().enumerate() {
+            let mut bytes = 0;
+            let message = match read(file, input, &chunks_in, &progress, &mut bytes) {
+                Ok(Reading::Ended) => Extracted::End { file, bytes },
+                Ok(Reading::NobodyListens) => return,
+                Err(error) => Extracted::Failed { file, bytes, error },
+            };
+            let failed = matches!(message, Extracted::Failed { .. });
+            progress.files.fetch_add(1, Ordering::Relaxed);
+            if extracted_in.blocking_send(message).is_err() || failed {
+                return;
+            }
+        }
+    });
+    extracted_out
+}
+
+enum Reading {
+    Ended,
+    NobodyListens,
+}
+
+fn read(
+    file: usize,
+    input: &Input,
+    chunks: &crossbeam_channel::Sender<(usize, Chunk)>,
+    progress: &Progress,
+    bytes: &mut u64,
+) -> Result<Reading> {
+    let mut splitter = Splitter::new(input.open(&progress.stored_read)?);
+    loop {
+        let chunk = splitter.next_chunk();
+        *bytes = splitter.bytes();
+        match chunk {
+            Ok(Some(chunk)) => {
+                if chunks.send((file, chunk)).is_err() {
+                    return Ok(Reading::NobodyListens);
+                }
+            }
+            Ok(None) => return Ok(Reading::Ended),
+            Err(SplitError::Io(error)) => return Err(Error::failed(format!("cannot read {input}: {}", io_text(&error)))),
+            Err(boundary) => {
+                return Err(Error::failed(format!("{input}: {boundary}"))
+                    .hint("nothing of this run was loaded: repair the file or move it away, then load again"));
+            }
+        }
+    }
+}

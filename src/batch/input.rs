@@ -1,0 +1,124 @@
+//! The files of a batch load: found in the datasets' directories or named on the command line, opened, decompressed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::dataset::Dataset;
+use crate::error::{Error, IoContext, Result, io_text};
+use crate::record::decompress::decompress;
+
+/// Where a load reads from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    File(PathBuf),
+    StandardInput,
+}
+
+impl Input {
+    /// `-` is standard input, anything else a file.
+    pub fn from_argument(argument: &Path) -> Self {
+        if argument == Path::new("-") { Self::StandardInput } else { Self::File(argument.to_owned()) }
+    }
+
+    /// What the ledger calls it: the file's absolute path, so that the next load of the same file is known as such.
+    pub fn source(&self) -> String {
+        match self {
+            Self::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned(),
+            Self::StandardInput => "-".to_owned(),
+        }
+    }
+
+    /// Its size as stored, where it is known.
+    pub fn stored_bytes(&self) -> u64 {
+        match self {
+            Self::File(path) => path.metadata().map_or(0, |metadata| metadata.len()),
+            Self::StandardInput => 0,
+        }
+    }
+
+    /// Opens it and undoes its compression; counts in `stored_read` the bytes as they are stored.
+    ///
+    /// # Errors
+    /// If it cannot be opened or read.
+    pub fn open(&self, stored_read: &Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
+        let stored: Box<dyn Read + Send> = match self {
+            Self::File(path) => {
+                let file = File::open(path).cannot(format_args!("open {self}"))?;
+                if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                    return Err(Error::failed(format!("cannot read {self}: it is a directory")).hint("name the files in it"));
+                }
+                Box::new(file)
+            }
+            Self::StandardInput => Box::new(io::stdin()),
+        };
+        let counted = Counted { inner: stored, read: Arc::clone(stored_read) };
+        decompress(counted).cannot(format_args!("read {self}"))
+    }
+}
+
+impl std::fmt::Display for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::StandardInput => f.write_str("standard input"),
+        }
+    }
+}
+
+struct Counted<R> {
+    inner: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.read.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// The files of a dataset in its directory, by name; none is not an error, no directory is.
+///
+/// # Errors
+/// If the directory is not there or cannot be read.
+pub fn files_of(dataset: &Dataset, data_dir: &Path) -> Result<Vec<Input>> {
+    let dir = data_dir.join(&dataset.dir);
+    let cannot = |error: &io::Error| {
+        Error::failed(format!("cannot read the directory {} of dataset {}: {}", dir.display(), dataset.name, io_text(error)))
+            .hint("create it, or name the right data directory with --data-dir or the dataset's `dir` in dataloader.toml")
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(|e| cannot(&e))? {
+        let path = entry.map_err(|e| cannot(&e))?.path();
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_data_file) && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().map(Input::File).collect())
+}
+
+/// `*.json`, `*.jsonl`, `*.ndjson`, each also `.gz` or `.zst`; hidden files are somebody's unfinished business.
+fn is_data_file(name: &str) -> bool {
+    let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
+    !name.starts_with('.') && [".json", ".jsonl", ".ndjson"].iter().any(|suffix| stem.ends_with(suffix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_data_file;
+
+    #[test]
+    fn data_files_are_known_by_their_endings() {
+        for name in ["a.json", "a.jsonl", "a.ndjson", "a.json.gz", "a.b.ndjson.zst"] {
+            assert!(is_data_file(name), "{name}");
+        }
+        for name in ["a.csv", ".a.json", "json", "a.json.bak", "a.gz", "a.json.part"] {
+            assert!(!is_data_file(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! Batch: reads all files of each dataset, or some dates of it, into the delta table, upserts the delta into the master table
+//! and refreshes the modelled tables. One run is one transaction: all or nothing.
+
+pub mod extract; // files → parsed chunks, on threads
+pub mod input; // the files
+pub mod limit; // how many rejects a run may have
+pub mod summary; // what a run did, for people and programs
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::record::parse::DayRange;
+use crate::record::row::Reject;
+use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
+use crate::store::lock::{self, Lock};
+use crate::store::model::{self, Days};
+use crate::store::{Appender, Connection, Database, Day, Dialect, RawTable, StoreError, StoreResult, rejects, upsert};
+
+use extract::{Extracted, ParsedChunk, Progress, extract};
+use input::{Input, files_of};
+use limit::RejectLimit;
+
+pub use limit::MaxRejects;
+use summary::{DatasetSummary, LoadSummary, ShownReject};
+
+/// What to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    pub datasets: Vec<Arc<Dataset>>,
+    /// Which days of the datasets that have one.
+    pub days: DayRange,
+    /// Instead of the (only) dataset's directory.
+    pub inputs: Option<Vec<Input>>,
+    pub max_rejects: Option<MaxRejects>,
+    /// Only read and validate.
+    pub dry_run: bool,
+    /// A directory that a PostgreSQL server shares: rows go through a file there.
+    pub stage_dir: Option<PathBuf>,
+}
+
+/// A load waits as long as it takes for another load's SQLite lock.
+const LOCK_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Rejects are kept in memory up to this many bytes, then written.
+const REJECT_BUFFER_BYTES: usize = 4 << 20;
+/// How many rejects the summary shows per dataset.
+const SHOWN_REJECTS: usize = 5;
+
+/// Loads; returns what was done.
+///
+/// # Errors
+/// If a directory or file cannot be read, a file's record boundaries are lost, too many records are rejected, or the
+/// database fails. Nothing of the run is loaded then; a file that failed gets a ledger row that says why.
+pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progress>) -> Result<LoadSummary> {
+    let started = Instant::now();
+    let mut runs = Vec::new();
+    for dataset in &options.datasets {
+        let inputs = match &options.inputs {
+            Some(inputs) => inputs.clone(),
+            None => files_of(dataset, &config.data_dir)?,
+        };
+        if inputs.is_empty() {
+            let dir = config.data_dir.join(&dataset.dir);
+            tracing::warn!("no file for dataset {} in {}: its table stays as it is", dataset.name, dir.display());
+        }
+        let stored: u64 = inputs.iter().map(Input::stored_bytes).sum();
+        progress.stored_total.fetch_add(stored, Ordering::Relaxed);
+        runs.push(DatasetRun::new(dataset, inputs));
+    }
+
+    if options.dry_run {
+        validate(config, options, &mut runs, progress).await?;
+    } else {
+        let database = Database::new(&config.database, LOCK_WAIT)?;
+        let mut connection = database.open(&config.datasets).await?;
+        let loaded = match load_in_transaction(&mut connection, config, options, &mut runs, progress).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Store(error)) => Err(database.explain(error)),
+            Err(Failure::Rejected(error)) => Err(error),
+            Err(Failure::File(failed)) => {
+                record_failure(&mut connection, &failed).await;
+                Err(failed.error)
+            }
+        };
+        connection.close().await;
+        loaded?;
+    }
+    Ok(LoadSummary { datasets: runs.into_iter().map(DatasetRun::summary).collect(), elapsed: started.elapsed(), dry_run: options.dry_run })
+}
+
+/// Why a run failed.
+enum Failure {
+    Store(StoreError),
+    File(Box<FailedFile>),
+    /// Too many rejects.
+    Rejected(Error),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+struct FailedFile {
+    dataset: String,
+    source: String,
+    bytes: u64,
+    counts: Counts,
+    started_at: Timestamp,
+    error: Error,
+}
+
+/// A dataset on its way through a run.
+struct DatasetRun {
+    dataset: Arc<Dataset>,
+    files: Vec<FileRun>,
+    days: BTreeSet<Day>,
+    replaced: u64,
+    /// The first rejects, in the order of file and ordinal.
+    shown: Vec<ShownReject>,
+    elapsed: Duration,
+}
+
+struct FileRun {
+    input: Input,
+    source: String,
+    bytes: u64,
+    counts: Counts,
+    started_at: Timestamp,
+    chunks: Vec<(u64, u64, u64)>,
+}
+
+impl DatasetRun {
+    fn new(dataset: &Arc<Dataset>, inputs: Vec<Input>) -> Self {
+        let files = inputs
+            .into_iter()
+            .map(|input| FileRun {
+                source: input.source(),
+                input,
+                bytes: 0,
+                counts: Counts::default(),
+                started_at: Timestamp::now(),
+                chunks: Vec::new(),
+            })
+            .collect();
+        Self { dataset: Arc::clone(dataset), files, days: BTreeSet::new(), replaced: 0, shown: Vec::new(), elapsed: Duration::ZERO }
+    }
+
+    fn inputs(&self) -> Vec<Input> {
+        self.files.iter().map(|file| file.input.clone()).collect()
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for file in &self.files {
+            counts += file.counts;
+        }
+        counts
+    }
+
+    /// Books a chunk; returns what became of its records.
+    fn add(&mut self, chunk: &ParsedChunk) -> Counts {
+        let counts = Counts {
+            read: chunk.records,
+            loaded: chunk.parsed.rows,
+            rejected: chunk.parsed.rejects.len() as u64,
+            skipped: chunk.parsed.skipped,
+        };
+        let file = &mut self.files[chunk.file];
+        file.chunks.push((chunk.seq, chunk.first_ordinal, chunk.records));
+        file.counts += counts;
+        self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
+        if let Some(first) = chunk.parsed.rejects.first() {
+            // Chunks come in no order: keep the first few of all.
+            let is_early = |last: &ShownReject| (chunk.file, first.ordinal) < (last.file, last.ordinal);
+            if self.shown.len() < SHOWN_REJECTS || self.shown.last().is_some_and(is_early) {
+                let input = &file.input;
+                self.shown.extend(
+                    chunk.parsed.rejects.iter().take(SHOWN_REJECTS).map(|reject| ShownReject::new(chunk.file, input, reject)),
+                );
+                self.shown.sort_by_key(|reject| (reject.file, reject.ordinal));
+                self.shown.truncate(SHOWN_REJECTS);
+            }
+        }
+        counts
+    }
+
+    fn failed(&self, file: usize, bytes: u64, error: Error) -> Failure {
+        let run = &self.files[file];
+        Failure::File(Box::new(FailedFile {
+            dataset: self.dataset.name.clone(),
+            source: run.source.clone(),
+            bytes,
+            counts: Counts { loaded: 0, ..run.counts },
+            started_at: run.started_at,
+            error,
+        }))
+    }
+
+    fn summary(self) -> DatasetSummary {
+        DatasetSummary {
+            counts: self.counts(),
+            files: self.files.len(),
+            dataset: self.dataset.name.clone(),
+            replaced: self.replaced,
+            elapsed: self.elapsed,
+            shown: self.shown,
+        }
+    }
+}
+
+async fn load_in_transaction(
+    connection: &mut Connection,
+    config: &Config,
+    options: &LoadOptions,
+    runs: &mut [DatasetRun],
+    progress: &Arc<Progress>,
+) -> Result<(), Failure> {
+    let done = async {
+        connection.begin().await?;
+        if connection.dialect() == Dialect::Postgres {
+            lock::transaction(connection, Lock::Load).await?;
+            // Hash tables of the upsert and the model in memory, for this transaction only.
+            connection.run("set local work_mem = '256MB'").await?;
+        }
+        let mut limit = RejectLimit::new(options.max_rejects);
+        let mut timer = Instant::now();
+        for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
+            load_dataset(connection, config, options, run, &mut limit, progress).await?;
+            run.elapsed = timer.elapsed();
+            timer = Instant::now();
+        }
+        limit.finish().map_err(Failure::Rejected)?;
+        for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
+            model::refresh(connection, &run.dataset, Days::These(std::mem::take(&mut run.days))).await?;
+            run.elapsed += timer.elapsed();
+            timer = Instant::now();
+        }
+        connection.commit().await?;
+        Ok(())
+    }
+    .await;
+    if done.is_err() {
+        // Where the connection is lost the database rolls back by itself.
+        drop(connection.rollback().await);
+    }
+    done
+}
+
+async fn load_dataset(
+    connection: &mut Connection,
+    config: &Config,
+    options: &LoadOptions,
+    run: &mut DatasetRun,
+    limit: &mut RejectLimit,
+    progress: &Arc<Progress>,
+) -> Result<(), Failure> {
+    let dataset = Arc::clone(&run.dataset);
+    upsert::clear_delta(connection, &dataset).await?;
+    let ids = ledger::reserve_ids(connection, run.files.len()).await?;
+    for file in &run.files {
+        rejects::supersede(connection, &dataset, &file.source).await?;
+    }
+    let mut extracted =
+        extract(&dataset, run.inputs(), options.days, connection.dialect(), config.stream.parsers, progress);
+    // A COPY has the connection for itself: rejects wait for its end, or end it when there are too many of them.
+    let mut next = Next::Resume;
+    while next == Next::Resume {
+        let mut waiting: Vec<(usize, Vec<Reject>)> = Vec::new();
+        let mut waiting_bytes = 0;
+        let mut appender = Appender::begin(connection, &dataset, RawTable::Delta, options.stage_dir.as_deref()).await?;
+        let received = receive(&mut extracted, run, limit, async |mut chunk: ParsedChunk| {
+            chunk.rows.set_load(ids[chunk.file]);
+            appender.push(&chunk.rows).await?;
+            if !chunk.parsed.rejects.is_empty() {
+                waiting_bytes += chunk.parsed.rejects.iter().map(|reject| reject.record.len() + 256).sum::<usize>();
+                waiting.push((chunk.file, chunk.parsed.rejects));
+            }
+            Ok(if waiting_bytes > REJECT_BUFFER_BYTES { Flow::Pause } else { Flow::Continue })
+        })
+        .await;
+        next = match received {
+            Ok(next) => next,
+            Err(failure) => {
+                appender.abort().await;
+                return Err(failure);
+            }
+        };
+        appender.finish().await?;
+        for (file, rejected) in waiting {
+            rejects::insert(connection, ids[file], &dataset, &rejected).await?;
+        }
+    }
+    let counts = run.counts();
+    if dataset.day.is_none() && counts.read > 0 && counts.loaded == 0 {
+        let why = run.shown.first().map(|reject| format!("; the first: {reject}")).unwrap_or_default();
+        return Err(Failure::Rejected(
+            Error::failed(format!(
+                "none of the {} records of dataset {} can be loaded, so its table is not replaced{why}",
+                counts.read, dataset.name
+            ))
+            .hint("repair the files, then load again"),
+        ));
+    }
+    run.replaced = upsert::upsert(connection, &dataset).await?;
+    book(connection, run, &ids).await?;
+    Ok(())
+}
+
+/// What whoever takes chunks wants next.
+enum Flow {
+    Continue,
+    /// A moment for something else.
+    Pause,
+}
+
+/// What follows a [`receive`].
+#[derive(PartialEq, Eq)]
+enum Next {
+    /// Receiving again: it was paused.
+    Resume,
+    /// Nothing: all files were read to their ends.
+    End,
+}
+
+/// Books every chunk of an extraction and gives it to `take`, until the end or a pause.
+async fn receive(
+    extracted: &mut mpsc::Receiver<Extracted>,
+    run: &mut DatasetRun,
+    limit: &mut RejectLimit,
+    mut take: impl AsyncFnMut(ParsedChunk) -> Result<Flow, Failure>,
+) -> Result<Next, Failure> {
+    while let Some(message) = extracted.recv().await {
+        match message {
+            Extracted::Chunk(chunk) => {
+                limit.add(run.add(&chunk)).map_err(Failure::Rejected)?;
+                if let Flow::Pause = take(chunk).await? {
+                    return Ok(Next::Resume);
+                }
+            }
+            Extracted::End { file, bytes } => run.files[file].bytes = bytes,
+            Extracted::Failed { file, bytes, error } => return Err(run.failed(file, bytes, error)),
+        }
+    }
+    Ok(Next::End)
+}
+
+/// Writes the ledger rows and chunk lines of a dataset's files.
+async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> StoreResult<()> {
+    let finished: Vec<FinishedLoad<'_>> = run
+        .files
+        .iter()
+        .zip(ids)
+        .map(|(file, id)| FinishedLoad {
+            id: *id,
+            load_key: Uuid::now_v7(),
+            dataset: &run.dataset.name,
+            source: &file.source,
+            bytes: file.bytes,
+            counts: file.counts,
+            started_at: file.started_at,
+            status: LoadStatus::Loaded,
+            error: None,
+        })
+        .collect();
+    ledger::insert_finished(connection, &finished).await?;
+    let lines: Vec<ChunkLine> = run
+        .files
+        .iter()
+        .zip(ids)
+        .flat_map(|(file, id)| {
+            file.chunks.iter().map(|&(seq, first_ordinal, records)| ChunkLine { load_id: *id, seq, first_ordinal, records })
+        })
+        .collect();
+    ledger::insert_chunks(connection, &lines).await
+}
+
+/// The ledger row of a file that failed, in a transaction of its own, after the run's was rolled back. If the database fails
+/// here too, the user already gets an error.
+async fn record_failure(connection: &mut Connection, failed: &FailedFile) {
+    let written = async {
+        connection.begin().await?;
+        let ids = ledger::reserve_ids(connection, 1).await?;
+        let message = failed.error.message().to_owned();
+        let load = FinishedLoad {
+            id: ids[0],
+            load_key: Uuid::now_v7(),
+            dataset: &failed.dataset,
+            source: &failed.source,
+            bytes: failed.bytes,
+            counts: failed.counts,
+            started_at: failed.started_at,
+            status: LoadStatus::Failed,
+            error: Some(&message),
+        };
+        ledger::insert_finished(connection, &[load]).await?;
+        connection.commit().await
+    };
+    if let Err(error) = written.await {
+        tracing::warn!("cannot write the failure of {} into the ledger: {error}", failed.source);
+    }
+}
+
+/// Reads and parses everything, writes nothing.
+async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun], progress: &Arc<Progress>) -> Result<()> {
+    let mut limit = RejectLimit::new(options.max_rejects);
+    let checked: Result<(), Failure> = async {
+        for run in runs.iter_mut() {
+            let started = Instant::now();
+            // Rows are encoded for some store and dropped: what a load would do, short of a database.
+            let dialect = Dialect::Postgres;
+            let mut extracted =
+                extract(&run.dataset, run.inputs(), options.days, dialect, config.stream.parsers, progress);
+            receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;
+            run.elapsed = started.elapsed();
+        }
+        limit.finish().map_err(Failure::Rejected)
+    }
+    .await;
+    checked.map_err(|failure| match failure {
+        Failure::Store(error) => error.into(),
+        Failure::File(failed) => failed.error,
+        Failure::Rejected(error) => error,
+    })
+}

@@ -1,0 +1,84 @@
+//! `dataloader model`: brings the modelled tables up to date, and checks them.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::store::model::{self, Days, Difference};
+use crate::store::{Connection, Database, Dialect, GIVE_UP_AFTER, StoreResult};
+
+/// What a refresh did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Refreshed {
+    pub datasets: Vec<RefreshedDataset>,
+    /// Whether the modelled tables were compared with a recomputation.
+    pub checked: bool,
+    /// Where they differ from it.
+    pub differences: Vec<Difference>,
+}
+
+/// What a refresh did for a dataset.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefreshedDataset {
+    pub dataset: String,
+    /// How many days were recomputed; null for all.
+    pub days: Option<usize>,
+}
+
+/// Refreshes the changed days, or all; with `check` compares the result with a full recomputation.
+///
+/// # Errors
+/// If the database fails.
+pub async fn refresh(config: &Config, full: bool, check: bool) -> Result<Refreshed> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.open(&config.datasets).await?;
+    let refreshed = refresh_on(&mut connection, config, full, check).await.map_err(|error| database.explain(error));
+    connection.close().await;
+    refreshed
+}
+
+async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, check: bool) -> StoreResult<Refreshed> {
+    let mut refreshed = Refreshed { datasets: Vec::new(), checked: check, differences: Vec::new() };
+    for dataset in config.datasets.iter().filter(|dataset| dataset.day.is_some()) {
+        connection.begin().await?;
+        if connection.dialect() == Dialect::Postgres {
+            connection.run("set local work_mem = '256MB'").await?;
+        }
+        let days = if full { Days::All } else { Days::none() };
+        let days = model::refresh(connection, dataset, days).await?;
+        connection.commit().await?;
+        refreshed.datasets.push(RefreshedDataset { dataset: dataset.name.clone(), days });
+        if check {
+            refreshed.differences.extend(model::check(connection, dataset).await?);
+        }
+    }
+    Ok(refreshed)
+}
+
+impl Refreshed {
+    /// The lines for people.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        for RefreshedDataset { dataset, days } in &self.datasets {
+            match days {
+                None => writeln!(out, "{dataset}: all days recomputed")?,
+                Some(0) => writeln!(out, "{dataset}: up to date")?,
+                Some(1) => writeln!(out, "{dataset}: 1 day recomputed")?,
+                Some(days) => writeln!(out, "{dataset}: {days} days recomputed")?,
+            }
+        }
+        for Difference { table, surplus, missing } in &self.differences {
+            writeln!(out, "modelled.{table} differs from a full recompute: {surplus} rows too many, {missing} missing")?;
+        }
+        if !self.differences.is_empty() {
+            writeln!(out, "repair it with `dataloader model --full`")?;
+        } else if self.checked {
+            writeln!(out, "the modelled tables equal a full recompute")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! Decompression by content: the name of a file says nothing here.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, BufReader, Read};
+
+/// The compressed data is cut off or damaged, although all of it could be read. [`decompress`]'s reader wraps it in an
+/// [`io::Error`], so that whoever reads can tell it from a disk or pipe that failed: reading again will not help.
+#[derive(Debug)]
+pub struct BrokenCompression {
+    format: &'static str,
+    cause: io::Error,
+}
+
+impl fmt::Display for BrokenCompression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause.kind() {
+            io::ErrorKind::UnexpectedEof => write!(f, "broken {}: the compressed data is cut off", self.format),
+            _ => write!(f, "broken {}: {}", self.format, self.cause),
+        }
+    }
+}
+
+impl Error for BrokenCompression {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+/// A reader of the plain text: of gzip (all members) and zstd (all frames) decompressed, of everything else as it is.
+///
+/// # Errors
+/// When the first bytes cannot be read. The reader's own errors are those of `reader`, or hold a [`BrokenCompression`].
+pub fn decompress(mut reader: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+    let mut magic = Vec::with_capacity(4);
+    reader.by_ref().take(4).read_to_end(&mut magic)?;
+    let format = Format::of(&magic);
+    let reader = io::Cursor::new(magic).chain(reader);
+    Ok(match format {
+        Format::Plain => Box::new(reader),
+        Format::Gzip => {
+            let decoder = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(COMPRESSED_BUFFER, Source(reader)));
+            Box::new(Decoder { decoder, format: "gzip" })
+        }
+        Format::Zstd => {
+            let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(COMPRESSED_BUFFER, Source(reader)))?;
+            Box::new(Decoder { decoder, format: "zstd" })
+        }
+    })
+}
+
+/// Compressed bytes that are read at a time.
+const COMPRESSED_BUFFER: usize = 128 << 10;
+
+enum Format {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Format {
+    fn of(magic: &[u8]) -> Self {
+        match magic {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or a skippable frame, as parallel compressors put in front.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Marks the source's own errors, so that they pass through the decoder and can be told from the decoder's.
+struct Source<R>(R);
+
+#[derive(Debug)]
+struct SourceError(io::Error);
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for SourceError {}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf).map_err(|e| io::Error::new(e.kind(), SourceError(e)))
+    }
+}
+
+struct Decoder<D> {
+    decoder: D,
+    format: &'static str,
+}
+
+impl<D: Read> Read for Decoder<D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buf).map_err(|e| match e.downcast::<SourceError>() {
+            Ok(source) => source.0,
+            Err(cause) => io::Error::new(io::ErrorKind::InvalidData, BrokenCompression { format: self.format, cause }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(text: &[u8]) -> Vec<u8> {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.include_checksum(true).unwrap();
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn read_all(bytes: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
+        let mut text = Vec::new();
+        let result = decompress(io::Cursor::new(bytes)).and_then(|mut reader| reader.read_to_end(&mut text));
+        (text, result.map(drop))
+    }
+
+    fn is_broken(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|e| e.is::<BrokenCompression>())
+    }
+
+    /// Gives one byte at a time, then fails.
+    struct Failing(io::Cursor<Vec<u8>>);
+
+    impl Read for Failing {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(&mut buf[..1])? {
+                0 => Err(io::Error::other("the disk is gone")),
+                n => Ok(n),
+            }
+        }
+    }
+
+    #[test]
+    fn plain_text_passes_through_however_short() {
+        for text in [&b""[..], b"[", b"{}", b"\x1f", b"\x28\xb5\x2f", b"[{\"a\":1}]"] {
+            let (read, result) = read_all(text.to_vec());
+            assert_eq!(read, text);
+            result.unwrap();
+        }
+    }
+
+    #[test]
+    fn all_members_and_frames_are_read() {
+        for pack in [gzip, zstd] {
+            let (text, result) = read_all([pack(b"[1,"), pack(b""), pack(b"2]")].concat());
+            result.unwrap();
+            assert_eq!(text, b"[1,2]");
+        }
+    }
+
+    #[test]
+    fn a_skippable_frame_may_come_first() {
+        let (text, result) = read_all([&b"\x50\x2a\x4d\x18\x02\0\0\0xx"[..], &zstd(b"{}")].concat());
+        result.unwrap();
+        assert_eq!(text, b"{}");
+    }
+
+    #[test]
+    fn cut_off_data_gives_the_text_before_it_then_says_so() {
+        let plain: Vec<u8> = (0..200_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        for (pack, name) in [(gzip as fn(&[u8]) -> Vec<u8>, "gzip"), (zstd, "zstd")] {
+            let packed = pack(&plain);
+            for cut in [5, packed.len() / 2, packed.len() - 1] {
+                let (text, result) = read_all(packed[..cut].to_vec());
+                let error = result.unwrap_err();
+                assert!(is_broken(&error), "{error:?}");
+                assert_eq!(error.to_string(), format!("broken {name}: the compressed data is cut off"));
+                assert!(plain.starts_with(&text));
+                assert!(text.len() + (1 << 18) > plain.len() * cut / packed.len(), "{name} {cut}: {}", text.len());
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_data_is_broken_compression() {
+        for pack in [gzip, zstd] {
+            let mut checksum = pack(b"{\"a\":1}");
+            let last = checksum.len() - 1;
+            checksum[last - 2] ^= 0xff;
+            let trailing_garbage = [pack(b"{}"), b"garbage".to_vec()].concat();
+            for packed in [checksum, trailing_garbage] {
+                let error = read_all(packed).1.unwrap_err();
+                assert!(is_broken(&error), "{error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_failing_disk_is_not_broken_compression() {
+        for packed in [gzip(b"{\"a\":1}"), zstd(b"{\"a\":1}"), b"{\"a\":1}".to_vec()] {
+            for length in [0, 3, 7, packed.len() - 4] {
+                let error = decompress(Failing(io::Cursor::new(packed[..length.min(packed.len())].to_vec())))
+                    .and_then(|mut reader| reader.read_to_end(&mut Vec::new()))
+                    .unwrap_err();
+                assert!(!is_broken(&error));
+                assert_eq!(error.to_string(), "the disk is gone");
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! `dataloader rejects`: what could not be loaded; listed, exported for repair, tried again.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result, io_text};
+use crate::output::Output;
+use crate::record::chunk::{Chunk, ChunkBody, Framing};
+use crate::record::parse::{DayRange, Parser};
+use crate::record::row::RejectReason;
+use crate::store::append::append_accepted;
+use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
+use crate::store::lock::{self, Lock};
+use crate::store::model::{self, Days};
+use crate::store::rejects::{Cursor, OpenReject, delete, page};
+use crate::store::{Connection, Database, Day, GIVE_UP_AFTER, Rows, StoreResult};
+use crate::table::{Align, Table};
+
+/// How many rejects are in memory at a time; each has at most 8 MiB, nearly all far less.
+const PAGE: u32 = 100;
+
+/// Reads all open rejects of the datasets, page by page.
+async fn for_each_page(
+    config: &Config,
+    datasets: &[Arc<Dataset>],
+    mut take: impl FnMut(Vec<OpenReject>) -> io::Result<()>,
+) -> Result<()> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.open(&config.datasets).await?;
+    let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
+    let mut after: Cursor = (0, 0);
+    loop {
+        let rejects = page(&mut connection, &names, after, PAGE).await.map_err(|error| database.explain(error))?;
+        let Some(last) = rejects.last() else { break };
+        after = (last.load_id, last.ordinal);
+        match take(rejects) {
+            Ok(()) => {}
+            // Whoever reads has seen enough: `dataloader rejects export | head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            Err(error) => return Err(Error::failed(format!("cannot write to standard output: {}", io_text(&error)))),
+        }
+    }
+    connection.close().await;
+    Ok(())
+}
+
+/// Lists the open rejects.
+///
+/// # Errors
+/// If the database fails.
+pub async fn list(config: &Config, datasets: &[Arc<Dataset>], output: Output) -> Result<()> {
+    let mut rejects = Vec::new();
+    for_each_page(config, datasets, |page| {
+        // Only where and why: the records themselves are for `export`.
+        rejects.extend(page.into_iter().map(|reject| OpenReject { record: Vec::new(), ..reject }));
+        Ok(())
+    })
+    .await?;
+    output.result(&serde_json::json!({ "rejects": rejects }), |out| {
+        if rejects.is_empty() {
+            return writeln!(out, "no open rejects");
+        }
+        let columns = [
+            ("load", Align::Right),
+            ("dataset", Align::Left),
+            ("record", Align::Right),
+            ("byte", Align::Right),
+            ("reason", Align::Left),
+            ("detail", Align::Left),
+            ("source", Align::Left),
+        ];
+        let mut table = Table::new(&columns);
+        for reject in &rejects {
+            table.row([
+                reject.load_id.to_string(),
+                reject.dataset.clone(),
+                reject.ordinal.to_string(),
+                reject.byte_offset.to_string(),
+                reject.reason.clone(),
+                reject.detail.clone(),
+                reject.source.clone(),
+            ]);
+        }
+        writeln!(out, "{table}")
+    })
+}
+
+/// Writes the original records to standard output, one to a line: NDJSON as far as they are JSON.
+///
+/// # Errors
+/// If the database fails or standard output cannot be written.
+pub async fn export(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
+    for_each_page(config, datasets, |page| {
+        let mut out = io::stdout().lock();
+        for reject in page {
+            out.write_all(&one_line(&reject.record))?;
+        }
+        out.flush()
+    })
+    .await
+}
+
+/// The record with a line end. Line breaks between the tokens of JSON mean nothing; within anything that is no JSON they may,
+/// but a record of NDJSON cannot have them.
+fn one_line(record: &[u8]) -> Vec<u8> {
+    let mut line: Vec<u8> = record.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect();
+    line.push(b'\n');
+    line
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replay {
+    pub datasets: Vec<DatasetReplay>,
+}
+
+/// What a replay did for a dataset: `read == loaded + rejected`.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatasetReplay {
+    pub dataset: String,
+    /// Rejects that were tried again.
+    pub read: u64,
+    pub loaded: u64,
+    /// Still rejected.
+    pub rejected: u64,
+}
+
+/// Parses the open rejects again and appends those that now load, which leave `raw.rejects` in the same transaction.
+///
+/// # Errors
+/// If the database fails; nothing has changed then.
+pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.open(&config.datasets).await?;
+    let mut replay = Replay { datasets: Vec::new() };
+    for dataset in datasets {
+        let done = async {
+            connection.begin().await?;
+            let counts = replay_dataset(&mut connection, dataset).await?;
+            connection.commit().await?;
+            Ok(counts)
+        };
+        let counts = done.await.map_err(|error| database.explain(error))?;
+        replay.datasets.push(DatasetReplay {
+            dataset: dataset.name.clone(),
+            read: counts.read,
+            loaded: counts.loaded,
+            rejected: counts.rejected,
+        });
+    }
+    connection.close().await;
+    Ok(replay)
+}
+
+async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> StoreResult<Counts> {
+    // A batch load supersedes rejects: one after the other.
+    lock::transaction(connection, Lock::Load).await?;
+    let started_at = Timestamp::now();
+    let mut parser = Parser::new(Arc::clone(dataset));
+    let names = [dataset.name.clone()];
+    let mut after: Cursor = (0, 0);
+    let mut load_id = None;
+    let (mut counts, mut days, mut lines) = (Counts::default(), BTreeSet::new(), Vec::new());
+    loop {
+        let mut rejects = page(connection, &names, after, PAGE).await?;
+        let Some(last) = rejects.last() else { break };
+        after = (last.load_id, last.ordinal);
+        // Of a record that was too large only the beginning is there.
+        rejects.retain(|reject| RejectReason::from_name(&reject.reason) != Some(RejectReason::TooLarge));
+        let load_id = match load_id {
+            Some(id) => id,
+            None => *load_id.insert(ledger::reserve_ids(connection, 1).await?[0]),
+        };
+        let chunk = chunk_of(&rejects, counts.read + 1);
+        let mut rows = Rows::new(connection.dialect());
+        let parsed = parser.parse(&chunk, &DayRange::ALL, &mut rows);
+        rows.set_load(load_id);
+
+        let still_rejected: BTreeSet<u64> = parsed.rejects.iter().map(|reject| reject.ordinal - chunk.first_ordinal).collect();
+        let mut good: Vec<&OpenReject> =
+            rejects.iter().zip(0..).filter(|(_, i)| !still_rejected.contains(i)).map(|(reject, _)| reject).collect();
+        let refused = append_accepted(connection, dataset, &rows).await?;
+        for refused in refused.iter().rev() {
+            good.remove(refused.row);
+        }
+        delete(connection, &good).await?;
+
+        lines.push(ChunkLine {
+            load_id,
+            seq: lines.len() as u64,
+            first_ordinal: counts.read + 1,
+            records: rejects.len() as u64,
+        });
+        let loaded = good.len() as u64;
+        let read = rejects.len() as u64;
+        counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };
+        days.extend(parsed.days.iter().map(|day| Day(*day)));
+    }
+    if let Some(id) = load_id {
+        let load = FinishedLoad {
+            id,
+            load_key: Uuid::now_v7(),
+            dataset: &dataset.name,
+            source: "rejects replay",
+            bytes: 0,
+            counts,
+            started_at,
+            status: LoadStatus::Loaded,
+            error: None,
+        };
+        ledger::insert_finished(connection, &[load]).await?;
+        ledger::insert_chunks(connection, &lines).await?;
+        model::refresh(connection, dataset, Days::These(days)).await?;
+    }
+    Ok(counts)
+}
+
+/// The rejected records as a chunk of their own.
+fn chunk_of(rejects: &[OpenReject], first_ordinal: u64) -> Chunk {
+    let mut text = Vec::new();
+    let mut spans = Vec::with_capacity(rejects.len());
+    let at = |text: &Vec<u8>| u32::try_from(text.len()).expect("a page of records of at most 8 MiB");
+    for reject in rejects {
+        let start = at(&text);
+        text.extend_from_slice(&reject.record);
+        spans.push(start..at(&text));
+    }
+    Chunk { seq: 0, first_ordinal, first_byte_offset: 0, body: ChunkBody::Records { framing: Framing::Stream, text, spans } }
+}
+
+impl Replay {
+    /// The lines for people.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        for DatasetReplay { dataset, read, loaded, rejected } in &self.datasets {
+            match read {
+                0 => writeln!(out, "{dataset}: no open rejects")?,
+                _ => writeln!(out, "{dataset}: {read} replayed, {loaded} loaded, {rejected} still rejected")?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! `dataloader report`: the modelled tables.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use crate::config::Config;
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::store::{Connection, Database, Dialect, Field, GIVE_UP_AFTER, StoreResult, model, sql};
+use crate::table::{Align, Table};
+
+/// The modelled tables of some datasets.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub datasets: Vec<DatasetReport>,
+}
+
+/// The modelled tables of a dataset; none if it has no `day`.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatasetReport {
+    pub dataset: String,
+    /// Name of the table, without schema, to its rows.
+    pub tables: Vec<TableReport>,
+}
+
+/// A modelled table in the order of its columns.
+#[derive(Debug, Clone)]
+pub struct TableReport {
+    pub table: String,
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Field>>,
+}
+
+impl Serialize for TableReport {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let row = |row: &Vec<Field>| {
+            let value = |field: &Field| match field {
+                Field::Null => Json::Null,
+                Field::Int(value) => (*value).into(),
+                Field::Real(value) => (*value).into(),
+                Field::Text(value) => value.as_str().into(),
+                Field::Bytes(value) => String::from_utf8_lossy(value).into(),
+            };
+            self.columns.iter().cloned().zip(row.iter().map(value)).collect::<Map<_, _>>()
+        };
+        let rows: Vec<Map<String, Json>> = self.rows.iter().map(row).collect();
+        let mut object = serializer.serialize_struct("TableReport", 2)?;
+        object.serialize_field("table", &self.table)?;
+        object.serialize_field("rows", &rows)?;
+        object.end()
+    }
+}
+
+/// Reads the modelled tables of `datasets`.
+///
+/// # Errors
+/// If the database fails.
+pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.open(&config.datasets).await?;
+    let mut report = Report { datasets: Vec::new() };
+    for dataset in datasets {
+        let mut tables = Vec::new();
+        for table in model::table_names(dataset) {
+            tables.push(read(&mut connection, dataset, table).await.map_err(|error| database.explain(error))?);
+        }
+        report.datasets.push(DatasetReport { dataset: dataset.name.clone(), tables });
+    }
+    connection.close().await;
+    Ok(report)
+}
+
+/// Reads the totals per day of those of the datasets that have a `day`.
+///
+/// # Errors
+/// If the database fails.
+pub async fn daily_totals(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<TableReport>> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.connect().await?;
+    let mut totals = Vec::new();
+    for dataset in datasets {
+        if let Some(table) = model::table_names(dataset).into_iter().next() {
+            totals.push(read(&mut connection, dataset, table).await.map_err(|error| database.explain(error))?);
+        }
+    }
+    connection.close().await;
+    Ok(totals)
+}
+
+/// How many days of the totals follow a load.
+const SHOWN_DAYS: usize = 31;
+
+/// Writes the latest days of the totals, each table with its name above it.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn write_totals(out: &mut dyn Write, totals: &[TableReport]) -> io::Result<()> {
+    for table in totals {
+        writeln!(out)?;
+        let earlier = table.rows.len().saturating_sub(SHOWN_DAYS);
+        TableReport { rows: table.rows[earlier..].to_vec(), ..table.clone() }.write(out)?;
+        if earlier > 0 {
+            writeln!(out, "and {earlier} earlier days: `dataloader report` shows them all")?;
+        }
+    }
+    Ok(())
+}
+
+async fn read(connection: &mut Connection, dataset: &Dataset, table: String) -> StoreResult<TableReport> {
+    let dialect = connection.dialect();
+    let columns = model::column_names(dataset, &table);
+    let totals = columns.len() - dataset.model.distinct.len() - 2;
+    let select: Vec<String> = columns
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            // Counts are integers; the day and the dimension, whatever their types, are shown as text.
+            let is_count = i >= totals;
+            let cast = if is_count || dialect == Dialect::Sqlite { "" } else { "::text" };
+            format!("{}{cast}", sql::quote(name))
+        })
+        .collect();
+    let order: Vec<String> = columns[..totals].iter().map(|name| sql::quote(name)).collect();
+    let from = dialect.table(sql::Schema::Modelled, &table);
+    let query = format!("select {} from {from} order by {} nulls last", select.join(", "), order.join(", "));
+    let rows = connection.fetch(query, &[]).await?;
+    Ok(TableReport { table, columns, rows })
+}
+
+impl Report {
+    /// The tables for people.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut first = true;
+        for dataset in &self.datasets {
+            for table in &dataset.tables {
+                if !std::mem::take(&mut first) {
+                    writeln!(out)?;
+                }
+                table.write(out)?;
+            }
+            if dataset.tables.is_empty() {
+                writeln!(out, "{} has no `day` and so no modelled tables", dataset.dataset)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TableReport {
+    /// The table for people, with its name above it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "modelled.{}", self.table)?;
+        if self.rows.is_empty() {
+            return writeln!(out, "  no rows yet: `dataloader load` brings some");
+        }
+        let is_number = |i: usize| self.rows.iter().all(|row| matches!(row[i], Field::Int(_) | Field::Real(_)));
+        let align = |i: usize| if is_number(i) { Align::Right } else { Align::Left };
+        let columns: Vec<(&String, Align)> = self.columns.iter().enumerate().map(|(i, name)| (name, align(i))).collect();
+        let mut table = Table::new(&columns);
+        for row in &self.rows {
+            table.row(row.iter().map(|field| match field {
+                Field::Null => "(null)".to_owned(),
+                Field::Int(value) => value.to_string(),
+                Field::Real(value) => value.to_string(),
+                Field::Text(value) => value.clone(),
+                Field::Bytes(value) => String::from_utf8_lossy(value).into_owned(),
+            }));
+        }
+        writeln!(out, "{table}")
+    }
+}

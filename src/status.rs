@@ -1,0 +1,173 @@
+//! `dataloader status`: the ledger, summed up, and the loads that deserve a look.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::store::sql::Schema;
+use crate::store::{Connection, Database, Field, GIVE_UP_AFTER, StoreResult};
+use crate::table::{Align, Table};
+
+/// The ledger.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub datasets: Vec<DatasetStatus>,
+    /// Loads that are in flight or failed, the latest first.
+    pub loads: Vec<LoadStatus>,
+}
+
+/// A dataset's loads, summed up.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatasetStatus {
+    pub dataset: String,
+    /// Files (and replays) in the ledger.
+    pub files: i64,
+    pub read: i64,
+    pub loaded: i64,
+    pub rejected: i64,
+    pub skipped: i64,
+    /// Files of which not all records are loaded yet.
+    pub in_flight: i64,
+    /// Files that failed.
+    pub failed: i64,
+    /// Records waiting in `raw.rejects`.
+    pub open_rejects: i64,
+}
+
+/// A load of the ledger.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoadStatus {
+    pub id: i64,
+    pub dataset: String,
+    pub source: String,
+    pub status: String,
+    pub read: i64,
+    pub loaded: i64,
+    pub rejected: i64,
+    pub error: Option<String>,
+}
+
+/// How many loads are listed.
+const LISTED_LOADS: u32 = 20;
+
+/// Reads the ledger.
+///
+/// # Errors
+/// If the database fails.
+pub async fn status(config: &Config) -> Result<Status> {
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let mut connection = database.open(&config.datasets).await?;
+    let status = read(&mut connection, &config.datasets).await.map_err(|error| database.explain(error));
+    connection.close().await;
+    status
+}
+
+async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Status> {
+    let dialect = connection.dialect();
+    let (loads, rejects) = (dialect.table(Schema::Raw, "loads"), dialect.table(Schema::Raw, "rejects"));
+    let sums: String = ["records_read", "rows_loaded", "rows_rejected", "records_skipped"]
+        .map(|column| format!(", cast(coalesce(sum({column}), 0) as bigint)"))
+        .concat();
+    let sql = format!(
+        "select dataset, count(*){sums}, count(case when status = 'loading' then 1 end), count(case when status = 'failed' then 1 end), \
+         (select count(*) from {rejects} r where r.dataset = l.dataset) from {loads} l group by dataset order by dataset"
+    );
+    let found: Vec<DatasetStatus> = connection
+        .fetch(sql, &[])
+        .await?
+        .iter()
+        .map(|row| DatasetStatus {
+            dataset: row[0].text().unwrap_or_default().to_owned(),
+            files: row[1].int(),
+            read: row[2].int(),
+            loaded: row[3].int(),
+            rejected: row[4].int(),
+            skipped: row[5].int(),
+            in_flight: row[6].int(),
+            failed: row[7].int(),
+            open_rejects: row[8].int(),
+        })
+        .collect();
+    // The configured datasets first, loaded or not, then those that only the ledger remembers.
+    let nothing = |dataset: &str| DatasetStatus {
+        dataset: dataset.to_owned(),
+        files: 0,
+        read: 0,
+        loaded: 0,
+        rejected: 0,
+        skipped: 0,
+        in_flight: 0,
+        failed: 0,
+        open_rejects: 0,
+    };
+    let mut status: Vec<DatasetStatus> = datasets
+        .iter()
+        .map(|dataset| found.iter().find(|f| f.dataset == dataset.name).cloned().unwrap_or_else(|| nothing(&dataset.name)))
+        .collect();
+    status.extend(found.into_iter().filter(|f| !datasets.iter().any(|dataset| dataset.name == f.dataset)));
+
+    let sql = format!(
+        "select id, dataset, source, status, records_read, rows_loaded, rows_rejected, error from {loads} \
+         where status in ('loading', 'failed') order by id desc limit {LISTED_LOADS}"
+    );
+    let text = |field: &Field| field.text().unwrap_or_default().to_owned();
+    let loads = connection
+        .fetch(sql, &[])
+        .await?
+        .iter()
+        .map(|row| LoadStatus {
+            id: row[0].int(),
+            dataset: text(&row[1]),
+            source: text(&row[2]),
+            status: text(&row[3]),
+            read: row[4].int(),
+            loaded: row[5].int(),
+            rejected: row[6].int(),
+            error: row[7].text().map(str::to_owned),
+        })
+        .collect();
+    Ok(Status { datasets: status, loads })
+}
+
+impl Status {
+    /// The tables for people.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let count = |value: i64| HumanCount(value.unsigned_abs()).to_string();
+        let numbers = ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "open rejects"];
+        let columns: Vec<(&str, Align)> =
+            std::iter::once(("dataset", Align::Left)).chain(numbers.map(|name| (name, Align::Right))).collect();
+        let mut table = Table::new(&columns);
+        for d in &self.datasets {
+            let counts = [d.files, d.read, d.loaded, d.rejected, d.skipped, d.in_flight, d.failed, d.open_rejects].map(count);
+            table.row(std::iter::once(d.dataset.clone()).chain(counts));
+        }
+        writeln!(out, "{table}")?;
+        if self.loads.is_empty() {
+            return Ok(());
+        }
+        let text = ["id", "dataset", "status", "loaded", "rejected", "source", "error"].map(|name| {
+            (name, if matches!(name, "id" | "loaded" | "rejected") { Align::Right } else { Align::Left })
+        });
+        let mut table = Table::new(&text);
+        for load in &self.loads {
+            table.row([
+                load.id.to_string(),
+                load.dataset.clone(),
+                load.status.clone(),
+                count(load.loaded),
+                count(load.rejected),
+                load.source.clone(),
+                load.error.clone().unwrap_or_default(),
+            ]);
+        }
+        writeln!(out, "\n{table}")
+    }
+}

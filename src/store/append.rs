@@ -1,0 +1,300 @@
+//! Appending encoded rows to a raw table: binary `COPY` into PostgreSQL, many rows per `INSERT` into SQLite.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use sqlx::postgres::{PgConnection, PgCopyIn};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{Arguments, AssertSqlSafe};
+use uuid::Uuid;
+
+use super::connection::Connection;
+use super::error::{Class, StoreError, StoreResult};
+use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, Rows, SqliteValue};
+use super::sql::{Dialect, Schema, raw_column_list};
+use crate::dataset::Dataset;
+use crate::error::io_text;
+
+/// Which of a dataset's raw tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawTable {
+    /// All rows.
+    Master,
+    /// The rows of the latest batch run.
+    Delta,
+}
+
+impl RawTable {
+    /// Its quoted name.
+    pub fn of(self, dialect: Dialect, dataset: &Dataset) -> String {
+        match self {
+            Self::Master => dialect.table(Schema::Raw, &dataset.name),
+            Self::Delta => dialect.table(Schema::Raw, &format!("{}_delta", dataset.name)),
+        }
+    }
+}
+
+/// An append in progress; nothing is there before [`Appender::finish`]. Dropped before, the statement fails.
+pub struct Appender<'c> {
+    table: String,
+    columns: String,
+    target: Target<'c>,
+}
+
+enum Target<'c> {
+    Copy(PgCopyIn<&'c mut PgConnection>),
+    Staged { connection: &'c mut PgConnection, file: StageFile },
+    Insert { connection: &'c mut SqliteConnection },
+}
+
+impl<'c> Appender<'c> {
+    /// Begins. With `stage_dir` the rows are written to a file there, which a PostgreSQL server that shares the directory
+    /// reads at the end.
+    ///
+    /// # Errors
+    /// If the database refuses or the file cannot be made.
+    pub async fn begin(
+        connection: &'c mut Connection,
+        dataset: &Dataset,
+        table: RawTable,
+        stage_dir: Option<&Path>,
+    ) -> StoreResult<Self> {
+        let table = table.of(connection.dialect(), dataset);
+        let columns = raw_column_list(dataset);
+        let target = match (connection, stage_dir) {
+            (Connection::Postgres(connection), None) => {
+                let mut copy = connection.copy_in_raw(&format!("copy {table} ({columns}) from stdin (format binary)")).await?;
+                copy.send(COPY_HEADER).await?;
+                Target::Copy(copy)
+            }
+            (Connection::Postgres(connection), Some(dir)) => {
+                let mut file = StageFile::create(dir)?;
+                file.write(COPY_HEADER)?;
+                Target::Staged { connection, file }
+            }
+            (Connection::Sqlite(connection), _) => Target::Insert { connection },
+        };
+        Ok(Self { table, columns, target })
+    }
+
+    /// Appends rows, whose load is set.
+    ///
+    /// # Errors
+    /// If the database fails; on PostgreSQL a row that it refuses shows only in [`Appender::finish`].
+    pub async fn push(&mut self, rows: &Rows) -> StoreResult<()> {
+        self.push_some(rows, 0..rows.len()).await
+    }
+
+    /// Appends some of the rows.
+    ///
+    /// # Errors
+    /// As [`Appender::push`].
+    pub async fn push_some(&mut self, rows: &Rows, range: std::ops::Range<usize>) -> StoreResult<()> {
+        match (&mut self.target, rows) {
+            (Target::Copy(copy), Rows::Postgres(rows)) => {
+                copy.send(rows.slice(range)).await?;
+                Ok(())
+            }
+            (Target::Staged { file, .. }, Rows::Postgres(rows)) => file.write(rows.slice(range)),
+            (Target::Insert { connection }, Rows::Sqlite(rows)) => {
+                insert(connection, &self.table, &self.columns, rows, range).await
+            }
+            _ => unreachable!("rows are encoded for the store that they go to"),
+        }
+    }
+
+    /// Gives the append up and leaves the connection fit for a rollback.
+    pub async fn abort(self) {
+        if let Target::Copy(copy) = self.target
+            && let Err(error) = copy.abort("the load was given up").await
+        {
+            tracing::debug!("ending the COPY: {error}");
+        }
+    }
+
+    /// Completes the append.
+    ///
+    /// # Errors
+    /// If the database refuses a row or fails.
+    pub async fn finish(self) -> StoreResult<()> {
+        match self.target {
+            Target::Copy(mut copy) => {
+                copy.send(COPY_TRAILER).await?;
+                copy.finish().await?;
+            }
+            Target::Staged { connection, mut file } => {
+                file.write(COPY_TRAILER)?;
+                file.complete()?;
+                let (table, columns, path) = (self.table, self.columns, file.path_literal()?);
+                let sql = format!("copy {table} ({columns}) from {path} (format binary)");
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+            }
+            Target::Insert { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// A row that the database refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Index among the rows.
+    pub row: usize,
+    /// In the database's words.
+    pub message: String,
+}
+
+/// Inside a transaction: appends rows to a master table, all but those that the database refuses. It names no row, so a
+/// refused range is tried again in halves until the row is alone.
+///
+/// # Errors
+/// If the database fails in any other way; the transaction is then lost.
+pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
+    let mut refused = Vec::new();
+    let mut ranges = vec![0..rows.len()];
+    while let Some(range) = ranges.pop() {
+        if range.is_empty() {
+            continue;
+        }
+        connection.run("savepoint rows").await?;
+        match append_range(connection, dataset, rows, range.clone()).await {
+            Ok(()) => {}
+            Err(error) if error.class() == Class::BadRow => {
+                connection.run("rollback to savepoint rows").await?;
+                if range.len() == 1 {
+                    refused.push(Refused { row: range.start, message: error.to_string() });
+                } else {
+                    let middle = range.start + range.len() / 2;
+                    ranges.push(middle..range.end);
+                    ranges.push(range.start..middle);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        connection.run("release savepoint rows").await?;
+    }
+    Ok(refused)
+}
+
+async fn append_range(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    rows: &Rows,
+    range: std::ops::Range<usize>,
+) -> StoreResult<()> {
+    let mut appender = Appender::begin(connection, dataset, RawTable::Master, None).await?;
+    appender.push_some(rows, range).await?;
+    appender.finish().await
+}
+
+/// How many rows one INSERT of SQLite holds. More than this gains nothing, fewer cost a change of threads each.
+const INSERT_ROWS: usize = 500;
+/// SQLite's limit.
+const MAX_PARAMETERS: usize = 32_766;
+
+async fn insert(
+    connection: &mut SqliteConnection,
+    table: &str,
+    columns: &str,
+    rows: &BoundRows,
+    range: std::ops::Range<usize>,
+) -> StoreResult<()> {
+    let width = rows.width() + 1;
+    let tuple = format!("({})", vec!["?"; width].join(", "));
+    let most = INSERT_ROWS.min(MAX_PARAMETERS / width);
+    let mut start = range.start;
+    while start < range.end {
+        let end = range.end.min(start + most);
+        let mut arguments = SqliteArguments::default();
+        arguments.reserve((end - start) * width, 0);
+        for row in rows.slice(start..end).chunks(rows.width()) {
+            for value in row {
+                match value {
+                    SqliteValue::Null => arguments.add(None::<i64>),
+                    SqliteValue::Integer(number) => arguments.add(*number),
+                    SqliteValue::Real(number) => arguments.add(*number),
+                    SqliteValue::Text(text) => arguments.add(std::sync::Arc::clone(text)),
+                }
+                .map_err(sqlx::Error::Encode)?;
+            }
+            arguments.add(rows.load_id()).map_err(sqlx::Error::Encode)?;
+        }
+        let tuples = vec![tuple.as_str(); end - start].join(", ");
+        let sql = AssertSqlSafe(format!("insert into {table} ({columns}) values {tuples}"));
+        // Only the full-sized statement comes again.
+        sqlx::query_with(sql, arguments).persistent(end - start == most).execute(&mut *connection).await?;
+        start = end;
+    }
+    Ok(())
+}
+
+/// A file in the directory that the server shares; locked while it is in use and removed afterwards.
+struct StageFile {
+    path: PathBuf,
+    file: std::io::BufWriter<File>,
+}
+
+const STAGE_PREFIX: &str = "dataloader-";
+const STAGE_SUFFIX: &str = ".copy";
+
+impl StageFile {
+    fn create(dir: &Path) -> StoreResult<Self> {
+        let fail = |action: &str, path: &Path, error: std::io::Error| {
+            StoreError::new(Class::Other, format!("cannot {action} {}: {}", path.display(), io_text(&error)))
+        };
+        sweep(dir);
+        let dir = std::path::absolute(dir).map_err(|e| fail("find", dir, e))?;
+        let path = dir.join(format!("{STAGE_PREFIX}{}{STAGE_SUFFIX}", Uuid::now_v7()));
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        // The server runs as another user: it reads, nobody else writes.
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+        let file = options.open(&path).map_err(|e| fail("create the stage file", &path, e))?;
+        file.lock().map_err(|e| fail("lock", &path, e))?;
+        Ok(Self { path, file: std::io::BufWriter::with_capacity(1 << 20, file) })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> StoreResult<()> {
+        self.file.write_all(bytes).map_err(|error| self.failed(&error))
+    }
+
+    fn complete(&mut self) -> StoreResult<()> {
+        self.file.flush().map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &std::io::Error) -> StoreError {
+        let class = if error.kind() == std::io::ErrorKind::StorageFull { Class::Full } else { Class::Other };
+        StoreError::new(class, format!("cannot write {}: {}", self.path.display(), io_text(error)))
+    }
+
+    /// The path as an SQL string.
+    fn path_literal(&self) -> StoreResult<String> {
+        let path = self.path.to_str().ok_or_else(|| {
+            StoreError::new(Class::Other, format!("the stage directory {} is not UTF-8", self.path.display()))
+        })?;
+        Ok(format!("'{}'", path.replace('\'', "''")))
+    }
+}
+
+impl Drop for StageFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!("cannot remove the stage file {}: {}", self.path.display(), io_text(&error));
+        }
+    }
+}
+
+/// Removes stage files of processes that were killed: nobody holds their lock.
+fn sweep(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(STAGE_PREFIX)
+            && name.ends_with(STAGE_SUFFIX)
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
+}

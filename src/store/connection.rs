@@ -1,0 +1,380 @@
+//! One connection to either database, with the little that the rest needs: statements with arguments, rows as plain fields,
+//! transactions. SQL is made in this directory only, from checked and quoted names: the one place that asserts it is safe.
+
+use std::time::Duration;
+
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow, PgTypeInfo};
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous};
+use sqlx::{Arguments, AssertSqlSafe, Column as _, ConnectOptions, Connection as _, Row as _, TypeInfo, ValueRef};
+use uuid::Uuid;
+
+use super::error::{Class, StoreError, StoreResult};
+use super::sql::{Day, Dialect};
+use crate::config::DatabaseUrl;
+
+/// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls back.
+#[derive(Debug)]
+pub enum Connection {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+/// A statement's argument. `None` is null, of the variant's type.
+#[derive(Debug, Clone)]
+pub enum Arg<'a> {
+    Int(Option<i64>),
+    Text(Option<&'a str>),
+    Bytes(&'a [u8]),
+    Uuid(Uuid),
+    Day(Day),
+    /// Stored to the microsecond.
+    Time(Option<jiff::Timestamp>),
+}
+
+/// A field of a fetched row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Field {
+    Null,
+    Int(i64),
+    Real(f64),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Field {
+    /// The integer in it, for columns that are never null.
+    pub fn int(&self) -> i64 {
+        match self {
+            Self::Int(value) => *value,
+            other => panic!("expected an integer, found {other:?}"),
+        }
+    }
+
+    /// The integer in it, zero for null: what a sum over no rows means.
+    pub fn int_or_zero(&self) -> i64 {
+        if *self == Self::Null { 0 } else { self.int() }
+    }
+
+    /// The text in it, `None` for null.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Null => None,
+            Self::Text(value) => Some(value),
+            other => panic!("expected a text, found {other:?}"),
+        }
+    }
+
+    /// Takes the bytes out of it, empty for null.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Null => Vec::new(),
+            Self::Bytes(value) => value,
+            Self::Text(value) => value.into_bytes(),
+            other => panic!("expected bytes, found {other:?}"),
+        }
+    }
+}
+
+/// The options of a connection, parsed once from the database's URL.
+#[derive(Debug, Clone)]
+pub enum ConnectionOptions {
+    Postgres(Box<PgConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>),
+}
+
+impl ConnectionOptions {
+    /// The options for that URL. `lock_wait`: how long a statement waits for another process's SQLite lock.
+    ///
+    /// # Errors
+    /// If the rest of the URL does not fit its scheme.
+    pub fn new(url: &DatabaseUrl, lock_wait: Duration) -> StoreResult<Self> {
+        match url {
+            // WAL: readers never wait for the writer. NORMAL: a commit survives a killed process; a power cut may undo the
+            // last ones but never tears one.
+            DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(Box::new(
+                SqliteConnectOptions::new()
+                    .filename(path)
+                    .create_if_missing(true)
+                    .busy_timeout(lock_wait)
+                    .synchronous(SqliteSynchronous::Normal)
+                    .pragma("cache_size", "-16384")
+                    .pragma("temp_store", "file")
+                    .disable_statement_logging(),
+            ))),
+            // Compiling our statements takes longer than running them.
+            DatabaseUrl::Postgres(url) => Ok(Self::Postgres(Box::new(
+                url.expose()
+                    .parse::<PgConnectOptions>()?
+                    .application_name("dataloader")
+                    .options([("jit", "off")])
+                    .disable_statement_logging(),
+            ))),
+        }
+    }
+
+    /// Opens a connection; one attempt.
+    ///
+    /// # Errors
+    /// If the database is away, refuses, or is not there.
+    pub async fn connect(&self) -> StoreResult<Connection> {
+        match self {
+            Self::Postgres(options) => Ok(Connection::Postgres(PgConnection::connect_with(options).await?)),
+            Self::Sqlite(options) => {
+                let mut connection = SqliteConnection::connect_with(options).await?;
+                set_write_ahead_log(&mut connection).await?;
+                Ok(Connection::Sqlite(connection))
+            }
+        }
+    }
+}
+
+/// Switches a database file to WAL, which then stays in the file. Not through the connect options: those would write to a
+/// file that is already in WAL mode, or read-only, or locked.
+async fn set_write_ahead_log(connection: &mut SqliteConnection) -> StoreResult<()> {
+    let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
+    if mode != "wal" {
+        // A read-only file stays readable; the first write says that it is read-only.
+        if let Err(error) = sqlx::raw_sql("pragma journal_mode = wal").execute(connection).await.map_err(StoreError::from)
+            && error.class() != Class::ReadOnly
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+impl Connection {
+    /// Which SQL it speaks.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::Postgres(_) => Dialect::Postgres,
+            Self::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+
+    /// Runs a statement with arguments `$1`, `$2`, …; returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn execute(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<u64> {
+        let sql = AssertSqlSafe(sql.into());
+        Ok(match self {
+            Self::Postgres(connection) => {
+                sqlx::query_with(sql, postgres_arguments(args)?).execute(connection).await?.rows_affected()
+            }
+            Self::Sqlite(connection) => {
+                sqlx::query_with(sql, sqlite_arguments(args)?).execute(connection).await?.rows_affected()
+            }
+        })
+    }
+
+    /// Runs statements without arguments, separated by semicolons, each planned anew.
+    ///
+    /// # Errors
+    /// What the database says of the first that fails.
+    pub async fn run(&mut self, sql: impl Into<String>) -> StoreResult<u64> {
+        let sql = AssertSqlSafe(sql.into());
+        Ok(match self {
+            Self::Postgres(connection) => sqlx::raw_sql(sql).execute(connection).await?.rows_affected(),
+            Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(connection).await?.rows_affected(),
+        })
+    }
+
+    /// Runs a query with arguments; returns its rows. Columns are integers, floats, texts, bytes or UUIDs; anything else is
+    /// cast to text in the query.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn fetch(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<Vec<Vec<Field>>> {
+        let sql = AssertSqlSafe(sql.into());
+        match self {
+            Self::Postgres(connection) => {
+                let rows = sqlx::query_with(sql, postgres_arguments(args)?).fetch_all(connection).await?;
+                rows.iter().map(postgres_fields).collect()
+            }
+            Self::Sqlite(connection) => {
+                let rows = sqlx::query_with(sql, sqlite_arguments(args)?).fetch_all(connection).await?;
+                rows.iter().map(sqlite_fields).collect()
+            }
+        }
+    }
+
+    /// Runs a query that gives one row of one integer.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn fetch_int(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<i64> {
+        let rows = self.fetch(sql, args).await?;
+        Ok(rows.first().and_then(|row| row.first()).map_or(0, Field::int_or_zero))
+    }
+
+    /// Inserts rows, many to a statement. `into` is the table with its columns: `raw.loads (id, source)`; `on_conflict` is
+    /// appended to each statement.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn insert(&mut self, into: &str, on_conflict: &str, rows: &[Vec<Arg<'_>>]) -> StoreResult<()> {
+        /// SQLite's limit of parameters to a statement; PostgreSQL's is twice that.
+        const MAX_PARAMETERS: usize = 32_766;
+        let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
+        for rows in rows.chunks(MAX_PARAMETERS / width) {
+            let tuples: Vec<String> = (0..rows.len())
+                .map(|row| format!("({})", (1..=width).map(|i| format!("${}", row * width + i)).collect::<Vec<_>>().join(", ")))
+                .collect();
+            let args: Vec<Arg<'_>> = rows.iter().flatten().cloned().collect();
+            self.execute(format!("insert into {into} values {} {on_conflict}", tuples.join(", ")), &args).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction that will write. SQLite takes its write lock at once: one that upgrades later fails instead of
+    /// waiting.
+    ///
+    /// # Errors
+    /// What the database says; on SQLite also that the lock was not free in time.
+    pub async fn begin(&mut self) -> StoreResult<()> {
+        let begin = match self.dialect() {
+            Dialect::Postgres => "begin",
+            Dialect::Sqlite => "begin immediate",
+        };
+        self.run(begin).await.map(drop)
+    }
+
+    /// Commits the transaction.
+    ///
+    /// # Errors
+    /// What the database says. After a lost connection the outcome is unknown: whoever repeats the work must be able to see
+    /// whether it was done.
+    pub async fn commit(&mut self) -> StoreResult<()> {
+        self.run("commit").await.map(drop)
+    }
+
+    /// Rolls the transaction back.
+    ///
+    /// # Errors
+    /// If the connection is lost, in which case the database rolls back by itself.
+    pub async fn rollback(&mut self) -> StoreResult<()> {
+        self.run("rollback").await.map(drop)
+    }
+
+    /// Says goodbye. A connection that is only dropped leaves a line in PostgreSQL's log and SQLite's log unmerged.
+    pub async fn close(self) {
+        let closed = match self {
+            Self::Postgres(connection) => connection.close().await,
+            Self::Sqlite(connection) => connection.close().await,
+        };
+        if let Err(error) = closed {
+            tracing::debug!("closing the database connection: {error}");
+        }
+    }
+}
+
+fn postgres_arguments(args: &[Arg<'_>]) -> StoreResult<PgArguments> {
+    let mut out = PgArguments::default();
+    for arg in args {
+        match arg {
+            Arg::Int(value) => out.add(value),
+            Arg::Text(value) => out.add(value),
+            Arg::Bytes(value) => out.add(*value),
+            Arg::Uuid(value) => out.add(value),
+            Arg::Day(value) => out.add(PostgresDate(*value)),
+            Arg::Time(value) => out.add(value.map(PostgresTime)),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(out)
+}
+
+fn sqlite_arguments(args: &[Arg<'_>]) -> StoreResult<SqliteArguments> {
+    let mut out = SqliteArguments::default();
+    for arg in args {
+        match arg {
+            Arg::Int(value) => out.add(value),
+            Arg::Text(value) => out.add(value),
+            Arg::Bytes(value) => out.add(*value),
+            Arg::Uuid(value) => out.add(value.to_string()),
+            Arg::Day(value) => out.add(value.to_string()),
+            Arg::Time(value) => out.add(value.map(|time| time.strftime("%Y-%m-%d %H:%M:%S.%6f").to_string())),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(out)
+}
+
+/// Days from 1970-01-01 to PostgreSQL's epoch, 2000-01-01.
+pub(super) const POSTGRES_EPOCH_DAYS: i32 = 10_957;
+/// Microseconds from 1970-01-01 to PostgreSQL's epoch.
+pub(super) const POSTGRES_EPOCH_MICROS: i64 = POSTGRES_EPOCH_DAYS as i64 * 86_400_000_000;
+
+struct PostgresDate(Day);
+
+impl sqlx::Type<sqlx::Postgres> for PostgresDate {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1082)) // fixed in pg_type.dat
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Postgres> for PostgresDate {
+    fn encode_by_ref(&self, buffer: &mut sqlx::postgres::PgArgumentBuffer) -> Encoded {
+        buffer.extend_from_slice(&(self.0.0 - POSTGRES_EPOCH_DAYS).to_be_bytes());
+        Ok(sqlx::encode::IsNull::No)
+    }
+}
+
+struct PostgresTime(jiff::Timestamp);
+
+impl sqlx::Type<sqlx::Postgres> for PostgresTime {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1184)) // fixed in pg_type.dat
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Postgres> for PostgresTime {
+    fn encode_by_ref(&self, buffer: &mut sqlx::postgres::PgArgumentBuffer) -> Encoded {
+        buffer.extend_from_slice(&(self.0.as_microsecond() - POSTGRES_EPOCH_MICROS).to_be_bytes());
+        Ok(sqlx::encode::IsNull::No)
+    }
+}
+
+type Encoded = Result<sqlx::encode::IsNull, sqlx::error::BoxDynError>;
+
+fn postgres_fields(row: &PgRow) -> StoreResult<Vec<Field>> {
+    let mut fields = Vec::with_capacity(row.len());
+    for (i, column) in row.columns().iter().enumerate() {
+        let value = row.try_get_raw(i)?;
+        fields.push(if value.is_null() {
+            Field::Null
+        } else {
+            match column.type_info().name() {
+                "INT8" => Field::Int(row.try_get(i)?),
+                "INT4" => Field::Int(row.try_get::<i32, _>(i)?.into()),
+                "BOOL" => Field::Int(row.try_get::<bool, _>(i)?.into()),
+                "FLOAT8" => Field::Real(row.try_get(i)?),
+                "BYTEA" => Field::Bytes(row.try_get(i)?),
+                "UUID" => Field::Text(row.try_get::<Uuid, _>(i)?.to_string()),
+                _ => Field::Text(row.try_get(i)?),
+            }
+        });
+    }
+    Ok(fields)
+}
+
+fn sqlite_fields(row: &SqliteRow) -> StoreResult<Vec<Field>> {
+    let mut fields = Vec::with_capacity(row.len());
+    for i in 0..row.len() {
+        let value = row.try_get_raw(i)?;
+        fields.push(if value.is_null() {
+            Field::Null
+        } else {
+            // The value's own storage class: SQLite's declared types say little about computed columns.
+            match value.type_info().name() {
+                "INTEGER" => Field::Int(row.try_get_unchecked(i)?),
+                "REAL" => Field::Real(row.try_get_unchecked(i)?),
+                "BLOB" => Field::Bytes(row.try_get_unchecked(i)?),
+                _ => Field::Text(row.try_get_unchecked(i)?),
+            }
+        });
+    }
+    Ok(fields)
+}

@@ -1,0 +1,114 @@
+//! The seam to the databases: one set of statements for both, and what differs between them in `connection`, `sql`, `rows`
+//! and `append`.
+
+pub mod append; // rows into a raw table
+pub mod connection; // one connection to either database
+pub mod error; // what went wrong, by what can be done about it
+pub mod ledger; // loads and chunks
+pub mod lock; // what one process does at a time
+pub mod model; // the modelled tables
+pub mod rejects; // records that could not be loaded
+pub mod rows; // rows as each store takes them
+pub mod schema; // tables made and upgraded
+pub mod sql; // the two dialects
+pub mod upsert; // delta into master
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backon::BackoffBuilder;
+
+pub use append::{Appender, RawTable};
+pub use connection::{Arg, Connection, ConnectionOptions, Field};
+pub use error::{Class, StoreError, StoreResult};
+pub use rows::Rows;
+pub use sql::{Day, Dialect};
+
+use crate::config::DatabaseUrl;
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+
+/// A database that can be connected to.
+#[derive(Debug, Clone)]
+pub struct Database {
+    url: DatabaseUrl,
+    options: ConnectionOptions,
+}
+
+/// How long commands other than `run` wait for a database that is away.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+
+impl Database {
+    /// The database of that URL, not yet connected. `lock_wait`: how long a statement waits while another process holds
+    /// SQLite's write lock.
+    ///
+    /// # Errors
+    /// If the URL is wrong in more than its scheme.
+    pub fn new(url: &DatabaseUrl, lock_wait: Duration) -> Result<Self> {
+        let options = ConnectionOptions::new(url, lock_wait)
+            .map_err(|error| Error::usage(format!("the database URL {url} is wrong: {error}")))?;
+        Ok(Self { url: url.clone(), options })
+    }
+
+    /// Which SQL it speaks.
+    pub fn dialect(&self) -> Dialect {
+        match self.options {
+            ConnectionOptions::Postgres(_) => Dialect::Postgres,
+            ConnectionOptions::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+
+    /// One attempt to connect.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub async fn connect_once(&self) -> StoreResult<Connection> {
+        self.options.connect().await
+    }
+
+    /// Connects; while the database is away, tries again with jittered backoff for ten seconds.
+    ///
+    /// # Errors
+    /// If the database refuses this user or stays away.
+    pub async fn connect(&self) -> Result<Connection> {
+        let started = Instant::now();
+        for pause in retry_pauses() {
+            let error = match tokio::time::timeout(GIVE_UP_AFTER, self.options.connect()).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => error,
+                Err(_) => StoreError::new(Class::Unavailable, "no answer"),
+            };
+            if error.class() != Class::Unavailable || started.elapsed() + pause > GIVE_UP_AFTER {
+                return Err(self.explain(error));
+            }
+            tracing::debug!("cannot connect to {}: {error}; trying again", self.url);
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("the pauses never end")
+    }
+
+    /// Connects and makes sure that the tables are there.
+    ///
+    /// # Errors
+    /// If the database refuses or stays away, or its tables do not fit the datasets.
+    pub async fn open(&self, datasets: &[Arc<Dataset>]) -> Result<Connection> {
+        let mut connection = self.connect().await?;
+        schema::ensure(&mut connection, datasets).await.map_err(|error| error.context(&self.url))?;
+        Ok(connection)
+    }
+
+    /// The error for the user, with the URL in front.
+    pub fn explain(&self, error: StoreError) -> Error {
+        Error::from(error).context(&self.url)
+    }
+}
+
+/// Pauses between attempts: jittered, doubling from 50 ms to 5 s, without end.
+pub fn retry_pauses() -> impl Iterator<Item = Duration> {
+    backon::ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(5))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

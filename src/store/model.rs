@@ -1,0 +1,299 @@
+//! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
+
+use std::collections::BTreeSet;
+
+use super::connection::{Arg, Connection};
+use super::error::StoreResult;
+use super::lock::{self, Lock};
+use super::sql::{Day, Dialect, Schema, day_literals, quote};
+use crate::dataset::{ColumnType, Dataset};
+
+/// Which days a refresh recomputes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Days {
+    All,
+    These(BTreeSet<Day>),
+}
+
+impl Days {
+    /// No day of its own: those that are marked are refreshed in any case.
+    pub fn none() -> Self {
+        Self::These(BTreeSet::new())
+    }
+}
+
+/// A modelled table: the totals per day, or per day and one dimension.
+struct ModelTable<'a> {
+    dataset: &'a Dataset,
+    /// Index of the dimension's column.
+    dimension: Option<usize>,
+}
+
+/// The modelled tables of a dataset, the totals per day first; none without a `day`.
+fn tables(dataset: &Dataset) -> Vec<ModelTable<'_>> {
+    if dataset.day.is_none() {
+        return Vec::new();
+    }
+    let dimensions = dataset.model.dimensions.iter().map(|column| Some(*column));
+    std::iter::once(None).chain(dimensions).map(|dimension| ModelTable { dataset, dimension }).collect()
+}
+
+/// The names of a dataset's modelled tables, without schema, the totals per day first; none without a `day`.
+pub fn table_names(dataset: &Dataset) -> Vec<String> {
+    tables(dataset).iter().map(ModelTable::name).collect()
+}
+
+/// The names of a modelled table's columns, in order.
+pub fn column_names(dataset: &Dataset, table: &str) -> Vec<String> {
+    tables(dataset).iter().find(|t| t.name() == table).map(ModelTable::columns).unwrap_or_default()
+}
+
+impl ModelTable<'_> {
+    fn name(&self) -> String {
+        let name = &self.dataset.name;
+        match self.dimension {
+            None => format!("{name}_by_date"),
+            Some(column) => format!("{name}_by_date_{}", self.dataset.columns[column].name),
+        }
+    }
+
+    fn columns(&self) -> Vec<String> {
+        let name = &self.dataset.name;
+        let dimension = self.dimension.map(|column| self.dataset.columns[column].name.clone());
+        let distinct = self.dataset.model.distinct.iter().map(|(name, _)| name.clone());
+        let totals = [format!("total_{name}"), format!("unique_{name}")];
+        std::iter::once("date".to_owned()).chain(dimension).chain(totals).chain(distinct).collect()
+    }
+
+    fn column_list(&self) -> String {
+        self.columns().iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn create(&self, dialect: Dialect) -> String {
+        let dimension = self.dimension.map(|column| &self.dataset.columns[column]);
+        let columns: Vec<String> = self
+            .columns()
+            .iter()
+            .map(|name| match (name.as_str(), dimension) {
+                ("date", _) => format!("{} {} not null", quote(name), dialect.column_type(ColumnType::Date)),
+                (name, Some(column)) if name == column.name => {
+                    format!("{} {}", quote(name), dialect.column_type(column.column_type))
+                }
+                (name, _) => format!("{} bigint not null", quote(name)),
+            })
+            .collect();
+        format!("create table {} ({})", dialect.table(Schema::Modelled, &self.name()), columns.join(", "))
+    }
+
+    /// The rows of this table for the raw rows that `filter` leaves, in the order of the columns. Counts distinct values by
+    /// grouping by them first: `count(distinct …)` would sort.
+    fn compute(&self, dialect: Dialect, filter: &str) -> String {
+        let dataset = self.dataset;
+        let raw = dialect.table(Schema::Raw, &dataset.name);
+        let day = dialect.day(dataset.day_column().expect("only datasets with a day have modelled tables"));
+        let column = |index: usize| quote(&dataset.columns[index].name);
+
+        // Inside, the grouping columns are called d and g, whatever the dataset calls its own.
+        let group = if self.dimension.is_some() { "d, g" } else { "d" };
+        let grouped = match self.dimension {
+            None => format!("{day} as d"),
+            Some(dimension) => format!("{day} as d, {} as g", column(dimension)),
+        };
+        let count = dataset.model.distinct.len();
+        // One column per distinct count: the part that counts it says how many, the others add nothing.
+        let counts = |counted: Option<usize>| -> String {
+            (0..count).map(|i| format!(", {} as c{i}", if Some(i) == counted { "count(*)" } else { "0" })).collect()
+        };
+        let sums: String = (0..count).map(|i| format!(", sum(c{i})")).collect();
+
+        let keys: Vec<String> = dataset.key.iter().enumerate().map(|(i, k)| format!("{} as k{i}", column(*k))).collect();
+        let key_names: Vec<String> = (0..keys.len()).map(|i| format!("k{i}")).collect();
+        let mut parts = vec![format!(
+            "select {group}, sum(n) as total, count(*) as uniq{counts} from \
+             (select {group}, count(*) as n from (select {grouped}, {keys} from {raw}{filter}) r group by {group}, {key_names}) k \
+             group by {group}",
+            counts = counts(None),
+            keys = keys.join(", "),
+            key_names = key_names.join(", "),
+        )];
+        for (i, (_, counted)) in dataset.model.distinct.iter().enumerate() {
+            let value = column(*counted);
+            let and = if filter.is_empty() { " where" } else { " and" };
+            parts.push(format!(
+                "select {group}, 0 as total, 0 as uniq{counts} from \
+                 (select distinct {grouped}, {value} as v from {raw}{filter}{and} {value} is not null) v group by {group}",
+                counts = counts(Some(i)),
+            ));
+        }
+        format!("select {group}, sum(total), sum(uniq){sums} from ({}) p group by {group}", parts.join(" union all "))
+    }
+}
+
+/// What the modelled tables were made for: their names, then all that their rows depend on. Identifiers, commas, semicolons.
+pub fn definition(dataset: &Dataset) -> String {
+    let Some(day) = dataset.day_column() else { return String::new() };
+    let name = |index: &usize| dataset.columns[*index].name.clone();
+    let key: Vec<String> = dataset.key.iter().map(name).collect();
+    let distinct: Vec<String> = dataset.model.distinct.iter().map(|(as_name, column)| format!("{as_name} {}", name(column))).collect();
+    format!(
+        "{};day {} {};key {};distinct {}",
+        table_names(dataset).join(","),
+        day.name,
+        day.column_type.name(),
+        key.join(","),
+        distinct.join(",")
+    )
+}
+
+/// The statements that replace the modelled tables of an `old` definition by those of the dataset's own, still empty, with a
+/// mark on every day that has raw rows.
+pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<String> {
+    let mut statements = Vec::new();
+    if dataset.name == "events" {
+        statements.push(format!("drop view if exists {}", dialect.table(Schema::Modelled, "fact_events")));
+    }
+    let old_tables = old.and_then(|old| old.split(';').next()).unwrap_or_default();
+    let new_tables = tables(dataset);
+    let names: BTreeSet<String> =
+        old_tables.split(',').filter(|name| !name.is_empty()).map(str::to_owned).chain(new_tables.iter().map(ModelTable::name)).collect();
+    statements.extend(names.iter().map(|name| format!("drop table if exists {}", dialect.table(Schema::Modelled, name))));
+    statements.extend(new_tables.iter().map(|table| table.create(dialect)));
+    // A refresh deletes the rows of its days.
+    statements.extend(new_tables.iter().map(|table| {
+        let index = quote(&format!("{}.date", dialect.bare_table(Schema::Modelled, &table.name())));
+        format!("create index {index} on {} (\"date\")", dialect.table(Schema::Modelled, &table.name()))
+    }));
+    if let Some(day) = dataset.day_column() {
+        statements.push(format!(
+            "insert into {} (dataset, day) select '{}', d from (select distinct {} as d from {}) days",
+            dialect.table(Schema::Dataloader, "changed_days"),
+            dataset.name,
+            dialect.day(day),
+            dialect.table(Schema::Raw, &dataset.name),
+        ));
+    }
+    statements.extend(fact_events(dialect, dataset));
+    statements
+}
+
+/// The view for queries that know one wide table; needs both dimensions and the count of users.
+fn fact_events(dialect: Dialect, dataset: &Dataset) -> Option<String> {
+    let has = |dimension: &str| dataset.model.dimensions.iter().any(|i| dataset.columns[*i].name == dimension);
+    let counts_users = dataset.model.distinct.iter().any(|(name, _)| name == "unique_users");
+    if dataset.name != "events" || !has("organization_name") || !has("user_type") || !counts_users {
+        return None;
+    }
+    let day = dialect.day(dataset.day_column()?);
+    let table = |name: &str| dialect.table(Schema::Modelled, name);
+    Some(format!(
+        "create view {view} as \
+         select c.d as received_at, c.organization_name, c.user_type, \
+                d.total_events as total_events_by_date, d.unique_users as total_events_by_date_unique_users, \
+                o.total_events as total_events_by_date_by_org, u.total_events as total_events_by_date_by_usertype \
+         from (select distinct {day} as d, organization_name, user_type from {raw}) c \
+         join {by_date} d on d.\"date\" = c.d \
+         join {by_organization} o on o.\"date\" = c.d and {same_organization} \
+         join {by_type} u on u.\"date\" = c.d and {same_type}",
+        view = table("fact_events"),
+        raw = dialect.table(Schema::Raw, "events"),
+        by_date = table("events_by_date"),
+        by_organization = table("events_by_date_organization_name"),
+        by_type = table("events_by_date_user_type"),
+        same_organization = dialect.same("o.organization_name", "c.organization_name"),
+        same_type = dialect.same("u.user_type", "c.user_type"),
+    ))
+}
+
+/// Appends a mark for each day, in the transaction that changes its rows.
+///
+/// # Errors
+/// If the database fails.
+pub async fn mark(connection: &mut Connection, dataset: &Dataset, days: impl IntoIterator<Item = Day>) -> StoreResult<()> {
+    let rows: Vec<Vec<Arg<'_>>> = days.into_iter().map(|day| vec![Arg::Text(Some(&dataset.name)), Arg::Day(day)]).collect();
+    let marks = connection.dialect().table(Schema::Dataloader, "changed_days");
+    connection.insert(&format!("{marks} (dataset, day)"), "", &rows).await
+}
+
+/// Whether any day of the dataset is marked.
+///
+/// # Errors
+/// If the database fails.
+pub async fn is_pending(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+    let marks = connection.dialect().table(Schema::Dataloader, "changed_days");
+    let sql = format!("select count(*) from (select 1 from {marks} where dataset = $1 limit 1) m");
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&dataset.name))]).await? > 0)
+}
+
+/// Inside a transaction: refreshes the given days and all marked ones; returns how many, `None` for all there are. The
+/// lock comes first and the rows are read after it, so that of two refreshes the later has seen all that the earlier saw; a mark
+/// that is committed while this runs stays, and is refreshed next time.
+///
+/// # Errors
+/// If the database fails.
+pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days) -> StoreResult<Option<usize>> {
+    if dataset.day.is_none() {
+        return Ok(Some(0));
+    }
+    lock::transaction(connection, Lock::Model(&dataset.name)).await?;
+    let dialect = connection.dialect();
+    let marks = dialect.table(Schema::Dataloader, "changed_days");
+    let cast = if dialect == Dialect::Postgres { "::text" } else { "" };
+    let marked = connection
+        .fetch(format!("delete from {marks} where dataset = $1 returning day{cast}"), &[Arg::Text(Some(&dataset.name))])
+        .await?;
+    let (filter, recomputed, count) = match days {
+        Days::All => (String::new(), String::new(), None),
+        Days::These(mut days) => {
+            days.extend(marked.iter().filter_map(|row| row[0].text().and_then(Day::parse)));
+            if days.is_empty() {
+                return Ok(Some(0));
+            }
+            let count = days.len();
+            let day = dialect.day(dataset.day_column().expect("checked above"));
+            let list = day_literals(days);
+            (format!(" where {day} in ({list})"), format!(" where \"date\" in ({list})"), Some(count))
+        }
+    };
+    for table in tables(dataset) {
+        let modelled = dialect.table(Schema::Modelled, &table.name());
+        connection.run(format!("delete from {modelled}{recomputed}")).await?;
+        let columns = table.column_list();
+        connection.run(format!("insert into {modelled} ({columns}) {}", table.compute(dialect, &filter))).await?;
+    }
+    Ok(count)
+}
+
+/// A modelled table that differs from a recomputation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Difference {
+    pub table: String,
+    /// Rows that the table has and should not have.
+    pub surplus: i64,
+    /// Rows that it should have and has not.
+    pub missing: i64,
+}
+
+/// Compares every modelled table with a full recomputation, at a moment at which no day is marked: it refreshes those that
+/// are, and nobody else refreshes or sees rows that this does not.
+///
+/// # Errors
+/// If the database fails.
+pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Vec<Difference>> {
+    let dialect = connection.dialect();
+    let mut differences = Vec::new();
+    for table in tables(dataset) {
+        // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
+        let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
+        let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
+        let have =
+            counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
+        let want = counted(&table.compute(dialect, ""));
+        let count = |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
+        let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
+        let missing = connection.fetch_int(count(&want, &have), &[]).await?;
+        if surplus != 0 || missing != 0 {
+            differences.push(Difference { table: table.name(), surplus, missing });
+        }
+    }
+    Ok(differences)
+}

@@ -1,0 +1,116 @@
+//! The rejects: records that could not be loaded, kept with their original bytes until they can.
+
+use super::connection::{Arg, Connection};
+use super::error::StoreResult;
+use super::ledger::int;
+use super::sql::Schema;
+use crate::dataset::Dataset;
+use crate::record::row::Reject;
+
+/// Writes rejects of a load.
+///
+/// # Errors
+/// If the database fails.
+pub async fn insert(connection: &mut Connection, load_id: i64, dataset: &Dataset, rejects: &[Reject]) -> StoreResult<()> {
+    let rows: Vec<Vec<Arg<'_>>> = rejects
+        .iter()
+        .map(|reject| {
+            vec![
+                Arg::Int(Some(load_id)),
+                Arg::Text(Some(&dataset.name)),
+                int(reject.ordinal),
+                int(reject.byte_offset),
+                Arg::Text(Some(reject.reason.as_str())),
+                Arg::Text(Some(&reject.detail)),
+                Arg::Bytes(&reject.record),
+            ]
+        })
+        .collect();
+    let rejects = connection.dialect().table(Schema::Raw, "rejects");
+    connection.insert(&format!("{rejects} (load_id, dataset, ordinal, byte_offset, reason, detail, record)"), "", &rows).await
+}
+
+/// Deletes the rejects of earlier loads of a source: a new load of it says anew what is wrong with it.
+///
+/// # Errors
+/// If the database fails.
+pub async fn supersede(connection: &mut Connection, dataset: &Dataset, source: &str) -> StoreResult<()> {
+    let dialect = connection.dialect();
+    let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
+    let sql =
+        format!("delete from {rejects} where load_id in (select id from {loads} where dataset = $1 and source = $2 and rows_rejected > 0)");
+    connection.execute(sql, &[Arg::Text(Some(&dataset.name)), Arg::Text(Some(source))]).await.map(drop)
+}
+
+/// An open reject as `rejects list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct OpenReject {
+    pub load_id: i64,
+    pub dataset: String,
+    pub source: String,
+    pub ordinal: i64,
+    pub byte_offset: i64,
+    pub reason: String,
+    pub detail: String,
+    #[serde(skip)]
+    pub record: Vec<u8>,
+}
+
+/// Where a page of rejects begins: behind this load and ordinal.
+pub type Cursor = (i64, i64);
+
+/// A page of the open rejects of the named datasets (of all without names), in the order of load and ordinal.
+///
+/// # Errors
+/// If the database fails.
+pub async fn page(connection: &mut Connection, datasets: &[String], after: Cursor, limit: u32) -> StoreResult<Vec<OpenReject>> {
+    let dialect = connection.dialect();
+    let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
+    let mut args = vec![Arg::Int(Some(after.0)), Arg::Int(Some(after.1))];
+    let mut filter = String::new();
+    if !datasets.is_empty() {
+        let places: Vec<String> = (0..datasets.len()).map(|i| format!("${}", i + 3)).collect();
+        filter = format!(" and r.dataset in ({})", places.join(", "));
+        args.extend(datasets.iter().map(|name| Arg::Text(Some(name))));
+    }
+    let sql = format!(
+        "select r.load_id, r.dataset, l.source, r.ordinal, r.byte_offset, r.reason, r.detail, r.record \
+         from {rejects} r join {loads} l on l.id = r.load_id \
+         where (r.load_id, r.ordinal) > ($1, $2){filter} order by r.load_id, r.ordinal limit {limit}"
+    );
+    let rows = connection.fetch(sql, &args).await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let [load_id, dataset, source, ordinal, byte_offset, reason, detail, record] =
+                <[_; 8]>::try_from(row).expect("eight columns were selected");
+            let text = |field: super::Field| field.text().unwrap_or_default().to_owned();
+            OpenReject {
+                load_id: load_id.int(),
+                dataset: text(dataset),
+                source: text(source),
+                ordinal: ordinal.int(),
+                byte_offset: byte_offset.int(),
+                reason: text(reason),
+                detail: text(detail),
+                record: record.into_bytes(),
+            }
+        })
+        .collect())
+}
+
+/// Deletes rejects that were loaded.
+///
+/// # Errors
+/// If the database fails.
+pub async fn delete(connection: &mut Connection, loaded: &[&OpenReject]) -> StoreResult<()> {
+    if loaded.is_empty() {
+        return Ok(());
+    }
+    let rejects = connection.dialect().table(Schema::Raw, "rejects");
+    let places: Vec<String> = (0..loaded.len()).map(|i| format!("(${}, ${})", 2 * i + 1, 2 * i + 2)).collect();
+    let args: Vec<Arg<'_>> =
+        loaded.iter().flat_map(|reject| [Arg::Int(Some(reject.load_id)), Arg::Int(Some(reject.ordinal))]).collect();
+    let sql = format!("delete from {rejects} where (load_id, ordinal) in (values {})", places.join(", "));
+    connection.execute(sql, &args).await.map(drop)
+}

@@ -1,0 +1,200 @@
+//! The tables: the fixed ones by migrations, the datasets' own from their definitions. A table that does not fit its
+//! definition any more gets the columns that are new; any other difference is an error that says what differs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use sqlx::Connection as _;
+use sqlx::migrate::{MigrateError, Migrator};
+
+use super::connection::Connection;
+use super::error::{StoreError, StoreResult};
+use super::lock::{self, Lock};
+use super::model;
+use super::sql::{Dialect, Schema, quote, raw_columns};
+use crate::dataset::{ColumnType, Dataset};
+use crate::error::{Error, Result};
+
+static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations"));
+static SQLITE: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/sqlite"), "dataloader_migrations"));
+
+/// Not in `public` and not under sqlx's own name: PostgreSQL 15 lets nobody create there, and other programs use sqlx too.
+fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
+    migrator.dangerous_set_table_name(name);
+    // We hold a lock of our own.
+    migrator.set_locking(false);
+    migrator
+}
+
+/// Brings the database to what this program and these datasets need; does nothing, and locks nothing, where it is so already.
+///
+/// # Errors
+/// If a table differs from its definition in more than missing columns, if the database was made by a newer version of the
+/// program, or if it fails.
+pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<()> {
+    if is_migrated(connection).await? && plan(connection, datasets).await?.is_empty() {
+        return Ok(());
+    }
+    match connection.dialect() {
+        // DDL of two sessions at once fails even with IF NOT EXISTS: one at a time.
+        Dialect::Postgres => {
+            lock::session(connection, Lock::Schema).await?;
+            let done = migrate_and_apply(connection, datasets).await;
+            lock::release(connection, Lock::Schema).await?;
+            done
+        }
+        Dialect::Sqlite => migrate_and_apply(connection, datasets).await,
+    }
+}
+
+async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<()> {
+    match connection {
+        Connection::Postgres(connection) => {
+            sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await.map_err(StoreError::from)?;
+            POSTGRES.run_direct(None, connection, false).await.map_err(migration_error)?;
+        }
+        Connection::Sqlite(connection) => {
+            let mut transaction = connection.begin_with("begin immediate").await.map_err(StoreError::from)?;
+            SQLITE.run_direct(None, &mut *transaction, false).await.map_err(migration_error)?;
+            transaction.commit().await.map_err(StoreError::from)?;
+        }
+    }
+    connection.begin().await?;
+    let statements = plan(connection, datasets).await?;
+    for statement in statements {
+        connection.run(statement).await?;
+    }
+    connection.commit().await?;
+    Ok(())
+}
+
+fn migration_error(error: MigrateError) -> Error {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::from(error).into(),
+        MigrateError::VersionMissing(version) => {
+            Error::failed(format!("the database has migration {version}, which this version of dataloader does not know"))
+                .hint("use the newer version of dataloader that made it")
+        }
+        other => Error::failed(format!("cannot bring the database's tables up to date: {other}")),
+    }
+}
+
+async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
+    let dialect = connection.dialect();
+    let exists = match dialect {
+        Dialect::Postgres => "select (to_regclass('dataloader.migrations') is not null)::int::bigint",
+        Dialect::Sqlite => "select count(*) from sqlite_schema where name = 'dataloader_migrations'",
+    };
+    if connection.fetch_int(exists, &[]).await? == 0 {
+        return Ok(false);
+    }
+    let known = match dialect {
+        Dialect::Postgres => &POSTGRES,
+        Dialect::Sqlite => &SQLITE,
+    };
+    let newest = known.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let table = dialect.table(Schema::Dataloader, "migrations");
+    Ok(connection.fetch_int(format!("select max(version) from {table} where success"), &[]).await? == newest)
+}
+
+/// The statements that are missing between the catalogue and the definitions.
+async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<Vec<String>> {
+    let dialect = connection.dialect();
+    let catalogue = catalogue(connection).await?;
+    let definitions = dialect.table(Schema::Dataloader, "datasets");
+    let known: HashMap<String, String> = connection
+        .fetch(format!("select name, definition from {definitions}"), &[])
+        .await?
+        .into_iter()
+        .map(|row| (row[0].text().unwrap_or_default().to_owned(), row[1].text().unwrap_or_default().to_owned()))
+        .collect();
+
+    let mut statements = Vec::new();
+    for dataset in datasets {
+        for (table, is_delta) in [(dataset.name.clone(), false), (format!("{}_delta", dataset.name), true)] {
+            match catalogue.get(&dialect.bare_table(Schema::Raw, &table)) {
+                Some(columns) => statements.extend(missing_columns(dialect, dataset, &table, columns)?),
+                None => {
+                    statements.push(create_raw(dialect, dataset, &table, is_delta));
+                    if let (false, Some(day)) = (is_delta, dataset.day_column()) {
+                        // The refresh of a day reads that day only. A dot cannot be in a dataset's name, so no table has this one.
+                        let index = quote(&format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name)));
+                        let raw = dialect.table(Schema::Raw, &table);
+                        statements.push(format!("create index {index} on {raw} (({}))", dialect.day(day)));
+                    }
+                }
+            }
+        }
+        let definition = model::definition(dataset);
+        let old = known.get(&dataset.name);
+        if old != Some(&definition) {
+            statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
+            let name = &dataset.name;
+            // A definition is made of identifiers and punctuation: nothing to escape.
+            statements.push(format!(
+                "insert into {definitions} (name, definition) values ('{name}', '{definition}') \
+                 on conflict (name) do update set definition = excluded.definition"
+            ));
+        }
+    }
+    Ok(statements)
+}
+
+/// The tables of the schema `raw`, each with its columns and their types in order.
+type Catalogue = HashMap<String, Vec<(String, String)>>;
+
+async fn catalogue(connection: &mut Connection) -> StoreResult<Catalogue> {
+    let sql = match connection.dialect() {
+        Dialect::Postgres => {
+            "select c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod) \
+             from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = 'raw' and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped order by c.oid, a.attnum"
+        }
+        Dialect::Sqlite => {
+            "select t.name, c.name, lower(c.type) from sqlite_schema t join pragma_table_info(t.name) c \
+             where t.type = 'table' and t.name like 'raw\\_%' escape '\\' order by t.name, c.cid"
+        }
+    };
+    let mut catalogue = Catalogue::new();
+    for row in connection.fetch(sql, &[]).await? {
+        let text = |i: usize| row[i].text().unwrap_or_default().to_owned();
+        catalogue.entry(text(0)).or_default().push((text(1), text(2)));
+    }
+    Ok(catalogue)
+}
+
+fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) -> String {
+    let columns: Vec<String> =
+        raw_columns(dataset).map(|(name, column_type)| format!("{} {}", quote(name), dialect.column_type(column_type))).collect();
+    // The delta can be made again from the files: not worth a log.
+    let unlogged = if is_delta && dialect == Dialect::Postgres { "unlogged " } else { "" };
+    format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
+}
+
+/// `ALTER TABLE` for each column that the definition has and the table has not.
+fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(String, String)]) -> Result<Vec<String>> {
+    let raw = dialect.table(Schema::Raw, table);
+    let defined: Vec<(&str, ColumnType)> = raw_columns(dataset).collect();
+    let mut differences = Vec::new();
+    for (name, found_type) in found {
+        match defined.iter().find(|(defined, _)| defined == name) {
+            None => differences.push(format!("the table has a column {name}, which the definition does not name")),
+            Some((_, defined)) if dialect.column_type(*defined) != found_type => differences.push(format!(
+                "column {name} is {found_type} in the table, and {} in the definition",
+                dialect.column_type(*defined)
+            )),
+            Some(_) => {}
+        }
+    }
+    if !differences.is_empty() {
+        return Err(Error::failed(format!("table {raw} does not fit dataset {}: {}", dataset.name, differences.join("; ")))
+            .hint("change the definition in dataloader.toml back, or alter or rename the table"));
+    }
+    Ok(defined
+        .into_iter()
+        .filter(|(name, _)| !found.iter().any(|(found, _)| found == name))
+        .map(|(name, column_type)| {
+            format!("alter table {raw} add column {} {}", quote(name), dialect.column_type(column_type))
+        })
+        .collect())
+}

@@ -1,0 +1,154 @@
+//! The two dialects: how names, types and days are written in each. All SQL with outside names is made from these pieces;
+//! identifiers were checked when the configuration was read and are always quoted.
+
+use crate::dataset::{Column, ColumnType, Dataset};
+
+/// Which SQL is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+/// Where a table lives: a schema in PostgreSQL, a prefix of its name in SQLite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schema {
+    /// The rows as they came and the ledger of loads.
+    Raw,
+    /// The totals per day.
+    Modelled,
+    /// What the program keeps for itself: applied migrations, known datasets, days to refresh.
+    Dataloader,
+}
+
+impl Schema {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Modelled => "modelled",
+            Self::Dataloader => "dataloader",
+        }
+    }
+}
+
+impl Dialect {
+    /// The quoted name of a table, ready for SQL.
+    pub fn table(self, schema: Schema, name: &str) -> String {
+        match self {
+            Self::Postgres => format!("{}.{}", schema.name(), quote(name)),
+            Self::Sqlite => quote(&self.bare_table(schema, name)),
+        }
+    }
+
+    /// The name of a table as the catalogue knows it, without its schema and unquoted.
+    pub fn bare_table(self, schema: Schema, name: &str) -> String {
+        match self {
+            Self::Postgres => name.to_owned(),
+            Self::Sqlite => format!("{}_{name}", schema.name()),
+        }
+    }
+
+    /// The type of a column in `CREATE TABLE`. SQLite takes any type name and derives the storage from it: the second word
+    /// keeps exact decimals and times as text, the first lets [`super::schema`] see when a definition changes.
+    pub fn column_type(self, column_type: ColumnType) -> &'static str {
+        match (self, column_type) {
+            (_, ColumnType::Text) => "text",
+            (_, ColumnType::BigInt) => "bigint",
+            (_, ColumnType::Double) => "double precision",
+            (Self::Postgres, ColumnType::Numeric) => "numeric",
+            (Self::Postgres, ColumnType::Boolean) => "boolean",
+            (Self::Postgres, ColumnType::Date) => "date",
+            (Self::Postgres, ColumnType::Timestamp) => "timestamp without time zone",
+            (Self::Postgres, ColumnType::TimestampTz) => "timestamp with time zone",
+            (Self::Postgres, ColumnType::Uuid) => "uuid",
+            (Self::Postgres, ColumnType::Jsonb) => "jsonb",
+            (Self::Sqlite, ColumnType::Numeric) => "numeric text",
+            (Self::Sqlite, ColumnType::Boolean) => "boolean integer",
+            (Self::Sqlite, ColumnType::Date) => "date text",
+            (Self::Sqlite, ColumnType::Timestamp) => "timestamp text",
+            (Self::Sqlite, ColumnType::TimestampTz) => "timestamptz text",
+            (Self::Sqlite, ColumnType::Uuid) => "uuid text",
+            (Self::Sqlite, ColumnType::Jsonb) => "jsonb text",
+        }
+    }
+
+    /// The UTC date of a date or time column, as the modelled tables group by it and the day index holds it.
+    pub fn day(self, column: &Column) -> String {
+        let name = quote(&column.name);
+        match (self, column.column_type) {
+            (_, ColumnType::Date) => name,
+            (Self::Postgres, ColumnType::TimestampTz) => format!("({name} at time zone 'UTC')::date"),
+            (Self::Postgres, _) => format!("{name}::date"),
+            (Self::Sqlite, _) => format!("substr({name}, 1, 10)"),
+        }
+    }
+
+    /// Compares two expressions with nulls equal. Neither hashes nor uses an index in PostgreSQL: not for large joins.
+    pub fn same(self, left: &str, right: &str) -> String {
+        match self {
+            Self::Postgres => format!("{left} is not distinct from {right}"),
+            Self::Sqlite => format!("{left} is {right}"),
+        }
+    }
+
+    /// The time of the clock, to the precision that the database has.
+    pub fn now(self) -> &'static str {
+        match self {
+            Self::Postgres => "clock_timestamp()",
+            Self::Sqlite => "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
+        }
+    }
+}
+
+/// The columns of a dataset's raw tables besides its own, in order.
+pub const GENERATED_COLUMNS: [(&str, ColumnType); 2] = [("_extra", ColumnType::Jsonb), ("_load_id", ColumnType::BigInt)];
+
+/// Every column of a dataset's raw tables with its type, in order.
+pub fn raw_columns(dataset: &Dataset) -> impl Iterator<Item = (&str, ColumnType)> {
+    dataset.columns.iter().map(|c| (c.name.as_str(), c.column_type)).chain(GENERATED_COLUMNS)
+}
+
+/// The quoted names of every column of a dataset's raw tables, separated by commas.
+pub fn raw_column_list(dataset: &Dataset) -> String {
+    raw_columns(dataset).map(|(name, _)| quote(name)).collect::<Vec<_>>().join(", ")
+}
+
+/// Quotes an identifier.
+pub fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `$1, $2, …`: understood by both.
+pub fn placeholders(count: usize) -> String {
+    (1..=count).map(|i| format!("${i}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A list of days as SQL literals, for `IN (…)`: both dialects read them as dates in that place.
+pub fn day_literals(days: impl IntoIterator<Item = Day>) -> String {
+    days.into_iter().map(|day| format!("'{day}'")).collect::<Vec<_>>().join(", ")
+}
+
+/// A UTC date as days since 1970-01-01; shown as `YYYY-MM-DD`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(pub i32);
+
+impl Day {
+    /// The day of a `YYYY-MM-DD` text.
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self::of)
+    }
+
+    /// The day of a date.
+    pub fn of(date: jiff::civil::Date) -> Self {
+        Self(date.since(EPOCH).expect("two dates are always some days apart").get_days())
+    }
+}
+
+impl std::fmt::Display for Day {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let date = EPOCH.checked_add(jiff::Span::new().days(self.0)).expect("days come from dates of the years 1 to 9999");
+        write!(f, "{date}")
+    }
+}
+
+const EPOCH: jiff::civil::Date = jiff::civil::date(1970, 1, 1);

@@ -1,0 +1,112 @@
+//! The batch upsert: what the master has under a key of the delta goes, then all of the delta comes in.
+
+use super::append::RawTable;
+use super::connection::{Arg, Connection};
+use super::error::StoreResult;
+use super::sql::{Dialect, Schema, quote, raw_column_list};
+use crate::dataset::Dataset;
+
+/// Inside a transaction: empties the delta.
+///
+/// # Errors
+/// If the database fails.
+pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    let dialect = connection.dialect();
+    let delta = RawTable::Delta.of(dialect, dataset);
+    let sql = match dialect {
+        Dialect::Postgres => format!("truncate {delta}"),
+        Dialect::Sqlite => format!("delete from {delta}"),
+    };
+    connection.run(sql).await.map(drop)
+}
+
+/// Inside a transaction: moves the delta's rows into the master; returns how many master rows they replaced. Days that lose
+/// rows are marked as changed where the delta's own days do not tell.
+///
+/// # Errors
+/// If the database fails or refuses a row.
+pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<u64> {
+    let dialect = connection.dialect();
+    let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
+    if dialect == Dialect::Postgres {
+        connection.run(format!("analyze {delta}")).await?;
+    }
+    let mut replaced = 0;
+    let has_rows = connection.fetch_int(format!("select count(*) from (select 1 from {master} limit 1) m"), &[]).await? > 0;
+    if has_rows && dataset.day.is_none() {
+        replaced = connection.run(format!("delete from {master}")).await?;
+    } else if has_rows {
+        for condition in same_key(connection, dataset, &delta).await? {
+            let moves_days = dataset.day.is_some_and(|day| !dataset.key.contains(&day));
+            if let (true, Some(day)) = (moves_days, dataset.day_column()) {
+                let marks = dialect.table(Schema::Dataloader, "changed_days");
+                let day = dialect.day(day);
+                let sql = format!("insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m");
+                connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
+            }
+            replaced += connection.run(format!("delete from {master} where {condition}")).await?;
+        }
+    }
+    let columns = raw_column_list(dataset);
+    connection.run(format!("insert into {master} ({columns}) select {columns} from {delta}")).await?;
+    Ok(replaced)
+}
+
+/// Conditions on a master row, one for each combination of nulls that the delta's keys have; together they hold for the rows
+/// whose key, nulls equal, is in the delta. Each compares the columns that are not null by plain equality, which both
+/// databases hash or index: `IS NOT DISTINCT FROM` would compare every row with every other.
+async fn same_key(connection: &mut Connection, dataset: &Dataset, delta: &str) -> StoreResult<Vec<String>> {
+    let keys: Vec<String> = dataset.key.iter().map(|k| quote(&dataset.columns[*k].name)).collect();
+    let nullable: Vec<usize> = (0..keys.len()).filter(|i| !dataset.columns[dataset.key[*i]].required).collect();
+    let mut patterns = vec![vec![false; keys.len()]];
+    if !nullable.is_empty() {
+        let is_null: Vec<String> = nullable.iter().map(|i| format!("{} is null", keys[*i])).collect();
+        let rows = connection.fetch(format!("select distinct {} from {delta}", is_null.join(", ")), &[]).await?;
+        patterns = rows
+            .iter()
+            .map(|row| {
+                let mut pattern = vec![false; keys.len()];
+                for (field, i) in row.iter().zip(&nullable) {
+                    pattern[*i] = field.int() != 0;
+                }
+                pattern
+            })
+            .collect();
+    }
+    Ok(patterns.iter().map(|pattern| condition(&keys, pattern, delta)).collect())
+}
+
+fn condition(keys: &[String], pattern: &[bool], delta: &str) -> String {
+    let nulls: Vec<String> =
+        keys.iter().zip(pattern).filter(|(_, null)| **null).map(|(key, _)| format!("{key} is null")).collect();
+    let values: Vec<&str> = keys.iter().zip(pattern).filter(|(_, null)| !**null).map(|(key, _)| key.as_str()).collect();
+    let filter = if nulls.is_empty() { String::new() } else { format!(" where {}", nulls.join(" and ")) };
+    let matching = if values.is_empty() {
+        format!("exists (select 1 from {delta}{filter})")
+    } else {
+        let values = values.join(", ");
+        format!("({values}) in (select {values} from {delta}{filter})")
+    };
+    nulls.into_iter().chain([matching]).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_without_nulls_compare_by_equality() {
+        let keys = ["\"a\"".to_owned(), "\"b\"".to_owned()];
+        assert_eq!(condition(&keys, &[false, false], "d"), "(\"a\", \"b\") in (select \"a\", \"b\" from d)");
+    }
+
+    #[test]
+    fn null_keys_match_null_keys_only() {
+        let keys = ["\"a\"".to_owned(), "\"b\"".to_owned()];
+        assert_eq!(condition(&keys, &[true, false], "d"), "\"a\" is null and (\"b\") in (select \"b\" from d where \"a\" is null)");
+        assert_eq!(
+            condition(&keys, &[true, true], "d"),
+            "\"a\" is null and \"b\" is null and exists (select 1 from d where \"a\" is null and \"b\" is null)"
+        );
+    }
+}

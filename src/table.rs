@@ -1,0 +1,76 @@
+//! Tables for people: aligned columns under a ruled header, as wide as their content.
+
+use std::fmt;
+
+use comfy_table::{CellAlignment, ContentArrangement, ContentLineStyle, LineStyle, TableStyle};
+
+/// On which side a column's values stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Texts.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table under construction.
+pub struct Table(comfy_table::Table);
+
+impl Table {
+    /// A table with these columns and no rows.
+    pub fn new<S: AsRef<str>>(columns: &[(S, Align)]) -> Self {
+        let mut table = comfy_table::Table::new();
+        // Two spaces between columns and one rule: what terminals, files and greps all like.
+        let style = TableStyle::new()
+            .header_lines(ContentLineStyle::none())
+            .header_separator(LineStyle::none().fill('-').junction(' '))
+            .content_lines(ContentLineStyle::none().junction(' '));
+        table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(columns.iter().map(|(name, _)| name.as_ref()));
+        for (column, (_, align)) in table.column_iter_mut().zip(columns) {
+            column.set_cell_alignment(match align {
+                Align::Left => CellAlignment::Left,
+                Align::Right => CellAlignment::Right,
+            });
+        }
+        Self(table)
+    }
+
+    /// Appends a row. Line breaks and tabs are shown as such, so that a row stays one line.
+    pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        let escape = |cell: String| cell.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
+        self.0.add_row(cells.into_iter().map(|cell| {
+            let cell: String = cell.into();
+            if cell.contains(['\n', '\r', '\t']) { escape(cell) } else { cell }
+        }));
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, line) in self.0.lines().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            f.write_str(line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_rows_stay_on_one_line() {
+        let mut table = Table::new(&[("name", Align::Left), ("total", Align::Right)]);
+        table.row(["a\tb\nc", "7"]);
+        table.row(["Zoë", "1,234"]);
+        let lines: Vec<String> = table.to_string().lines().map(|line| line.trim_start().to_owned()).collect();
+        assert_eq!(lines.len(), 4, "{table}");
+        assert!(lines[0].starts_with("name"), "{table}");
+        assert!(lines[2].starts_with("a\\tb\\nc") && lines[2].ends_with(" 7"), "{table}");
+        assert!(lines[3].starts_with("Zoë") && lines[3].ends_with("1,234"), "{table}");
+    }
+}
