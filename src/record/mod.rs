@@ -3,9 +3,6 @@
 pub mod decompress; // gzip and zstd by content
 pub mod split; // where records begin and end; cuts chunks in constant memory
 pub mod chunk; // runs of whole records, the unit that is queued and counted
-pub mod parse; // a chunk's records → rows and rejects
-mod coerce; // the JSON text of a value → a value of a column's type
-mod json; // nesting, escapes and numbers of JSON text
-mod number; // numbers without loss: bigint, double, numeric
-mod time; // dates and timestamps in ISO 8601
-pub mod row; // the values of a row; rejects and their reasons
+pub mod decompress; // gzip and zstd by content
+pub mod row;
+pub mod split; // where records begin and end; cuts chunks in constant memory // the values of a row; rejects and their reasons

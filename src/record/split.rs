@@ -67,6 +67,8 @@ struct Limits {
     chunk_bytes: usize,
     record_bytes: usize,
     kept_bytes: usize,
+    /// Memory to begin with; it has no influence on the chunks.
+    window_bytes: usize,
 }
 
 impl Limits {
@@ -75,6 +77,7 @@ impl Limits {
         chunk_bytes: CHUNK_BYTES,
         record_bytes: MAX_RECORD_BYTES,
         kept_bytes: KEPT_RECORD_BYTES,
+        window_bytes: 256 << 10,
     };
 }
 
@@ -131,7 +134,7 @@ impl<R: Read> Splitter<R> {
 
     fn with_limits(reader: R, limits: Limits) -> Self {
         Self {
-            window: Window::new(reader),
+            window: Window::new(reader, limits.window_bytes),
             limits,
             state: State::Begin,
             draft: Draft::default(),
@@ -346,7 +349,9 @@ impl<R: Read> Splitter<R> {
             }
             if !self.fill()? {
                 match &end {
-                    LargeEnd::Value(structure) if self.state != State::Stream || !structure.may_end_here() => return Err(self.ended_inside(start_position)),
+                    LargeEnd::Value(structure) if self.state != State::Stream || !structure.may_end_here() => {
+                        return Err(self.ended_inside(start_position));
+                    }
                     _ => break,
                 }
             }

@@ -2,13 +2,12 @@
 
 use std::io::{self, Read};
 
-/// Memory of a splitter to begin with; it doubles when a chunk or a record needs more.
-const INITIAL_BYTES: usize = 256 << 10;
-
 /// A window that moves over the text of a reader. What lies before the hold, or without one before the unread bytes, is
 /// forgotten when room is needed.
 pub(super) struct Window<R> {
     reader: R,
+    /// Memory to begin with; it doubles when what is held and unread needs more.
+    initial_bytes: usize,
     /// `buf[..end]` is text, the rest is room.
     buf: Vec<u8>,
     held: Option<usize>,
@@ -23,8 +22,8 @@ pub(super) struct Window<R> {
 }
 
 impl<R: Read> Window<R> {
-    pub fn new(reader: R) -> Self {
-        Self { reader, buf: Vec::new(), held: None, pos: 0, end: 0, ended: false, base: 0, lines: 0, line_start: 0 }
+    pub fn new(reader: R, initial_bytes: usize) -> Self {
+        Self { reader, initial_bytes, buf: Vec::new(), held: None, pos: 0, end: 0, ended: false, base: 0, lines: 0, line_start: 0 }
     }
 
     /// What was read into memory and not yet passed.
@@ -77,7 +76,7 @@ impl<R: Read> Window<R> {
         if self.buf.len() - self.end <= self.buf.len() / 4 {
             self.forget();
             if self.buf.len() - self.end <= self.buf.len() / 4 {
-                self.buf.resize((self.buf.len() * 2).max(INITIAL_BYTES), 0);
+                self.buf.resize((self.buf.len() * 2).max(self.initial_bytes), 0);
             }
         }
         loop {
