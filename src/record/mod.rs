@@ -3,6 +3,4 @@
 pub mod decompress; // gzip and zstd by content
 pub mod split; // where records begin and end; cuts chunks in constant memory
 pub mod chunk; // runs of whole records, the unit that is queued and counted
-pub mod decompress; // gzip and zstd by content
-pub mod row;
-pub mod split; // where records begin and end; cuts chunks in constant memory // the values of a row; rejects and their reasons
+pub mod row; // the values of a row; rejects and their reasons

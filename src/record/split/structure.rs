@@ -111,16 +111,30 @@ impl Structure {
     }
 }
 
-/// Most strings are so short that a call of `memchr2` takes longer than looking at their bytes.
-#[inline]
+/// Most strings are so short that a call of `memchr2` takes longer than looking at their first words.
+#[inline(always)]
 fn find_quote_or_backslash(text: &[u8]) -> Option<usize> {
-    const NEAR: usize = 16;
-    for (i, byte) in text.iter().take(NEAR).enumerate() {
-        if matches!(byte, b'"' | b'\\') {
-            return Some(i);
+    const WORD: usize = size_of::<u64>();
+    const NEAR_WORDS: usize = 4;
+    let mut at = 0;
+    for word in text.chunks_exact(WORD).take(NEAR_WORDS) {
+        let word = u64::from_le_bytes(word.try_into().expect("the chunk is a word"));
+        let found = zero_bytes(word ^ repeated(b'"')) | zero_bytes(word ^ repeated(b'\\'));
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
         }
+        at += WORD;
     }
-    memchr::memchr2(b'"', b'\\', text.get(NEAR..)?).map(|i| i + NEAR)
+    memchr::memchr2(b'"', b'\\', &text[at..]).map(|i| at + i)
+}
+
+const fn repeated(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
+}
+
+/// The high bit of the first byte that is zero; of bytes behind it perhaps, too.
+const fn zero_bytes(word: u64) -> u64 {
+    word.wrapping_sub(repeated(1)) & !word & repeated(0x80)
 }
 
 /// What a text begins with.
