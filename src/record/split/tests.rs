@@ -271,7 +271,7 @@ fn huge(head: &'static [u8], body: u8, bytes: u64, tail: &'static [u8]) -> impl 
 #[test]
 fn memory_stays_bounded_whatever_the_text() {
     const HUGE: u64 = 64 << 20;
-    let limit = 2 * (MAX_RECORD_BYTES + CHUNK_BYTES);
+    let limit = 2 * (MAX_RECORD_BYTES + CHUNK_BYTES); // it doubles
     for (head, body, tail, expected) in [
         (&b"[{},\""[..], b'x', &b"\",{}]"[..], 3),
         (b"[{},[\"", b'x', b"\"],{}]", 3),

@@ -104,7 +104,7 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
     fn slicing_and_memory_have_no_influence(text in text(), sizes in vec(1..20usize, 1..5), window_bytes in 1..300usize) {
