@@ -48,7 +48,9 @@ pub fn problem(column_type: ColumnType, reason: RejectReason) -> &'static str {
         (_, ColumnType::BigInt) => "is no integer (expected e.g. 42)",
         (_, ColumnType::Double) if out_of_range => "is out of range (expected 0 or a magnitude of 4.9e-324 to 1.7e308)",
         (_, ColumnType::Double) => "is no number (expected e.g. 1.5)",
-        (_, ColumnType::Numeric) if out_of_range => "is out of range (expected at most 131072 digits before the point, 16383 after it)",
+        (_, ColumnType::Numeric) if out_of_range => {
+            "is out of range (expected at most 131072 digits before the point, 16383 after it)"
+        }
         (_, ColumnType::Numeric) => "is no number (expected e.g. 1500.00)",
         (_, ColumnType::Boolean) => "is no boolean (expected true or false)",
         (_, ColumnType::Date) if out_of_range => "is out of range (expected a day of the calendar, years 0001 to 9999)",
@@ -88,7 +90,11 @@ fn string(source: &str) -> Result<Cow<'_, str>, RejectReason> {
 
 /// A number's text, or the content of a string that may be one.
 fn string_or_number(source: &str) -> Result<Cow<'_, str>, RejectReason> {
-    if source.starts_with(|first: char| first == '-' || first.is_ascii_digit()) { Ok(Cow::Borrowed(source)) } else { string(source) }
+    if source.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+        Ok(Cow::Borrowed(source))
+    } else {
+        string(source)
+    }
 }
 
 fn boolean(source: &str) -> Result<bool, RejectReason> {
@@ -177,7 +183,10 @@ mod tests {
     #[test]
     fn times_are_strings() {
         accepts(Date, &[(r#""1970-01-02""#, Value::Date(1))]);
-        accepts(Timestamp, &[(r#""1970-01-01T01:00:00+01:00""#, Value::Timestamp(0)), (r#""1970\u002d01-01""#, Value::Timestamp(0))]);
+        accepts(
+            Timestamp,
+            &[(r#""1970-01-01T01:00:00+01:00""#, Value::Timestamp(0)), (r#""1970\u002d01-01""#, Value::Timestamp(0))],
+        );
         accepts(TimestampTz, &[(r#""1970-01-01 00:00:01""#, Value::TimestampTz(1_000_000))]);
         for column_type in [Date, Timestamp, TimestampTz] {
             refuses(column_type, TypeMismatch, &["0", "20201208", "true", "{}", r#""yesterday""#, r#""""#]);

@@ -102,8 +102,7 @@ fn holds_huge_number(json: &str) -> bool {
         match byte {
             b'"' => at = string_end(bytes, at),
             b'-' | b'0'..=b'9' => {
-                let end = bytes[at..].iter().position(|b| !matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
-                let end = end.map_or(bytes.len(), |length| at + length);
+                let end = at + number::extent(&bytes[at..]);
                 if !number::fits_numeric(&json[at..end]) {
                     return true;
                 }

@@ -1,21 +1,19 @@
 //! The records of a chunk become rows, or rejects that say why not.
 //!
-//! Good records take a short way: one pass of serde_json that notes where each value stands, then one coercion per column.
-//! Whatever fails on it is looked at again by [`classify`], which is slow and thorough and alone decides reason and detail.
+//! Good records take a short way: one pass that notes where each value stands, then one coercion per column.
+//! Whatever fails on it is looked at again by `classify`, which is slow and thorough and alone decides reason and detail.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserializer as _;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::IgnoredAny;
 
 use super::chunk::{Chunk, ChunkBody};
 use super::coerce::{self, coerce};
 use super::json;
 use super::row::{Reject, RejectReason, RowSink, Value};
+use super::scan;
 use super::time::MICROS_PER_DAY;
 use crate::dataset::{ColumnType, Dataset};
 
@@ -103,7 +101,7 @@ impl Parser {
 
     /// Fills `values` from the record; false if there is anything wrong with it.
     fn row<'a>(&mut self, record: &'a str, fields: &mut Fields<'a>, values: &mut Vec<Value<'a>>) -> bool {
-        if fields.scan(record, &self.dataset, &mut self.keys).is_err() {
+        if !fields.fill(record, &self.dataset, &mut self.keys) {
             return false;
         }
         for (column, source) in self.dataset.columns.iter().zip(&fields.columns) {
@@ -174,7 +172,7 @@ impl KeyMap {
         let previous = previous.unwrap_or(dataset.columns.len());
         let guess = self.next[previous];
         // Names are identifiers without a backslash: what equals one has no escapes.
-        if dataset.columns.get(guess).is_some_and(|column| column.name == key[1..key.len() - 1]) {
+        if dataset.columns.get(guess).is_some_and(|column| column.name.as_bytes() == &key.as_bytes()[1..key.len() - 1]) {
             return Some(guess);
         }
         let found = self.columns.get(&*json::unescape(key).ok()?).copied()?;
@@ -211,20 +209,35 @@ impl<'a> Fields<'a> {
         Self { columns: vec![None; columns], extra: Vec::new() }
     }
 
-    /// Finds the members of the record. Fails unless it is one JSON object that does not nest too deep.
-    fn scan(&mut self, record: &'a str, dataset: &Dataset, keys: &mut KeyMap) -> serde_json::Result<()> {
+    /// Finds the members of the record; false unless it is one JSON object that does not nest too deep.
+    fn fill(&mut self, record: &'a str, dataset: &Dataset, keys: &mut KeyMap) -> bool {
         self.columns.fill(None);
         self.extra.clear();
-        let mut deserializer = serde_json::Deserializer::from_str(record);
-        deserializer.deserialize_map(Scan { fields: self, dataset, keys })?;
-        deserializer.end()?;
+        let mut previous = None;
+        let mut too_deep = false;
+        let scanned = scan::members(record, |key, value| {
+            too_deep |= may_nest_too_deep(value) && json::nests_deeper(value, json::MAX_DEPTH - 1);
+            match keys.find(dataset, key, previous) {
+                Some(column) => {
+                    self.columns[column] = Some(value);
+                    previous = Some(column);
+                }
+                None => self.extra.push(Member { key, value }),
+            }
+        });
         if self.extra.len() > 1 {
             self.keep_last_of_each_key();
         }
-        Ok(())
+        scanned.is_ok() && !too_deep
     }
 
     fn keep_last_of_each_key(&mut self) {
+        // Nearly always there are few, unescaped and different: then comparing them is cheaper than hashing them.
+        let plain = |member: &Member<'a>| memchr::memchr(b'\\', member.key.as_bytes()).is_none();
+        let repeated = |(i, member): (usize, &Member<'a>)| self.extra[..i].iter().any(|earlier| earlier.key == member.key);
+        if self.extra.len() <= 8 && self.extra.iter().all(plain) && !self.extra.iter().enumerate().any(repeated) {
+            return;
+        }
         let mut seen = HashSet::with_capacity(self.extra.len());
         let last = |member: &Member<'a>| seen.insert(json::unescape(member.key).unwrap_or(Cow::Borrowed(member.key)));
         let mut last: Vec<bool> = self.extra.iter().rev().map(last).collect();
@@ -249,39 +262,6 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Notes each member of an object in its [`Fields`].
-struct Scan<'f, 'a> {
-    fields: &'f mut Fields<'a>,
-    dataset: &'f Dataset,
-    keys: &'f mut KeyMap,
-}
-
-impl<'a> Visitor<'a> for Scan<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<(), A::Error> {
-        let mut previous = None;
-        while let Some((key, value)) = members.next_entry::<&RawValue, &RawValue>()? {
-            let (key, value) = (key.get(), value.get());
-            if may_nest_too_deep(value) && json::nests_deeper(value, json::MAX_DEPTH - 1) {
-                return Err(A::Error::custom("too deep"));
-            }
-            match self.keys.find(self.dataset, key, previous) {
-                Some(column) => {
-                    self.fields.columns[column] = Some(value);
-                    previous = Some(column);
-                }
-                None => self.fields.extra.push(Member { key, value }),
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A cheap look that spares ordinary values the count: every level takes two brackets.
 fn may_nest_too_deep(value: &str) -> bool {
     value.len() >= 2 * json::MAX_DEPTH && value.starts_with(['{', '['])
@@ -300,7 +280,7 @@ fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
         return (RejectReason::InvalidJson, e.to_string());
     }
     let mut fields = Fields::new(dataset.columns.len());
-    if fields.scan(record, dataset, &mut KeyMap::new(dataset)).is_err() {
+    if !fields.fill(record, dataset, &mut KeyMap::new(dataset)) {
         let value = record.trim();
         return (RejectReason::NotAnObject, format!("{} is {}, no object", shortened(value), kind(value)));
     }

@@ -169,8 +169,21 @@ mod tests {
             assert_eq!(date(impossible), Err(OutOfRange), "{impossible}");
         }
         let others = [
-            "", "20201208", "2020-12-8", "2020-12-08 ", " 2020-12-08", "2020-12-08T00:00:00", "2020-W50-2", "+2020-12-08", "-2020-12-08",
-            "12020-12-08", "08.12.2020", "2020/12/08", "2020-12-0x", "２020-12-08", "yesterday",
+            "",
+            "20201208",
+            "2020-12-8",
+            "2020-12-08 ",
+            " 2020-12-08",
+            "2020-12-08T00:00:00",
+            "2020-W50-2",
+            "+2020-12-08",
+            "-2020-12-08",
+            "12020-12-08",
+            "08.12.2020",
+            "2020/12/08",
+            "2020-12-0x",
+            "２020-12-08",
+            "yesterday",
         ];
         for other in others {
             assert_eq!(date(other), Err(TypeMismatch), "{other}");
@@ -277,7 +290,7 @@ mod tests {
         #[test]
         fn what_is_taken_is_what_jiff_reads(text in "[0-2][0-9]{3}-[01][0-9]-[0-3][0-9]([ T][0-2][0-9]:[0-6][0-9](:[0-6][0-9]([.,][0-9]{1,6})?)?)?") {
             // jiff takes second 60 as 59; here it does not exist.
-            let jiff = text.parse::<civil::DateTime>().ok().filter(|t| t.year() > 0 && !text.get(17..19).is_some_and(|s| s == "60"));
+            let jiff = text.parse::<civil::DateTime>().ok().filter(|t| t.year() > 0 && text.get(17..19) != Some("60"));
             prop_assert_eq!(timestamp(&text).ok(), jiff.map(|_| micros(&text)));
         }
     }
