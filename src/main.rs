@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use dataloader::batch::input::Input;
 use dataloader::batch::LoadOptions;
+use dataloader::batch::input::Input;
 use dataloader::cli::{self, Cli, Command, LoadArgs, ModelArgs, RejectsAction, RejectsArgs};
 use dataloader::config::{Config, DatabaseUrl};
 use dataloader::error::{Error, Result};
 use dataloader::output::{self, Output};
+use dataloader::pipeline::{self, RunOptions};
 use dataloader::record::parse::DayRange;
 use dataloader::store::{Database, Day, GIVE_UP_AFTER};
 use dataloader::{batch, generate, logging, model, progress, rejects, report, signals, status};
@@ -67,6 +68,14 @@ fn run(cli: &Cli) -> Result<u8> {
             })?;
             Ok(DONE)
         }),
+        Command::Run(args) => {
+            let summary = pipeline::run(&config, RunOptions::new(args.once))?;
+            if !args.once {
+                return Ok(DONE);
+            }
+            output.result(&summary, |out| summary.write(out))?;
+            Ok(if summary.has_rejects() || summary.has_failures() { REJECTED } else { DONE })
+        }
         other => Err(Error::failed(format!("not in this version: {other:?}"))),
     }
 }
@@ -94,10 +103,9 @@ fn load_options(config: &Config, args: &LoadArgs) -> Result<LoadOptions> {
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
     Ok(LoadOptions {
         datasets: config.datasets_named(&args.datasets)?,
-        days: args.days().map_or(DayRange::ALL, |days| DayRange {
-            from: Some(Day::of(*days.start()).0),
-            to: Some(Day::of(*days.end()).0),
-        }),
+        days: args
+            .days()
+            .map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) }),
         inputs: (!inputs.is_empty()).then_some(inputs),
         max_rejects: args.max_rejects,
         dry_run: args.dry_run,

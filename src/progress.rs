@@ -32,7 +32,8 @@ pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
         let files = progress.files.load(Ordering::Relaxed);
         bar.set_length(total.max(read));
         bar.set_position(read);
-        let per_second = records * 1_000 / u64::try_from(bar.elapsed().as_millis() + PATIENCE.as_millis()).unwrap_or(u64::MAX).max(1);
+        let per_second =
+            records * 1_000 / u64::try_from(bar.elapsed().as_millis() + PATIENCE.as_millis()).unwrap_or(u64::MAX).max(1);
         let what = if total > 0 && read >= total { "modelling, " } else { "" };
         bar.set_message(format!(
             "{what}{files} files, {} records, {}/s",

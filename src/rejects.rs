@@ -192,12 +192,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         }
         delete(connection, &good).await?;
 
-        lines.push(ChunkLine {
-            load_id,
-            seq: lines.len() as u64,
-            first_ordinal: counts.read + 1,
-            records: rejects.len() as u64,
-        });
+        lines.push(ChunkLine { load_id, seq: lines.len() as u64, first_ordinal: counts.read + 1, records: rejects.len() as u64 });
         let loaded = good.len() as u64;
         let read = rejects.len() as u64;
         counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };

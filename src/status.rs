@@ -153,9 +153,8 @@ impl Status {
         if self.loads.is_empty() {
             return Ok(());
         }
-        let text = ["id", "dataset", "status", "loaded", "rejected", "source", "error"].map(|name| {
-            (name, if matches!(name, "id" | "loaded" | "rejected") { Align::Right } else { Align::Left })
-        });
+        let text = ["id", "dataset", "status", "loaded", "rejected", "source", "error"]
+            .map(|name| (name, if matches!(name, "id" | "loaded" | "rejected") { Align::Right } else { Align::Left }));
         let mut table = Table::new(&text);
         for load in &self.loads {
             table.row([

@@ -25,7 +25,11 @@ pub enum Extracted {
         bytes: u64,
     },
     /// A file cannot be read on; nothing comes after this.
-    Failed { file: usize, bytes: u64, error: Error },
+    Failed {
+        file: usize,
+        bytes: u64,
+        error: Error,
+    },
 }
 
 /// A chunk's rows and rejects.

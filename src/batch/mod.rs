@@ -94,7 +94,11 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         connection.close().await;
         loaded?;
     }
-    Ok(LoadSummary { datasets: runs.into_iter().map(DatasetRun::summary).collect(), elapsed: started.elapsed(), dry_run: options.dry_run })
+    Ok(LoadSummary {
+        datasets: runs.into_iter().map(DatasetRun::summary).collect(),
+        elapsed: started.elapsed(),
+        dry_run: options.dry_run,
+    })
 }
 
 /// Why a run failed.
@@ -213,6 +217,7 @@ impl DatasetRun {
             files: self.files.len(),
             dataset: self.dataset.name.clone(),
             replaced: self.replaced,
+            failed: 0,
             elapsed: self.elapsed,
             shown: self.shown,
         }
@@ -271,8 +276,7 @@ async fn load_dataset(
     for file in &run.files {
         rejects::supersede(connection, &dataset, &file.source).await?;
     }
-    let mut extracted =
-        extract(&dataset, run.inputs(), options.days, connection.dialect(), config.stream.parsers, progress);
+    let mut extracted = extract(&dataset, run.inputs(), options.days, connection.dialect(), config.stream.parsers, progress);
     // A COPY has the connection for itself: rejects wait for its end, or end it when there are too many of them.
     let mut next = Next::Resume;
     while next == Next::Resume {
@@ -419,8 +423,7 @@ async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun
             let started = Instant::now();
             // Rows are encoded for some store and dropped: what a load would do, short of a database.
             let dialect = Dialect::Postgres;
-            let mut extracted =
-                extract(&run.dataset, run.inputs(), options.days, dialect, config.stream.parsers, progress);
+            let mut extracted = extract(&run.dataset, run.inputs(), options.days, dialect, config.stream.parsers, progress);
             receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;
             run.elapsed = started.elapsed();
         }

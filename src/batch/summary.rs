@@ -1,12 +1,14 @@
 //! What a run did: `load --format json`'s object, and the lines for people.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::HumanCount;
 use serde::{Serialize, Serializer};
 
 use super::input::Input;
+use crate::dataset::Dataset;
 use crate::record::row::Reject;
 use crate::store::ledger::Counts;
 use crate::table::{Align, Table};
@@ -30,6 +32,9 @@ pub struct DatasetSummary {
     pub counts: Counts,
     /// Master rows that the upsert deleted.
     pub replaced: u64,
+    /// Files that failed; in batch one fails the run.
+    #[serde(skip)]
+    pub failed: usize,
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub elapsed: Duration,
     /// The first rejects.
@@ -66,6 +71,34 @@ fn seconds<S: Serializer>(elapsed: &Duration, serializer: S) -> Result<S::Ok, S:
 }
 
 impl LoadSummary {
+    /// Nothing loaded yet of these datasets.
+    pub fn empty(datasets: &[Arc<Dataset>]) -> Self {
+        let nothing = |dataset: &Arc<Dataset>| DatasetSummary {
+            dataset: dataset.name.clone(),
+            files: 0,
+            counts: Counts::default(),
+            replaced: 0,
+            failed: 0,
+            elapsed: Duration::ZERO,
+            shown: Vec::new(),
+        };
+        Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false }
+    }
+
+    /// Adds a file that is over.
+    pub fn add_file(&mut self, dataset: &str, counts: Counts, has_failed: bool) {
+        if let Some(summary) = self.datasets.iter_mut().find(|summary| summary.dataset == dataset) {
+            summary.files += 1;
+            summary.counts += counts;
+            summary.failed += usize::from(has_failed);
+        }
+    }
+
+    /// Whether any file failed.
+    pub fn has_failures(&self) -> bool {
+        self.datasets.iter().any(|dataset| dataset.failed > 0)
+    }
+
     /// Whether any record was rejected.
     pub fn has_rejects(&self) -> bool {
         self.datasets.iter().any(|dataset| dataset.counts.rejected > 0)

@@ -1,9 +1,9 @@
 //! The whole protocol of the stream on one page: what travels between the stages, and who answers for it.
 //!
 //! ```text
-//! Inbox ─ ReadFile ▶ Reader ─ Piece ▶ Parser ×n ─ ParsedPiece ▶ Batcher ─ Batch ▶ Writer ─ ModelChanged ▶ Modeller
-//!   ▲                                                                               │
-//!   ╰───────────────────────────────── LoadFinished ◀──────────────────────────────╯
+//! Intake ─ ReadFile ▶ Reader ─ Piece ▶ Parser ×n ─ ParsedPiece ▶ Batcher ─ Batch ▶ Writer ─ ModelChanged ▶ Modeller
+//!   ▲                                                                                │
+//!   ╰────────────────────────────────── LoadFinished ◀──────────────────────────────╯
 //! ```
 //!
 //! With RabbitMQ the way from Reader to Parser leads through the broker: the publisher takes each `Piece` and, when all of a
@@ -22,7 +22,6 @@ use crate::record::chunk::Chunk;
 use crate::record::row::Reject;
 use crate::store::Rows;
 use crate::store::ledger::Counts;
-use crate::transport::amqp::consumer::Delivery;
 
 /// A file on its way into the database; its key is what makes a chunk of it the same chunk wherever and whenever it is read.
 #[derive(Debug, Clone)]
@@ -33,7 +32,7 @@ pub struct Load {
     pub source: String,
 }
 
-/// Inbox → Reader: a file was claimed; read it.
+/// Intake → Reader: a file was claimed; read it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReadFile(pub Claim);
@@ -88,8 +87,15 @@ pub struct ForeignMessage {
 pub enum Receipt {
     /// Bytes of the budget, free again when this is dropped.
     Budget(OwnedSemaphorePermit),
-    /// A message to acknowledge.
-    Delivery(Delivery),
+}
+
+impl Receipt {
+    /// The piece is durable.
+    pub fn settle(self) {
+        match self {
+            Self::Budget(permit) => drop(permit),
+        }
+    }
 }
 
 /// Parser → Batcher: a piece whose records are rows or rejects.
@@ -139,7 +145,7 @@ pub struct ModelChanged {
     pub dataset: Arc<Dataset>,
 }
 
-/// Writer or publisher → Inbox: all of a load is durable, or the file failed; its file can go where it belongs.
+/// Writer or publisher → Intake: all of a load is durable, or the file failed; its file can go where it belongs.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct LoadFinished {

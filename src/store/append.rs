@@ -152,7 +152,7 @@ pub struct Refused {
 /// If the database fails in any other way; the transaction is then lost.
 pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
-    let mut ranges = vec![0..rows.len()];
+    let mut ranges = Vec::from([0..rows.len()]);
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
@@ -270,9 +270,10 @@ impl StageFile {
 
     /// The path as an SQL string.
     fn path_literal(&self) -> StoreResult<String> {
-        let path = self.path.to_str().ok_or_else(|| {
-            StoreError::new(Class::Other, format!("the stage directory {} is not UTF-8", self.path.display()))
-        })?;
+        let path = self
+            .path
+            .to_str()
+            .ok_or_else(|| StoreError::new(Class::Other, format!("the stage directory {} is not UTF-8", self.path.display())))?;
         Ok(format!("'{}'", path.replace('\'', "''")))
     }
 }

@@ -163,9 +163,7 @@ impl Connection {
             Self::Postgres(connection) => {
                 sqlx::query_with(sql, postgres_arguments(args)?).execute(connection).await?.rows_affected()
             }
-            Self::Sqlite(connection) => {
-                sqlx::query_with(sql, sqlite_arguments(args)?).execute(connection).await?.rows_affected()
-            }
+            Self::Sqlite(connection) => sqlx::query_with(sql, sqlite_arguments(args)?).execute(connection).await?.rows_affected(),
         })
     }
 

@@ -27,12 +27,25 @@ pub enum Class {
 pub struct StoreError {
     class: Class,
     message: String,
+    hint: Option<String>,
 }
 
 impl StoreError {
     /// An error of our own finding.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into() }
+        Self { class, message: message.into(), hint: None }
+    }
+
+    /// An error of our own finding that nothing but people can mend.
+    pub fn other(message: impl Into<String>) -> Self {
+        Self::new(Class::Other, message)
+    }
+
+    /// Adds what the user can do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
     }
 
     /// What can be done about it.
@@ -69,7 +82,7 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Database(database) => database.message().to_owned(),
             other => other.to_string(),
         };
-        Self { class, message }
+        Self::new(class, message)
     }
 }
 
@@ -88,20 +101,20 @@ fn postgres_class(code: &str) -> Class {
 /// By primary result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
     match code.parse::<u32>().map_or(0, |extended| extended & 0xff) {
-        5 | 6 => Class::Unavailable,     // BUSY, LOCKED
-        13 | 7 => Class::Full,           // FULL, NOMEM
-        8 => Class::ReadOnly,            // READONLY
-        14 => Class::Unavailable,        // CANTOPEN
-        18..=20 => Class::BadRow,        // TOOBIG, CONSTRAINT, MISMATCH
-        3 | 23 => Class::Refused,        // PERM, AUTH
+        5 | 6 => Class::Unavailable, // BUSY, LOCKED
+        13 | 7 => Class::Full,       // FULL, NOMEM
+        8 => Class::ReadOnly,        // READONLY
+        14 => Class::Unavailable,    // CANTOPEN
+        18..=20 => Class::BadRow,    // TOOBIG, CONSTRAINT, MISMATCH
+        3 | 23 => Class::Refused,    // PERM, AUTH
         _ => Class::Other,
     }
 }
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        let StoreError { class, message } = error;
-        match class {
+        let StoreError { class, message, hint } = error;
+        let error = match class {
             Class::Unavailable => Error::unreachable(format!("the database is not available: {message}"))
                 .hint("check that it is running and that --database or DATABASE_URL is right"),
             Class::Refused => Error::unreachable(format!("the database refuses: {message}"))
@@ -113,7 +126,11 @@ impl From<StoreError> for Error {
             }
             Class::ReadOnly => Error::failed(format!("the database cannot be written: {message}"))
                 .hint("check the permissions of the database file, or of the database user"),
-            Class::Other => Error::failed(format!("the database: {message}")),
+            Class::Other => Error::failed(message),
+        };
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
         }
     }
 }

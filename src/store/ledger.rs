@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::sql::{Dialect, Schema};
+use super::sql::{Dialect, Schema, placeholders};
 
 /// What became of a load's records. For a finished load `read == loaded + rejected + skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -132,4 +132,136 @@ pub async fn insert_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> 
 /// A count as an argument; counts of records and bytes stay far below 2⁶³.
 pub(super) fn int(value: u64) -> Arg<'static> {
     Arg::Int(Some(i64::try_from(value).unwrap_or(i64::MAX)))
+}
+
+/// A load that is in flight, as whoever writes its first chunk books it.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenLoad<'a> {
+    pub load_key: Uuid,
+    pub dataset: &'a str,
+    pub source: &'a str,
+}
+
+/// Inside a transaction: makes the rows of loads that have none yet; returns the numbers of all, in their order.
+///
+/// # Errors
+/// If the database fails.
+pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreResult<Vec<i64>> {
+    if open.is_empty() {
+        return Ok(Vec::new());
+    }
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    // In the order of their keys: two consumers that open the same loads wait for each other, and never in a circle.
+    let mut sorted: Vec<&OpenLoad<'_>> = open.iter().collect();
+    sorted.sort_by_key(|load| load.load_key);
+    let rows: Vec<Vec<Arg<'_>>> = sorted
+        .iter()
+        .map(|load| {
+            let (dataset, source) = (Arg::Text(Some(load.dataset)), Arg::Text(Some(load.source)));
+            vec![Arg::Uuid(load.load_key), dataset, source, Arg::Text(Some("loading"))]
+        })
+        .collect();
+    let into = format!("{loads} (load_key, dataset, source, status)");
+    connection.insert(&into, "on conflict (load_key) do nothing", &rows).await?;
+    let mut ids = std::collections::HashMap::new();
+    for keys in open.chunks(1_000) {
+        let args: Vec<Arg<'_>> = keys.iter().map(|load| Arg::Uuid(load.load_key)).collect();
+        let sql = format!("select load_key, id from {loads} where load_key in ({})", placeholders(args.len()));
+        for row in connection.fetch(sql, &args).await? {
+            ids.insert(row[0].text().unwrap_or_default().to_owned(), row[1].int());
+        }
+    }
+    Ok(open.iter().map(|load| ids[&load.load_key.to_string()]).collect())
+}
+
+/// Inside a transaction: writes chunk lines that are not there yet; returns which of them are new. A chunk that is not was
+/// loaded before.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<Vec<bool>> {
+    let batches = connection.dialect().table(Schema::Raw, "batches");
+    let mut new = std::collections::HashSet::new();
+    for lines in lines.chunks(1_000) {
+        let tuples: Vec<String> =
+            (0..lines.len()).map(|i| format!("(${}, ${}, ${}, ${})", 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 4)).collect();
+        let args: Vec<Arg<'_>> = lines
+            .iter()
+            .flat_map(|line| [Arg::Int(Some(line.load_id)), int(line.seq), int(line.first_ordinal), int(line.records)])
+            .collect();
+        let sql = format!(
+            "insert into {batches} (load_id, seq, first_ordinal, records) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
+            tuples.join(", ")
+        );
+        for row in connection.fetch(sql, &args).await? {
+            new.insert((row[0].int(), row[1].int()));
+        }
+    }
+    // Taken out when found: of two equal chunks in one transaction only the first is new.
+    Ok(lines.iter().map(|line| new.remove(&(line.load_id, i64::try_from(line.seq).unwrap_or(i64::MAX)))).collect())
+}
+
+/// Inside a transaction: adds to what a load has loaded and rejected.
+///
+/// # Errors
+/// If the database fails.
+pub async fn add(connection: &mut Connection, load_id: i64, counts: Counts) -> StoreResult<()> {
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    let sql = format!("update {loads} set rows_loaded = rows_loaded + $2, rows_rejected = rows_rejected + $3 where id = $1");
+    connection.execute(sql, &[Arg::Int(Some(load_id)), int(counts.loaded), int(counts.rejected)]).await.map(drop)
+}
+
+/// Inside a transaction: notes the totals of a load whose file was read to its end, or as far as it goes. Until then its
+/// `bytes` are null.
+///
+/// # Errors
+/// If the database fails.
+pub async fn end(connection: &mut Connection, load_id: i64, records: u64, bytes: u64, error: Option<&str>) -> StoreResult<()> {
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    let sql = format!("update {loads} set records_read = $2, bytes = $3, error = $4 where id = $1 and status = 'loading'");
+    connection.execute(sql, &[Arg::Int(Some(load_id)), int(records), int(bytes), Arg::Text(error)]).await.map(drop)
+}
+
+/// A load that is over, as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedLoad {
+    pub id: i64,
+    pub counts: Counts,
+    pub error: Option<String>,
+}
+
+/// Inside a transaction: closes those of the loads whose end is known and whose records are all in, in whatever order they
+/// came. Returns those that this closed, and of `ended` also those that were closed before.
+///
+/// # Errors
+/// If the database fails.
+pub async fn close(connection: &mut Connection, touched: &[i64], ended: &[i64]) -> StoreResult<Vec<ClosedLoad>> {
+    let dialect = connection.dialect();
+    let loads = dialect.table(Schema::Raw, "loads");
+    let columns = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
+    let list = |ids: &[i64]| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let now = dialect.now();
+    let sql = format!(
+        "update {loads} set finished_at = {now}, \
+         status = case when error is null then 'loaded' else 'failed' end, \
+         records_read = case when error is null then records_read else rows_loaded + rows_rejected + records_skipped end \
+         where id in ({}) and status = 'loading' and bytes is not null \
+         and rows_loaded + rows_rejected + records_skipped >= records_read returning {columns}",
+        list(touched)
+    );
+    let mut rows = connection.fetch(sql, &[]).await?;
+    let before: Vec<i64> = ended.iter().copied().filter(|id| !rows.iter().any(|row| row[0].int() == *id)).collect();
+    if !before.is_empty() {
+        let sql = format!("select {columns} from {loads} where id in ({}) and status <> 'loading'", list(&before));
+        rows.extend(connection.fetch(sql, &[]).await?);
+    }
+    let count = |field: &super::Field| field.int().unsigned_abs();
+    Ok(rows
+        .iter()
+        .map(|row| ClosedLoad {
+            id: row[0].int(),
+            counts: Counts { read: count(&row[1]), loaded: count(&row[2]), rejected: count(&row[3]), skipped: count(&row[4]) },
+            error: row[5].text().map(str::to_owned),
+        })
+        .collect())
 }

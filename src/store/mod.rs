@@ -93,13 +93,19 @@ impl Database {
     /// If the database refuses or stays away, or its tables do not fit the datasets.
     pub async fn open(&self, datasets: &[Arc<Dataset>]) -> Result<Connection> {
         let mut connection = self.connect().await?;
-        schema::ensure(&mut connection, datasets).await.map_err(|error| error.context(&self.url))?;
+        schema::ensure(&mut connection, datasets).await.map_err(|error| self.explain(error))?;
         Ok(connection)
     }
 
     /// The error for the user, with the URL in front.
     pub fn explain(&self, error: StoreError) -> Error {
         Error::from(error).context(&self.url)
+    }
+}
+
+impl std::fmt::Display for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.url.fmt(f)
     }
 }
 

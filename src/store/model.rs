@@ -134,7 +134,8 @@ pub fn definition(dataset: &Dataset) -> String {
     let Some(day) = dataset.day_column() else { return String::new() };
     let name = |index: &usize| dataset.columns[*index].name.clone();
     let key: Vec<String> = dataset.key.iter().map(name).collect();
-    let distinct: Vec<String> = dataset.model.distinct.iter().map(|(as_name, column)| format!("{as_name} {}", name(column))).collect();
+    let distinct: Vec<String> =
+        dataset.model.distinct.iter().map(|(as_name, column)| format!("{as_name} {}", name(column))).collect();
     format!(
         "{};day {} {};key {};distinct {}",
         table_names(dataset).join(","),
@@ -154,8 +155,12 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
     }
     let old_tables = old.and_then(|old| old.split(';').next()).unwrap_or_default();
     let new_tables = tables(dataset);
-    let names: BTreeSet<String> =
-        old_tables.split(',').filter(|name| !name.is_empty()).map(str::to_owned).chain(new_tables.iter().map(ModelTable::name)).collect();
+    let names: BTreeSet<String> = old_tables
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .chain(new_tables.iter().map(ModelTable::name))
+        .collect();
     statements.extend(names.iter().map(|name| format!("drop table if exists {}", dialect.table(Schema::Modelled, name))));
     statements.extend(new_tables.iter().map(|table| table.create(dialect)));
     // A refresh deletes the rows of its days.
@@ -285,10 +290,10 @@ pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResul
         // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
-        let have =
-            counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
+        let have = counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
         let want = counted(&table.compute(dialect, ""));
-        let count = |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
+        let count =
+            |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
         let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
         let missing = connection.fetch_int(count(&want, &have), &[]).await?;
         if surplus != 0 || missing != 0 {

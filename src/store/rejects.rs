@@ -37,8 +37,9 @@ pub async fn insert(connection: &mut Connection, load_id: i64, dataset: &Dataset
 pub async fn supersede(connection: &mut Connection, dataset: &Dataset, source: &str) -> StoreResult<()> {
     let dialect = connection.dialect();
     let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
-    let sql =
-        format!("delete from {rejects} where load_id in (select id from {loads} where dataset = $1 and source = $2 and rows_rejected > 0)");
+    let sql = format!(
+        "delete from {rejects} where load_id in (select id from {loads} where dataset = $1 and source = $2 and rows_rejected > 0)"
+    );
     connection.execute(sql, &[Arg::Text(Some(&dataset.name)), Arg::Text(Some(source))]).await.map(drop)
 }
 

@@ -13,7 +13,6 @@ use super::lock::{self, Lock};
 use super::model;
 use super::sql::{Dialect, Schema, quote, raw_columns};
 use crate::dataset::{ColumnType, Dataset};
-use crate::error::{Error, Result};
 
 static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations"));
 static SQLITE: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/sqlite"), "dataloader_migrations"));
@@ -31,7 +30,7 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
 /// # Errors
 /// If a table differs from its definition in more than missing columns, if the database was made by a newer version of the
 /// program, or if it fails.
-pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<()> {
+pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<()> {
     if is_migrated(connection).await? && plan(connection, datasets).await?.is_empty() {
         return Ok(());
     }
@@ -47,7 +46,7 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> R
     }
 }
 
-async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<()> {
+async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<()> {
     match connection {
         Connection::Postgres(connection) => {
             sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await.map_err(StoreError::from)?;
@@ -68,14 +67,14 @@ async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>
     Ok(())
 }
 
-fn migration_error(error: MigrateError) -> Error {
+fn migration_error(error: MigrateError) -> StoreError {
     match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::from(error).into(),
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => StoreError::from(error),
         MigrateError::VersionMissing(version) => {
-            Error::failed(format!("the database has migration {version}, which this version of dataloader does not know"))
+            StoreError::other(format!("the database has migration {version}, which this version of dataloader does not know"))
                 .hint("use the newer version of dataloader that made it")
         }
-        other => Error::failed(format!("cannot bring the database's tables up to date: {other}")),
+        other => StoreError::other(format!("cannot bring the database's tables up to date: {other}")),
     }
 }
 
@@ -98,7 +97,7 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
 }
 
 /// The statements that are missing between the catalogue and the definitions.
-async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> Result<Vec<String>> {
+async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Vec<String>> {
     let dialect = connection.dialect();
     let catalogue = catalogue(connection).await?;
     let definitions = dialect.table(Schema::Dataloader, "datasets");
@@ -172,7 +171,7 @@ fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) 
 }
 
 /// `ALTER TABLE` for each column that the definition has and the table has not.
-fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(String, String)]) -> Result<Vec<String>> {
+fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(String, String)]) -> StoreResult<Vec<String>> {
     let raw = dialect.table(Schema::Raw, table);
     let defined: Vec<(&str, ColumnType)> = raw_columns(dataset).collect();
     let mut differences = Vec::new();
@@ -187,14 +186,12 @@ fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(S
         }
     }
     if !differences.is_empty() {
-        return Err(Error::failed(format!("table {raw} does not fit dataset {}: {}", dataset.name, differences.join("; ")))
+        return Err(StoreError::other(format!("table {raw} does not fit dataset {}: {}", dataset.name, differences.join("; ")))
             .hint("change the definition in dataloader.toml back, or alter or rename the table"));
     }
     Ok(defined
         .into_iter()
         .filter(|(name, _)| !found.iter().any(|(found, _)| found == name))
-        .map(|(name, column_type)| {
-            format!("alter table {raw} add column {} {}", quote(name), dialect.column_type(column_type))
-        })
+        .map(|(name, column_type)| format!("alter table {raw} add column {} {}", quote(name), dialect.column_type(column_type)))
         .collect())
 }

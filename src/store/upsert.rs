@@ -41,7 +41,9 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
             if let (true, Some(day)) = (moves_days, dataset.day_column()) {
                 let marks = dialect.table(Schema::Dataloader, "changed_days");
                 let day = dialect.day(day);
-                let sql = format!("insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m");
+                let sql = format!(
+                    "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m"
+                );
                 connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
             }
             replaced += connection.run(format!("delete from {master} where {condition}")).await?;
@@ -77,8 +79,7 @@ async fn same_key(connection: &mut Connection, dataset: &Dataset, delta: &str) -
 }
 
 fn condition(keys: &[String], pattern: &[bool], delta: &str) -> String {
-    let nulls: Vec<String> =
-        keys.iter().zip(pattern).filter(|(_, null)| **null).map(|(key, _)| format!("{key} is null")).collect();
+    let nulls: Vec<String> = keys.iter().zip(pattern).filter(|(_, null)| **null).map(|(key, _)| format!("{key} is null")).collect();
     let values: Vec<&str> = keys.iter().zip(pattern).filter(|(_, null)| !**null).map(|(key, _)| key.as_str()).collect();
     let filter = if nulls.is_empty() { String::new() } else { format!(" where {}", nulls.join(" and ")) };
     let matching = if values.is_empty() {

@@ -1,0 +1,100 @@
+//! Puts a claimed file where it belongs. Every step can be done again, so a crash between two of them loses and doubles nothing.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::{Claim, Inbox, disk, names};
+use crate::error::{IoContext, Result};
+
+/// Where a file has gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Bytes that somebody wrote after all of the file had been read: nobody will load them. More than zero deserves a warning.
+    pub unread: u64,
+}
+
+/// What `failed/<load key>-<name>.error.json` says.
+#[derive(Debug, Serialize)]
+struct ErrorFile<'a> {
+    /// Where the file was dropped.
+    file: &'a str,
+    dataset: &'a str,
+    load_key: String,
+    error: &'a str,
+    /// RFC 3339, in UTC.
+    failed_at: String,
+}
+
+impl Inbox {
+    /// Moves the file to `processed/`: all of it is durable elsewhere. After it the claim is void.
+    ///
+    /// # Errors
+    /// If the file cannot be moved: then it stays claimed, and is loaded by nobody twice, as its key is known.
+    pub fn done(&self, claim: &Claim) -> Result<Placed> {
+        let unread = claim.size().saturating_sub(claim.held.ended_at.load(Ordering::Relaxed));
+        claim.move_to(&claim.processed_path()).cannot(format_args!("move {} to processed/", claim.source))?;
+        Ok(Placed { path: claim.processed_path(), unread })
+    }
+
+    /// Moves the file to `failed/`, with `error` in a JSON file beside it, which is there first. After it the claim is void.
+    ///
+    /// # Errors
+    /// If the error cannot be written or the file cannot be moved: then it stays claimed.
+    pub fn failed(&self, claim: &Claim, error: &str) -> Result<Placed> {
+        let report = ErrorFile {
+            file: &claim.source,
+            dataset: &claim.dataset.name,
+            load_key: claim.key.to_string(),
+            error,
+            failed_at: jiff::Timestamp::now().to_string(),
+        };
+        let mut report = serde_json::to_vec_pretty(&report).expect("strings can be written as JSON");
+        report.push(b'\n');
+        let report_path = claim.report_path();
+        let unfinished = claim.held.place.failed.join(names::unfinished(claim.key));
+        disk::write(&report_path, &unfinished, &report).cannot(format_args!("write {}", report_path.display()))?;
+        claim.move_to(&claim.failed_path()).cannot(format_args!("move {} to failed/", claim.source))?;
+        Ok(Placed { path: claim.failed_path(), unread: 0 })
+    }
+}
+
+impl Claim {
+    /// If an earlier process had decided where the file goes, puts it there.
+    pub(super) fn finish_move(&self) -> io::Result<bool> {
+        if self.report_path().exists() {
+            self.move_to(&self.failed_path())?;
+        } else if disk::is_copied(&self.held.file, &self.processed_path())? {
+            self.move_to(&self.processed_path())?;
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn move_to(&self, to: &Path) -> io::Result<()> {
+        self.remove_notes()?;
+        let unfinished = to.with_file_name(names::unfinished(self.key));
+        disk::move_file(&self.held.path, to, &unfinished)
+    }
+
+    fn processed_path(&self) -> PathBuf {
+        self.held.place.processed.join(names::keyed(self.key, &self.held.name))
+    }
+
+    fn failed_path(&self) -> PathBuf {
+        self.held.place.failed.join(names::keyed_for_report(self.key, &self.held.name))
+    }
+
+    /// The file's name and [`names::REPORT`].
+    fn report_path(&self) -> PathBuf {
+        let mut path = OsString::from(self.failed_path());
+        path.push(names::REPORT);
+        path.into()
+    }
+}

@@ -1,0 +1,184 @@
+//! Batcher: gathers parsed pieces into batches that share a transaction. A batch goes when it is full, or when its oldest
+//! piece has waited long enough; one batch is written at a time, the next gathers meanwhile.
+
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture, fut};
+use tokio::sync::oneshot;
+
+use super::faults::{Faults, StageWatch};
+use super::messages::{Batch, ParsedContent, ParsedPiece};
+use super::writer::Writer;
+use crate::config::StreamSettings;
+use crate::error::Error;
+
+/// Gathers pieces; pure.
+#[derive(Debug)]
+struct Gatherer {
+    max_rows: usize,
+    max_bytes: usize,
+    pieces: Vec<ParsedPiece>,
+    rows: usize,
+    bytes: usize,
+    /// When the oldest piece came.
+    since: Option<Instant>,
+}
+
+impl Gatherer {
+    fn new(settings: &StreamSettings) -> Self {
+        let (max_rows, max_bytes) = (settings.batch_rows, settings.batch_bytes);
+        Self { max_rows, max_bytes, pieces: Vec::new(), rows: 0, bytes: 0, since: None }
+    }
+
+    fn add(&mut self, piece: ParsedPiece, now: Instant) {
+        let (rows, bytes) = size(&piece);
+        self.rows += rows;
+        self.bytes += bytes;
+        self.since.get_or_insert(now);
+        self.pieces.push(piece);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= self.max_rows || self.bytes >= self.max_bytes
+    }
+
+    /// Takes one batch's worth of pieces, the oldest first; the rest stays, as old as it is.
+    fn take(&mut self) -> Vec<ParsedPiece> {
+        let (mut rows, mut bytes) = (0, 0);
+        let end = self
+            .pieces
+            .iter()
+            .position(|piece| {
+                let is_full = rows >= self.max_rows || bytes >= self.max_bytes;
+                let (more_rows, more_bytes) = size(piece);
+                rows += more_rows;
+                bytes += more_bytes;
+                is_full
+            })
+            .unwrap_or(self.pieces.len());
+        let rest = self.pieces.split_off(end);
+        let taken = std::mem::replace(&mut self.pieces, rest);
+        let (rows, bytes) = taken.iter().map(size).fold((0, 0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1));
+        self.rows -= rows;
+        self.bytes -= bytes;
+        if self.pieces.is_empty() {
+            self.since = None;
+        }
+        taken
+    }
+}
+
+/// Rows and bytes of a piece.
+fn size(piece: &ParsedPiece) -> (usize, usize) {
+    match &piece.content {
+        ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } => (chunk.rows.len(), chunk.bytes),
+        ParsedContent::End(_) => (0, 0),
+    }
+}
+
+/// Why a batch goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FlushTrigger {
+    Full,
+    Interval,
+    Drain,
+}
+
+/// The actor around the gatherer.
+pub struct Batcher {
+    gatherer: Gatherer,
+    interval: Duration,
+    writer: Addr<Writer>,
+    /// A batch is at the writer.
+    is_writing: bool,
+    /// The interval's timer runs.
+    is_timed: bool,
+    /// Told when everything is written.
+    draining: Option<oneshot::Sender<()>>,
+    faults: Faults,
+    _watch: StageWatch,
+}
+
+impl Batcher {
+    /// A batcher that gives its batches to that writer.
+    pub fn new(settings: &StreamSettings, writer: Addr<Writer>, faults: &Faults) -> Self {
+        Self {
+            gatherer: Gatherer::new(settings),
+            interval: settings.batch_interval,
+            writer,
+            is_writing: false,
+            is_timed: false,
+            draining: None,
+            faults: faults.clone(),
+            _watch: faults.watch("batcher"),
+        }
+    }
+
+    /// Sends a batch if one is due and the writer is free; else sees to it that this is asked again in time.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        if self.is_writing {
+            return;
+        }
+        let Some(since) = self.gatherer.since else {
+            if let Some(drained) = self.draining.take() {
+                let _ = drained.send(());
+            }
+            return;
+        };
+        let trigger = if self.gatherer.is_full() {
+            FlushTrigger::Full
+        } else if self.draining.is_some() {
+            FlushTrigger::Drain
+        } else if since.elapsed() >= self.interval {
+            FlushTrigger::Interval
+        } else {
+            if !std::mem::replace(&mut self.is_timed, true) {
+                ctx.run_later(self.interval.saturating_sub(since.elapsed()), |batcher, ctx| {
+                    batcher.is_timed = false;
+                    batcher.advance(ctx);
+                });
+            }
+            return;
+        };
+        let pieces = self.gatherer.take();
+        tracing::trace!(?trigger, pieces = pieces.len(), "batch");
+        self.is_writing = true;
+        let written = self.writer.send(Batch { pieces }).into_actor(self).map(|answer, batcher, ctx| {
+            batcher.is_writing = false;
+            match answer {
+                Ok(()) => batcher.advance(ctx),
+                Err(_) => batcher.faults.report(Error::failed("the writer is gone")),
+            }
+        });
+        ctx.spawn(written);
+    }
+}
+
+impl Actor for Batcher {
+    type Context = Context<Self>;
+}
+
+impl Handler<ParsedPiece> for Batcher {
+    type Result = ();
+
+    fn handle(&mut self, piece: ParsedPiece, ctx: &mut Self::Context) {
+        self.gatherer.add(piece, Instant::now());
+        self.advance(ctx);
+    }
+}
+
+/// Write everything that came before this; the answer says that it is durable.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Handler<Drain> for Batcher {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        let (drained, is_drained) = oneshot::channel();
+        self.draining = Some(drained);
+        self.advance(ctx);
+        Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+    }
+}

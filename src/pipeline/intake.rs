@@ -1,0 +1,313 @@
+//! Intake: watches the inbox, claims files, hands them to the reader, and puts them where they belong when they are done.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::faults::{Faults, StageWatch};
+use super::messages::{LoadFinished, ReadFile};
+use super::reader::Reader;
+use crate::batch::summary::LoadSummary;
+use crate::config::Config;
+use crate::error::Result;
+use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Settling, Watcher};
+
+/// How many files are claimed at a time. More gain nothing, and each is open.
+const MAX_CLAIMS: usize = 64;
+
+/// When the run is over.
+#[derive(Debug)]
+pub enum Mode {
+    /// Never by itself.
+    Watch,
+    /// When all is loaded that was there at the start; this is told then.
+    Once(Option<oneshot::Sender<()>>),
+}
+
+/// The files that this process has claimed, by load key; shared with whoever must note that one crashed it.
+#[derive(Debug, Clone, Default)]
+pub struct Claims(Arc<Mutex<HashMap<Uuid, Claim>>>);
+
+impl Claims {
+    fn with<T>(&self, use_claims: impl FnOnce(&mut HashMap<Uuid, Claim>) -> T) -> T {
+        use_claims(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes, durably, that working on this load crashed the process.
+    pub fn crashed(&self, key: Uuid) {
+        let claim = self.with(|claims| claims.get(&key).cloned());
+        if let Some(Err(error)) = claim.map(|claim| claim.record_crash()) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// The actor.
+pub struct Intake {
+    inbox: Inbox,
+    watcher: Option<Watcher>,
+    settling: Settling,
+    /// Complete, but too many are claimed already.
+    waiting: VecDeque<Candidate>,
+    leftovers: VecDeque<Leftover>,
+    claims: Claims,
+    /// Loads that are over, whose files could not be put in their place yet.
+    unplaced: Vec<LoadFinished>,
+    reader: Addr<Reader>,
+    mode: Mode,
+    is_stopped: bool,
+    rescan_interval: Duration,
+    look_timer: Option<SpawnHandle>,
+    summary: LoadSummary,
+    started: Instant,
+    faults: Faults,
+    _watch: StageWatch,
+}
+
+impl Intake {
+    /// An intake for that inbox, which hands its files to `reader`.
+    pub fn new(inbox: Inbox, claims: Claims, config: &Config, reader: Addr<Reader>, mode: Mode, faults: &Faults) -> Self {
+        Self {
+            inbox,
+            watcher: None,
+            settling: Settling::new(config.stream.settle),
+            waiting: VecDeque::new(),
+            leftovers: VecDeque::new(),
+            claims,
+            unplaced: Vec::new(),
+            reader,
+            mode,
+            is_stopped: false,
+            rescan_interval: config.stream.rescan_interval,
+            look_timer: None,
+            summary: LoadSummary::empty(&config.datasets),
+            started: Instant::now(),
+            faults: faults.clone(),
+            _watch: faults.watch("intake"),
+        }
+    }
+
+    /// Lists what is there: claims of dead processes, and files of which no event told.
+    fn rescan(&mut self, ctx: &mut Context<Self>) {
+        if let Err(error) = self.list() {
+            tracing::warn!("{error}");
+        }
+        for finished in std::mem::take(&mut self.unplaced) {
+            self.place(finished);
+        }
+        self.advance(ctx);
+    }
+
+    fn list(&mut self) -> Result<()> {
+        self.inbox.make_directories()?;
+        if let Some(watcher) = &mut self.watcher {
+            watcher.renew()?;
+        }
+        let own = |claims: &mut HashMap<Uuid, Claim>, leftover: &Leftover| claims.contains_key(&leftover.key);
+        let leftovers = self.inbox.leftovers()?;
+        self.leftovers = self.claims.with(|claims| leftovers.into_iter().filter(|leftover| !own(claims, leftover)).collect());
+        let now = Instant::now();
+        for candidate in self.inbox.scan()? {
+            let untouched = SystemTime::now().duration_since(candidate.changed).unwrap_or_default();
+            if !self.waiting.iter().any(|waiting| waiting.path == candidate.path) {
+                self.settling.found(&candidate, untouched, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims what is complete, as far as there is room, and hands it to the reader.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.look_timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if self.is_stopped {
+            return;
+        }
+        let inbox = &self.inbox;
+        self.waiting.extend(self.settling.ready(Instant::now(), |path| inbox.look(path)));
+        let mut claimed = Vec::new();
+        while self.claims.with(|claims| claims.len()) < MAX_CLAIMS {
+            let claim = if let Some(leftover) = self.leftovers.pop_front() {
+                self.inbox.reclaim(&leftover)
+            } else if let Some(candidate) = self.waiting.pop_front() {
+                self.inbox.claim(&candidate)
+            } else {
+                break;
+            };
+            match claim {
+                Ok(Some(claim)) => {
+                    tracing::debug!(file = %claim.source, load_key = %claim.key, "claimed");
+                    self.claims.with(|claims| claims.insert(claim.key, claim.clone()));
+                    claimed.push(claim);
+                }
+                // Gone, or another process has it.
+                Ok(None) => {}
+                // It stays where it is and is found again.
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        if !claimed.is_empty()
+            && let Err(error) = self.inbox.sync_claims()
+        {
+            return self.faults.report(error);
+        }
+        for claim in claimed {
+            self.reader.do_send(ReadFile(claim));
+        }
+        if let Some(at) = self.settling.next_look() {
+            let wait = at.saturating_duration_since(Instant::now());
+            self.look_timer = Some(ctx.run_later(wait, |intake, ctx| intake.advance(ctx)));
+        }
+        self.tell_if_done();
+    }
+
+    /// With `--once`: whether nothing is left to load.
+    fn tell_if_done(&mut self) {
+        let is_done = self.settling.is_empty()
+            && self.waiting.is_empty()
+            && self.leftovers.is_empty()
+            && self.unplaced.is_empty()
+            && self.claims.with(|claims| claims.is_empty());
+        if let (true, Mode::Once(done)) = (is_done, &mut self.mode)
+            && let Some(done) = done.take()
+        {
+            let _ = done.send(());
+        }
+    }
+
+    /// Puts the file of a load that is over where it belongs.
+    fn place(&mut self, finished: LoadFinished) {
+        // Another process's, which finishes with its own knowledge.
+        let Some(claim) = self.claims.with(|claims| claims.get(&finished.key).cloned()) else { return };
+        let placed = match &finished.error {
+            None => self.inbox.done(&claim),
+            Some(error) => self.inbox.failed(&claim, error),
+        };
+        match placed {
+            Ok(placed) => {
+                self.claims.with(|claims| claims.remove(&finished.key));
+                self.summary.add_file(&finished.dataset, finished.counts, finished.error.is_some());
+                let counts = finished.counts;
+                match &finished.error {
+                    None => tracing::info!(
+                        dataset = %finished.dataset, file = %file_name(&claim.source), read = counts.read, rejected = counts.rejected, "loaded"
+                    ),
+                    Some(error) => tracing::warn!(
+                        dataset = %finished.dataset, file = %file_name(&claim.source), loaded = counts.loaded, "failed: {error}"
+                    ),
+                }
+                if placed.unread > 0 {
+                    tracing::warn!(
+                        "{} bytes were written to {} after it was loaded: they are not loaded",
+                        placed.unread,
+                        placed.path.display()
+                    );
+                }
+            }
+            // Its records are safe; the next listing tries again.
+            Err(error) => {
+                tracing::warn!("{error}");
+                self.unplaced.push(finished);
+            }
+        }
+    }
+}
+
+/// The last part of a source, for the log.
+fn file_name(source: &str) -> &str {
+    Path::new(source).file_name().and_then(|name| name.to_str()).unwrap_or(source)
+}
+
+impl Actor for Intake {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let intake = ctx.address();
+        match Watcher::start(&self.inbox, move |event| intake.do_send(Watched(event))) {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) => tracing::warn!("{error}; the inbox is listed every {:?} instead", self.rescan_interval),
+        }
+        ctx.run_interval(self.rescan_interval, |intake, ctx| {
+            // With --once only what was there at the start counts.
+            if matches!(intake.mode, Mode::Watch) {
+                intake.rescan(ctx);
+            }
+        });
+        self.rescan(ctx);
+    }
+}
+
+/// The watcher saw something.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Watched(Event);
+
+impl Handler<Watched> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, Watched(event): Watched, ctx: &mut Self::Context) {
+        let now = Instant::now();
+        match event {
+            Event::Complete(path) => {
+                self.settling.forget(&path);
+                if let Some(candidate) = self.inbox.look(&path)
+                    && !self.waiting.iter().any(|waiting| waiting.path == candidate.path)
+                {
+                    self.waiting.push_back(candidate);
+                }
+            }
+            Event::Touched { path, open } => self.settling.touched(path, open, now),
+            Event::Gone(path) => self.settling.forget(&path),
+            Event::Rescan => {
+                self.settling.events_lost(now);
+                return self.rescan(ctx);
+            }
+        }
+        self.advance(ctx);
+    }
+}
+
+impl Handler<LoadFinished> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, finished: LoadFinished, ctx: &mut Self::Context) {
+        self.place(finished);
+        self.advance(ctx);
+        self.tell_if_done();
+    }
+}
+
+/// Claim no more files.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Stop;
+
+impl Handler<Stop> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, _: &mut Self::Context) {
+        self.is_stopped = true;
+        self.watcher = None;
+    }
+}
+
+/// What was loaded so far.
+#[derive(Debug, Message)]
+#[rtype(result = "LoadSummary")]
+pub struct Summarize;
+
+impl Handler<Summarize> for Intake {
+    type Result = MessageResult<Summarize>;
+
+    fn handle(&mut self, _: Summarize, _: &mut Self::Context) -> Self::Result {
+        let mut summary = self.summary.clone();
+        summary.elapsed = self.started.elapsed();
+        MessageResult(summary)
+    }
+}

@@ -1,0 +1,183 @@
+//! Modeller: refreshes the modelled tables of changed days shortly after the commits, beside the writer, on a connection of
+//! its own. What is to be refreshed stands in the database, so nothing is lost when the process ends before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture, fut};
+use tokio::sync::oneshot;
+
+use super::faults::{Faults, StageWatch};
+use super::link::Link;
+use super::messages::ModelChanged;
+
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::store::Dialect;
+use crate::store::model::{self, Days};
+
+/// A dataset with changed days.
+#[derive(Debug)]
+struct Pending {
+    dataset: Arc<Dataset>,
+    first: Instant,
+    last: Instant,
+}
+
+/// Decides when a dataset is refreshed; pure. Soon after a lone commit; under a stream of commits so seldom that refreshing
+/// takes a small part of the time, because each refresh reads all rows of the changed days again.
+#[derive(Debug)]
+struct Debounce {
+    delay: Duration,
+    pending: HashMap<String, Pending>,
+    /// How long the last refresh of each dataset took.
+    took: HashMap<String, Duration>,
+}
+
+/// Under a stream of commits a refresh may take one part in so many of the time.
+const SHARE: u32 = 20;
+
+impl Debounce {
+    fn new(delay: Duration) -> Self {
+        Self { delay, pending: HashMap::new(), took: HashMap::new() }
+    }
+
+    fn changed(&mut self, dataset: Arc<Dataset>, now: Instant) {
+        let pending = self.pending.entry(dataset.name.clone()).or_insert(Pending { dataset, first: now, last: now });
+        pending.last = now;
+    }
+
+    /// When that dataset is due: when commits have paused for as long as a refresh takes, at the latest after its share.
+    fn due(&self, pending: &Pending) -> Instant {
+        let took = self.took.get(&pending.dataset.name).copied().unwrap_or_default();
+        let quiet = pending.last + self.delay.max(took);
+        let latest = pending.first + self.delay.max(took * SHARE);
+        quiet.min(latest)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.pending.values().map(|pending| self.due(pending)).min()
+    }
+
+    /// Takes a dataset that is due.
+    fn take(&mut self, now: Instant) -> Option<Arc<Dataset>> {
+        let name = self.pending.values().find(|pending| self.due(pending) <= now)?.dataset.name.clone();
+        self.pending.remove(&name).map(|pending| pending.dataset)
+    }
+
+    /// Takes any dataset, due or not.
+    fn take_any(&mut self) -> Option<Arc<Dataset>> {
+        let name = self.pending.keys().next()?.clone();
+        self.pending.remove(&name).map(|pending| pending.dataset)
+    }
+}
+
+/// The actor.
+pub struct Modeller {
+    debounce: Debounce,
+    /// Away while a refresh runs.
+    link: Option<Link>,
+    draining: Option<oneshot::Sender<()>>,
+    timer: Option<actix::SpawnHandle>,
+    faults: Faults,
+    _watch: StageWatch,
+}
+
+impl Modeller {
+    /// A modeller on that link. `datasets` may have days that were marked before: they are refreshed first.
+    pub fn new(link: Link, delay: Duration, datasets: &[Arc<Dataset>], faults: &Faults) -> Self {
+        let mut debounce = Debounce::new(delay);
+        for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
+            debounce.changed(Arc::clone(dataset), Instant::now());
+        }
+        Self { debounce, link: Some(link), draining: None, timer: None, faults: faults.clone(), _watch: faults.watch("modeller") }
+    }
+
+    /// Starts a refresh if one is due and none runs; else sees to it that this is asked again in time.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        if self.link.is_none() {
+            return;
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        let now = Instant::now();
+        let due = if self.draining.is_some() { self.debounce.take_any() } else { self.debounce.take(now) };
+        if let Some(dataset) = due {
+            self.refresh(dataset, ctx);
+        } else if let Some(at) = self.debounce.next_due() {
+            self.timer = Some(ctx.run_later(at.saturating_duration_since(now), |modeller, ctx| modeller.advance(ctx)));
+        } else if let Some(drained) = self.draining.take() {
+            let _ = drained.send(());
+        }
+    }
+
+    fn refresh(&mut self, dataset: Arc<Dataset>, ctx: &mut Context<Self>) {
+        let mut link = self.link.take().expect("checked by the caller");
+        let work = async move {
+            let started = Instant::now();
+            let refreshed = refresh(&mut link, &dataset).await;
+            (link, dataset, started.elapsed(), refreshed)
+        };
+        ctx.spawn(work.into_actor(self).map(|(link, dataset, took, refreshed), modeller, ctx| {
+            modeller.link = Some(link);
+            match refreshed {
+                Ok(days) => tracing::debug!(dataset = %dataset.name, ?days, ?took, "modelled"),
+                Err(error) => return modeller.faults.report(error),
+            }
+            modeller.debounce.took.insert(dataset.name.clone(), took);
+            modeller.advance(ctx);
+        }));
+    }
+}
+
+async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Option<usize>> {
+    link.repeat(async |connection| {
+        // Reading first: on SQLite a transaction would take the write lock only to find nothing to do.
+        if !model::is_pending(connection, dataset).await? {
+            return Ok(Some(0));
+        }
+        connection.begin().await?;
+        if connection.dialect() == Dialect::Postgres {
+            connection.run("set local work_mem = '256MB'").await?;
+        }
+        let days = model::refresh(connection, dataset, Days::none()).await?;
+        connection.commit().await?;
+        Ok(days)
+    })
+    .await
+}
+
+impl Actor for Modeller {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<ModelChanged> for Modeller {
+    type Result = ();
+
+    fn handle(&mut self, ModelChanged { dataset }: ModelChanged, ctx: &mut Self::Context) {
+        self.debounce.changed(dataset, Instant::now());
+        self.advance(ctx);
+    }
+}
+
+/// Refresh everything that is changed; the answer says that it is done.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct RefreshAll;
+
+impl Handler<RefreshAll> for Modeller {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: RefreshAll, ctx: &mut Self::Context) -> Self::Result {
+        let (drained, is_drained) = oneshot::channel();
+        self.draining = Some(drained);
+        self.advance(ctx);
+        Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+    }
+}

@@ -1,0 +1,103 @@
+//! Parser: turns pieces into rows and rejects, on threads of their own behind a bounded channel. Not a `SyncArbiter`: that
+//! one queues without a bound.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use actix::Addr;
+
+use super::batcher::Batcher;
+use super::faults::Faults;
+use super::messages::{Content, ForeignMessage, Load, ParsedChunk, ParsedContent, ParsedPiece, Piece};
+use crate::error::Error;
+use crate::record::chunk::Chunk;
+use crate::record::parse::{DayRange, Parsed, Parser};
+use crate::store::{Dialect, Rows};
+
+/// How a chunk is parsed; tests put their own in its place.
+pub type ParseChunk = fn(&mut Parser, &Chunk, &mut Rows) -> Parsed;
+
+/// The real one.
+pub fn parse_chunk(parser: &mut Parser, chunk: &Chunk, rows: &mut Rows) -> Parsed {
+    parser.parse(chunk, &DayRange::ALL, rows)
+}
+
+/// What to do when parsing panics, beside reporting it: remember that this load crashed the process.
+pub type OnCrash = Arc<dyn Fn(&Load) + Send + Sync>;
+
+/// Starts the threads; each ends when the channel is closed and empty.
+///
+/// # Errors
+/// If the operating system gives no thread.
+pub fn start(
+    threads: usize,
+    pieces: &crossbeam_channel::Receiver<Piece>,
+    dialect: Dialect,
+    parse: ParseChunk,
+    batcher: &Addr<Batcher>,
+    on_crash: &OnCrash,
+    faults: &Faults,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    (0..threads)
+        .map(|_| {
+            let (pieces, batcher, on_crash, faults) = (pieces.clone(), batcher.clone(), Arc::clone(on_crash), faults.clone());
+            std::thread::Builder::new().name("parser".to_owned()).spawn(move || {
+                let mut pool = ParserThread { dialect, parse, parsers: HashMap::new() };
+                for piece in pieces {
+                    let load = Arc::clone(&piece.load);
+                    match catch_unwind(AssertUnwindSafe(|| pool.parse(piece))) {
+                        // The budget bounds the mailbox; when the batcher is gone, it has reported why.
+                        Ok(parsed) => batcher.do_send(parsed),
+                        Err(_) => {
+                            on_crash(&load);
+                            faults.report(
+                                Error::failed(format!("parsing {} of dataset {} panicked", load.source, load.dataset.name)).hint(
+                                    "start again; a file that does this three times goes to failed/; please report the panic above",
+                                ),
+                            );
+                            return;
+                        }
+                    }
+                }
+            })
+        })
+        .collect()
+}
+
+struct ParserThread {
+    dialect: Dialect,
+    parse: ParseChunk,
+    /// By dataset.
+    parsers: HashMap<String, Parser>,
+}
+
+impl ParserThread {
+    fn parse(&mut self, Piece { load, content, receipt }: Piece) -> ParsedPiece {
+        let content = match content {
+            Content::Chunk(chunk) => ParsedContent::Chunk(self.parse_chunk(&load, chunk)),
+            Content::End(end) => ParsedContent::End(end),
+            Content::Foreign(ForeignMessage { app_id, message_id, digest, chunk }) => {
+                ParsedContent::Foreign { app_id, message_id, digest, chunk: self.parse_chunk(&load, chunk) }
+            }
+        };
+        ParsedPiece { load, content, receipt }
+    }
+
+    fn parse_chunk(&mut self, load: &Load, chunk: Chunk) -> ParsedChunk {
+        let parser = self.parsers.entry(load.dataset.name.clone()).or_insert_with(|| Parser::new(Arc::clone(&load.dataset)));
+        let mut rows = Rows::new(self.dialect);
+        let parsed = (self.parse)(parser, &chunk, &mut rows);
+        ParsedChunk {
+            seq: chunk.seq,
+            first_ordinal: chunk.first_ordinal,
+            records: chunk.records(),
+            rows,
+            rejects: parsed.rejects,
+            days: parsed.days,
+            bytes: chunk.bytes(),
+            chunk,
+        }
+    }
+}

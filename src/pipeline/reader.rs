@@ -1,0 +1,161 @@
+//! Reader: reads claimed files, one after the other, and cuts chunks of whole records. The work is blocking, so it has a
+//! thread of its own; the actor only hands it the files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use actix::{Actor, Context, Handler, Message};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::faults::{Faults, StageWatch};
+use super::messages::{Content, FileEnd, Load, Piece, ReadFile, Receipt};
+use crate::error::io_text;
+use crate::inbox::Claim;
+use crate::record::decompress::decompress;
+use crate::record::split::{SplitError, Splitter};
+use crate::transport::Outlet;
+
+/// Bytes that are read but not yet durable. A piece takes its bytes before it is passed on and holds them until it is
+/// committed or given up, so memory is bounded whatever the mailboxes do.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    free: Arc<Semaphore>,
+    total: usize,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Budget {
+    /// A budget of that many bytes; to be made on the runtime.
+    pub fn new(bytes: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(bytes)), total: bytes, runtime: tokio::runtime::Handle::current() }
+    }
+
+    /// Waits until so many bytes are free, and takes them. For threads outside the runtime.
+    pub fn take(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let bytes = u32::try_from(bytes.min(self.total)).unwrap_or(u32::MAX);
+        let taken = self.runtime.block_on(Arc::clone(&self.free).acquire_many_owned(bytes));
+        taken.expect("the budget is never closed")
+    }
+
+    /// Bytes in flight.
+    pub fn taken(&self) -> usize {
+        self.total - self.free.available_permits()
+    }
+}
+
+/// The actor: takes files from the inbox.
+pub struct Reader {
+    /// `None` once no more files come.
+    files: Option<crossbeam_channel::Sender<Claim>>,
+    _watch: StageWatch,
+}
+
+impl Reader {
+    /// Starts the thread; it ends after a [`Close`], with the chunk in work when `stop` is set.
+    ///
+    /// # Errors
+    /// If the operating system gives no thread.
+    pub fn new(outlet: Outlet, budget: Budget, stop: Arc<AtomicBool>, faults: &Faults) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (files, claimed) = crossbeam_channel::unbounded::<Claim>();
+        let watch = faults.watch("reader's thread");
+        let thread = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
+            for claim in claimed {
+                if read(&claim, &outlet, &budget, &stop) == Reading::Stopped {
+                    break;
+                }
+            }
+            watch.end();
+        })?;
+        Ok((Self { files: Some(files), _watch: faults.watch("reader") }, thread))
+    }
+}
+
+impl Actor for Reader {
+    type Context = Context<Self>;
+}
+
+impl Handler<ReadFile> for Reader {
+    type Result = ();
+
+    fn handle(&mut self, ReadFile(claim): ReadFile, _: &mut Self::Context) {
+        if let Some(files) = &self.files {
+            // The thread ends before the actor only when the run does.
+            drop(files.send(claim));
+        }
+    }
+}
+
+/// No more files come.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Close;
+
+impl Handler<Close> for Reader {
+    type Result = ();
+
+    fn handle(&mut self, _: Close, _: &mut Self::Context) {
+        self.files = None;
+    }
+}
+
+/// What became of a file in the reader.
+#[derive(Debug, PartialEq, Eq)]
+enum Reading {
+    Ended,
+    /// The run ends; the file stays claimed.
+    Stopped,
+}
+
+/// A file that made the process crash this often fails: trying on would never end.
+const MAX_CRASHES: u64 = 3;
+
+fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> Reading {
+    let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
+    let pass = |content: Content, bytes: usize| {
+        if stop.load(Ordering::Relaxed) {
+            return Reading::Stopped;
+        }
+        let receipt = Receipt::Budget(budget.take(bytes));
+        match outlet.pass(Piece { load: Arc::clone(&load), content, receipt }) {
+            Ok(()) => Reading::Ended,
+            Err(_) => Reading::Stopped,
+        }
+    };
+    let failed = |error: String, bytes: u64, records: u64, chunks: u64| FileEnd { chunks, records, bytes, error: Some(error) };
+    let cannot_start = match claim.crashes() {
+        Ok(crashes) if crashes >= MAX_CRASHES => {
+            Some(format!("the program crashed {MAX_CRASHES} times while it worked on this file"))
+        }
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    let text = match (cannot_start, decompress(claim.open())) {
+        (None, Ok(text)) => text,
+        (Some(error), _) => return pass(Content::End(failed(error, 0, 0, 0)), END_BYTES),
+        (None, Err(error)) => {
+            return pass(Content::End(failed(format!("cannot read the file: {}", io_text(&error)), 0, 0, 0)), END_BYTES);
+        }
+    };
+    let mut splitter = Splitter::new(text);
+    loop {
+        let next = splitter.next_chunk();
+        let (bytes, records, chunks) = (splitter.bytes(), splitter.records(), splitter.chunks());
+        let end = match next {
+            Ok(Some(chunk)) => {
+                let bytes = chunk.bytes();
+                match pass(Content::Chunk(chunk), bytes) {
+                    Reading::Ended => continue,
+                    Reading::Stopped => return Reading::Stopped,
+                }
+            }
+            Ok(None) => FileEnd { chunks, records, bytes, error: None },
+            Err(SplitError::Io(error)) => failed(format!("cannot read the file: {}", io_text(&error)), bytes, records, chunks),
+            Err(boundary) => failed(boundary.to_string(), bytes, records, chunks),
+        };
+        return pass(Content::End(end), END_BYTES);
+    }
+}
+
+/// What an end takes of the budget: it is small, and there can be many.
+const END_BYTES: usize = 256;

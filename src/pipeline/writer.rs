@@ -1,0 +1,263 @@
+//! Writer: commits batches. Rows, rejects, chunk lines, ledger and the marks of changed days share a transaction: a crash
+//! replays, never loses, and a chunk that comes twice is loaded once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use actix::{Actor, ActorFutureExt, Addr, AtomicResponse, Context, Handler, Recipient, WrapFuture};
+use uuid::Uuid;
+
+use super::faults::{Faults, StageWatch};
+use super::link::Link;
+use super::messages::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
+use super::modeller::Modeller;
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::record::chunk::ChunkBody;
+use crate::record::row::{Reject, RejectReason};
+use crate::store::append::{Appender, RawTable, Refused, append_accepted};
+use crate::store::ledger::{self, ChunkLine, Counts, OpenLoad};
+use crate::store::{Class, Connection, Day, StoreResult, model, rejects};
+
+/// What a transaction did.
+#[derive(Debug, Default)]
+struct Committed {
+    finished: Vec<LoadFinished>,
+    changed: Vec<Arc<Dataset>>,
+    records: u64,
+}
+
+/// How a batch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// All rows at once; one that the database refuses fails the batch.
+    Swift,
+    /// Chunk by chunk; a refused row becomes a reject.
+    Thorough,
+}
+
+/// Chunks of a dataset that were not loaded before, each with the number of its load.
+type FreshChunks<'a> = (Arc<Dataset>, Vec<(i64, &'a mut ParsedChunk)>);
+
+/// Writes a batch in one transaction.
+async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> StoreResult<Committed> {
+    connection.begin().await?;
+    let mut loads: Vec<(Uuid, OpenLoad<'_>)> = Vec::new();
+    for piece in pieces.iter() {
+        let load = &piece.load;
+        if !loads.iter().any(|(key, _)| *key == load.key) {
+            loads.push((load.key, OpenLoad { load_key: load.key, dataset: &load.dataset.name, source: &load.source }));
+        }
+    }
+    let opened: Vec<OpenLoad<'_>> = loads.iter().map(|(_, load)| *load).collect();
+    let ids = ledger::open(connection, &opened).await?;
+    let ids: HashMap<Uuid, i64> = loads.iter().map(|(key, _)| *key).zip(ids).collect();
+
+    let lines: Vec<ChunkLine> = pieces
+        .iter()
+        .filter_map(|piece| Some((ids[&piece.load.key], chunk(piece)?)))
+        .map(|(load_id, chunk)| ChunkLine { load_id, seq: chunk.seq, first_ordinal: chunk.first_ordinal, records: chunk.records })
+        .collect();
+    let is_new = ledger::claim_chunks(connection, &lines).await?;
+
+    let mut fresh: BTreeMap<String, FreshChunks<'_>> = BTreeMap::new();
+    let mut is_new = is_new.into_iter();
+    let mut ended = Vec::new();
+    for piece in pieces.iter_mut() {
+        let load_id = ids[&piece.load.key];
+        let dataset = &piece.load.dataset;
+        match &mut piece.content {
+            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } => {
+                if is_new.next() == Some(true) {
+                    let of_dataset = fresh.entry(dataset.name.clone()).or_insert_with(|| (Arc::clone(dataset), Vec::new()));
+                    of_dataset.1.push((load_id, chunk));
+                }
+            }
+            ParsedContent::End(end) => ended.push((load_id, end.clone())),
+        }
+    }
+
+    let mut committed = Committed::default();
+    let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
+    for (dataset, mut chunks) in fresh.into_values() {
+        let refused = append(connection, &dataset, &mut chunks, care).await?;
+        let mut days = BTreeSet::new();
+        for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
+            let mut rejected = chunk.rejects.clone();
+            rejected.extend(refused.into_iter().map(|refused| constraint_reject(chunk, refused)));
+            rejects::insert(connection, *load_id, &dataset, &rejected).await?;
+            let rejected = rejected.len() as u64;
+            let counts = Counts { read: chunk.records, loaded: chunk.records - rejected, rejected, skipped: 0 };
+            *added.entry(*load_id).or_default() += counts;
+            committed.records += counts.read;
+            days.extend(chunk.days.iter().map(|day| Day(*day)));
+        }
+        if !days.is_empty() {
+            model::mark(connection, &dataset, days).await?;
+            committed.changed.push(dataset);
+        }
+    }
+    // The rows of the ledger last: other consumers of the same file wait for them until the commit.
+    for (load_id, counts) in &added {
+        ledger::add(connection, *load_id, *counts).await?;
+    }
+    for (load_id, end) in &ended {
+        ledger::end(connection, *load_id, end.records, end.bytes, end.error.as_deref()).await?;
+    }
+    let touched: Vec<i64> = ids.values().copied().collect();
+    let ended: Vec<i64> = ended.iter().map(|(load_id, _)| *load_id).collect();
+    for closed in ledger::close(connection, &touched, &ended).await? {
+        let key = ids.iter().find(|(_, id)| **id == closed.id).map(|(key, _)| *key);
+        if let Some(piece) = pieces.iter().find(|piece| Some(piece.load.key) == key) {
+            let (key, dataset) = (piece.load.key, piece.load.dataset.name.clone());
+            committed.finished.push(LoadFinished { key, dataset, counts: closed.counts, error: closed.error });
+        }
+    }
+    connection.commit().await?;
+    Ok(committed)
+}
+
+fn chunk(piece: &ParsedPiece) -> Option<&ParsedChunk> {
+    match &piece.content {
+        ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } => Some(chunk),
+        ParsedContent::End(_) => None,
+    }
+}
+
+/// Appends the rows of a dataset's chunks; returns for each chunk the rows that the database refused.
+async fn append(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    chunks: &mut [(i64, &mut ParsedChunk)],
+    care: Care,
+) -> StoreResult<Vec<Vec<Refused>>> {
+    for (load_id, chunk) in chunks.iter_mut() {
+        chunk.rows.set_load(*load_id);
+    }
+    let mut refused = vec![Vec::new(); chunks.len()];
+    match care {
+        Care::Swift => {
+            let mut appender = Appender::begin(connection, dataset, RawTable::Master, None).await?;
+            for (_, chunk) in chunks.iter() {
+                appender.push(&chunk.rows).await?;
+            }
+            appender.finish().await?;
+        }
+        Care::Thorough => {
+            for ((_, chunk), refused) in chunks.iter().zip(&mut refused) {
+                *refused = append_accepted(connection, dataset, &chunk.rows).await?;
+            }
+        }
+    }
+    Ok(refused)
+}
+
+/// The record behind a refused row: rows are the chunk's records in order, without those that were rejected before.
+fn constraint_reject(chunk: &ParsedChunk, refused: Refused) -> Reject {
+    let rejected: BTreeSet<u64> = chunk.rejects.iter().map(|reject| reject.ordinal).collect();
+    let ordinal = (chunk.first_ordinal..)
+        .filter(|ordinal| !rejected.contains(ordinal))
+        .nth(refused.row)
+        .expect("every row comes from a record of the chunk");
+    let (record, byte_offset) = match &chunk.chunk.body {
+        ChunkBody::Records { text, spans, .. } => {
+            let index = usize::try_from(ordinal - chunk.first_ordinal).expect("an index into the chunk");
+            let span = spans[index].start as usize..spans[index].end as usize;
+            (text[span.clone()].to_vec(), chunk.chunk.first_byte_offset + span.start as u64)
+        }
+        ChunkBody::Rejects(_) => unreachable!("a chunk of rejects has no rows"),
+    };
+    Reject { ordinal, byte_offset, reason: RejectReason::Constraint, detail: refused.message, record }
+}
+
+/// What the run has done so far, for the live line and the heartbeat.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Records committed, rejects included.
+    pub records: AtomicU64,
+    /// Loads closed.
+    pub loads: AtomicU64,
+}
+
+/// The actor.
+pub struct Writer {
+    /// Away while a batch is written.
+    link: Option<Link>,
+    modeller: Addr<Modeller>,
+    finished: Recipient<LoadFinished>,
+    stats: Arc<Stats>,
+    faults: Faults,
+    _watch: StageWatch,
+}
+
+impl Writer {
+    /// A writer on that link, which tells `finished` of every load that is over.
+    pub fn new(
+        link: Link,
+        modeller: Addr<Modeller>,
+        finished: Recipient<LoadFinished>,
+        stats: Arc<Stats>,
+        faults: &Faults,
+    ) -> Self {
+        Self { link: Some(link), modeller, finished, stats, faults: faults.clone(), _watch: faults.watch("writer") }
+    }
+}
+
+impl Actor for Writer {
+    type Context = Context<Self>;
+}
+
+impl Handler<Batch> for Writer {
+    // Atomic: the mailbox waits, so that one batch is written after the other.
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, Batch { mut pieces }: Batch, _: &mut Self::Context) -> Self::Result {
+        let mut link = self.link.take().expect("an atomic response has ended before the next message");
+        let work = async move {
+            let written = write_batch(&mut link, &mut pieces).await;
+            (link, pieces, written)
+        };
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(|(link, pieces, written), writer, _| {
+            writer.link = Some(link);
+            match written {
+                Ok(committed) => {
+                    for piece in pieces {
+                        piece.receipt.settle();
+                    }
+                    writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
+                    writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
+                    for dataset in committed.changed {
+                        writer.modeller.do_send(ModelChanged { dataset });
+                    }
+                    for finished in committed.finished {
+                        writer.finished.do_send(finished);
+                    }
+                }
+                Err(error) => writer.faults.report(error),
+            }
+        })))
+    }
+}
+
+async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed> {
+    let mut care = Care::Swift;
+    loop {
+        let written = link
+            .repeat(async |connection| match write(connection, pieces, care).await {
+                // Not the database's fault and not the connection's: taken out of the loop that waits.
+                Err(error) if error.class() == Class::BadRow && care == Care::Swift => Ok(Err(error)),
+                Err(error) => Err(error),
+                Ok(committed) => Ok(Ok(committed)),
+            })
+            .await?;
+        match written {
+            Ok(committed) => return Ok(committed),
+            Err(error) => {
+                tracing::debug!("the database refuses a row of the batch, which is now looked for: {error}");
+                link.close().await;
+                care = Care::Thorough;
+            }
+        }
+    }
+}
