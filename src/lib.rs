@@ -10,6 +10,9 @@ pub mod inbox; // the life of a dropped file: claimed, read, put where it belong
 pub mod record; // pure: bytes → rows and rejects
 pub mod store; // the seam to the databases
 
+pub mod menu; // numbered choices for people
+pub mod load; // a batch load with its progress bar and totals
+pub mod drop; // files into the inbox
 pub mod report; // the modelled tables for people
 pub mod model; // brings them up to date, checks them
 pub mod rejects; // what could not be loaded: listed, exported, replayed

@@ -1,18 +1,17 @@
 //! The command line program: arguments → configuration → command → exit code.
 
 use std::ffi::OsString;
+use std::io::{self, BufReader};
 use std::process::ExitCode;
 
 use dataloader::batch::LoadOptions;
 use dataloader::batch::input::Input;
 use dataloader::cli::{self, Cli, Command, LoadArgs, ModelArgs, RejectsAction, RejectsArgs};
-use dataloader::config::{Config, DatabaseUrl};
+use dataloader::config::Config;
 use dataloader::error::{Error, Result};
-use dataloader::output::{self, Output};
-use dataloader::pipeline::{self, RunOptions};
-use dataloader::record::parse::DayRange;
-use dataloader::store::{Database, Day, GIVE_UP_AFTER};
-use dataloader::{batch, generate, logging, model, progress, rejects, report, signals, status};
+use dataloader::output::{self, Format, Output};
+use dataloader::store::{Database, GIVE_UP_AFTER};
+use dataloader::{drop, generate, load, logging, menu, model, rejects, report, signals, status};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -57,6 +56,17 @@ fn run(cli: &Cli) -> Result<u8> {
         }),
         Command::Rejects(args) => signals::interruptible(rejects(&config, args, output)),
         Command::Model(args) => signals::interruptible(model(&config, args, output)),
+        Command::Menu(_) if output.format() == Format::Json => Err(Error::usage("the menu is for people: it has no --format json")
+            .hint("programs use `dataloader load` and `dataloader drop`")),
+        Command::Menu(_) => {
+            signals::interruptible(menu::run(&config, BufReader::new(io::stdin()), &mut io::stdout()))?;
+            Ok(DONE)
+        }
+        Command::Drop(args) => {
+            let dropped = drop::drop_copies(&config, args.file.as_deref(), &args.dataset, args.times)?;
+            output.result(&dropped, |out| dropped.write(out))?;
+            Ok(DONE)
+        }
         Command::Generate(args) => {
             output::stream(|out| generate::generate(args.events, args.seed, out))?;
             Ok(DONE)
@@ -81,36 +91,16 @@ fn run(cli: &Cli) -> Result<u8> {
 }
 
 async fn load(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
-    let options = load_options(config, args)?;
-    let progress = std::sync::Arc::default();
-    let summary = tokio::select! {
-        summary = batch::load(config, &options, &progress) => summary?,
-        never = progress::show(progress.clone()) => match never {},
-    };
-    let totals = if summary.dry_run { Vec::new() } else { report::daily_totals(config, &options.datasets).await? };
-    output.result(&summary, |out| {
-        summary.write(out)?;
-        report::write_totals(out, &totals)
-    })?;
-    Ok(if summary.has_rejects() { REJECTED } else { DONE })
-}
-
-fn load_options(config: &Config, args: &LoadArgs) -> Result<LoadOptions> {
-    if config.stage_dir.is_some() && matches!(config.database, DatabaseUrl::Sqlite(_)) {
-        return Err(Error::usage("--stage-dir is for PostgreSQL: SQLite has no server that could read a file")
-            .hint("leave it out, or name a PostgreSQL database with --database"));
-    }
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
-    Ok(LoadOptions {
-        datasets: config.datasets_named(&args.datasets)?,
-        days: args
-            .days()
-            .map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) }),
+    let options = LoadOptions {
         inputs: (!inputs.is_empty()).then_some(inputs),
         max_rejects: args.max_rejects,
         dry_run: args.dry_run,
-        stage_dir: config.stage_dir.clone(),
-    })
+        ..LoadOptions::new(config, config.datasets_named(&args.datasets)?, args.days())?
+    };
+    let loaded = load::load(config, &options).await?;
+    output.result(&loaded.summary, |out| loaded.write(out))?;
+    Ok(if loaded.summary.has_rejects() { REJECTED } else { DONE })
 }
 
 async fn rejects(config: &Config, args: &RejectsArgs, output: Output) -> Result<u8> {

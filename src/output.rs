@@ -47,13 +47,17 @@ impl Output {
     pub fn error(self, error: &Error) {
         // If this fails as well, only the exit code is left to tell.
         let _ = match self.format {
-            Format::Text => write_text(&mut io::stderr(), error),
+            Format::Text => write_error(&mut io::stderr(), error),
             Format::Json => write_json(&mut io::stdout(), error),
         };
     }
 }
 
-fn write_text(out: &mut dyn Write, error: &Error) -> io::Result<()> {
+/// The lines for people: what went wrong, and the hint where there is one.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn write_error(out: &mut dyn Write, error: &Error) -> io::Result<()> {
     let hint = error.hint_text().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
     // One write: lines of other processes do not come between.
     out.write_all(format!("error: {}\n{hint}", redact_urls(error.message())).as_bytes())
@@ -122,7 +126,7 @@ mod tests {
     #[test]
     fn an_error_is_a_line_and_its_hint_another() {
         let mut out = Vec::new();
-        write_text(&mut out, &Error::failed("cannot open x.json: permission denied").hint("check its owner")).unwrap();
+        write_error(&mut out, &Error::failed("cannot open x.json: permission denied").hint("check its owner")).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "error: cannot open x.json: permission denied\nhint: check its owner\n");
     }
 

@@ -7,16 +7,18 @@ pub mod limit; // how many rejects a run may have
 pub mod summary; // what a run did, for people and programs
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, DatabaseUrl};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::record::parse::DayRange;
@@ -46,6 +48,23 @@ pub struct LoadOptions {
     pub dry_run: bool,
     /// A directory that a PostgreSQL server shares: rows go through a file there.
     pub stage_dir: Option<PathBuf>,
+}
+
+impl LoadOptions {
+    /// The files in the directories of these datasets, of all days or of those given, first and last.
+    ///
+    /// # Errors
+    /// If a stage directory is set for a database that cannot read it.
+    pub fn new(config: &Config, datasets: Vec<Arc<Dataset>>, days: Option<RangeInclusive<Date>>) -> Result<Self> {
+        if config.stage_dir.is_some() && matches!(config.database, DatabaseUrl::Sqlite(_)) {
+            return Err(Error::usage("--stage-dir is for PostgreSQL: SQLite has no server that could read a file")
+                .hint("leave it out, or name a PostgreSQL database with --database"));
+        }
+        let days =
+            days.map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) });
+        let stage_dir = config.stage_dir.clone();
+        Ok(Self { datasets, days, inputs: None, max_rejects: None, dry_run: false, stage_dir })
+    }
 }
 
 /// A load waits as long as it takes for another load's SQLite lock.

@@ -7,3 +7,5 @@ mod support;
 
 mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
+mod menu; // every choice, typed into a pipe
+mod drop; // files into the inbox

@@ -1,0 +1,52 @@
+//! `dataloader drop`: puts copies of a file into the inbox, for the pipeline that watches it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::dataset::Dataset;
+use crate::error::Result;
+use crate::inbox::drop_file;
+
+/// What was dropped.
+#[derive(Debug, Clone, Serialize)]
+pub struct Dropped {
+    /// The copies' paths, in the order of their making. Text, not paths: JSON knows nothing else.
+    pub dropped: Vec<String>,
+}
+
+/// The sample that a dataset is tried out with.
+pub fn sample_of(dataset: &Dataset, data_dir: &Path) -> PathBuf {
+    data_dir.join(&dataset.dir).join(format!("{}_sample.json", dataset.name))
+}
+
+/// Puts `times` copies of `file`, or of the dataset's sample, into the inbox, each whole at once and under a fresh name.
+///
+/// # Errors
+/// If there is no such dataset, the file cannot be read or the inbox cannot be written. Copies made before that stay; the
+/// error says how many.
+pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &str, times: u32) -> Result<Dropped> {
+    let dataset = config.dataset_named(dataset)?;
+    let sample = sample_of(&dataset, &config.data_dir);
+    let mut dropped = Vec::new();
+    for made in 0..times {
+        let copy = drop_file(&config.inbox, &dataset.name, file.unwrap_or(&sample)).map_err(|error| {
+            let error = if made == 0 { error } else { error.context(format_args!("{made} of {times} files were dropped")) };
+            if file.is_none() { error.hint("name a file to drop, or save the dataset's sample there") } else { error }
+        })?;
+        dropped.push(copy.display().to_string());
+    }
+    Ok(Dropped { dropped })
+}
+
+impl Dropped {
+    /// The lines for people, one per copy.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.dropped.iter().try_for_each(|path| writeln!(out, "dropped {path}"))
+    }
+}

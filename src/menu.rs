@@ -1,0 +1,205 @@
+//! `dataloader menu`: numbered choices, line by line, so that it works over a pipe, in tmux and in `docker exec -it`.
+
+use std::io::{self, BufRead, ErrorKind, Write};
+use std::path::Path;
+
+use jiff::civil::Date;
+use tokio::sync::mpsc;
+
+use crate::batch::LoadOptions;
+use crate::cli::parse_day;
+use crate::config::{Config, MenuMode};
+use crate::drop::sample_of;
+use crate::error::{Error, Result, io_text};
+use crate::inbox::drop_file;
+use crate::load::{Loaded, load};
+use crate::output::write_error;
+
+/// The dataset that the choices are about.
+const EVENTS: &str = "events";
+/// The user's own file to drop, in the dataset's directory.
+const CUSTOM_SAMPLE: &str = "custom_sample.json";
+
+const RULE: &str = "----------------------------------------------";
+
+/// Shows the menu of [`Config::menu_mode`] on `out` and does what `input` chooses, until it chooses to exit or ends. A load
+/// that fails is shown, and the menu goes on. Dropped during a load (by a signal), the load is rolled back.
+///
+/// # Errors
+/// If `out` cannot be written; that its reader has gone away is no error.
+pub async fn run(config: &Config, input: impl BufRead + Send + 'static, out: &mut impl Write) -> Result<()> {
+    let mut console = Console { lines: lines_of(input), out, at_prompt: false };
+    let done = match config.menu_mode {
+        MenuMode::Batch => batch(config, &mut console).await,
+        MenuMode::Stream => stream(config, &mut console).await,
+    };
+    match done {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::failed(format!("cannot write to standard output: {}", io_text(&error))))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum BatchChoice {
+    LoadAll,
+    LoadDay,
+    Exit,
+}
+
+async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Result<()> {
+    console.banner("batch: loads files into the database", &format!("{} into {}", config.data_dir.display(), config.database))?;
+    let choices = [
+        ("load all events", BatchChoice::LoadAll),
+        ("load specific date from events", BatchChoice::LoadDay),
+        ("exit", BatchChoice::Exit),
+    ];
+    loop {
+        let day = match console.choose(&choices).await? {
+            Some(BatchChoice::LoadAll) => None,
+            Some(BatchChoice::LoadDay) => match console.ask_day().await? {
+                Some(day) => Some(day),
+                None => return Ok(()),
+            },
+            Some(BatchChoice::Exit) | None => return Ok(()),
+        };
+        match load_files(config, day).await {
+            Ok(loaded) => loaded.write(console.out)?,
+            Err(error) => write_error(console.out, &error)?,
+        }
+    }
+}
+
+/// All datasets: those without a `day`, as the organisations, are loaded in full either way.
+async fn load_files(config: &Config, day: Option<Date>) -> Result<Loaded> {
+    let options = LoadOptions::new(config, config.datasets.clone(), day.map(|day| day..=day))?;
+    load(config, &options).await
+}
+
+#[derive(Debug, Clone, Copy)]
+enum StreamChoice {
+    DropSample,
+    DropCustom,
+    Exit,
+}
+
+async fn stream(config: &Config, console: &mut Console<'_, impl Write>) -> io::Result<()> {
+    let inbox = config.inbox.join(EVENTS);
+    console.banner("stream: drops files for a running `dataloader`", &format!("into {}", inbox.display()))?;
+    let choices = [
+        ("drop file in raw data dir", StreamChoice::DropSample),
+        ("drop custom file in raw data dir", StreamChoice::DropCustom),
+        ("exit", StreamChoice::Exit),
+    ];
+    loop {
+        let dropped = match console.choose(&choices).await? {
+            Some(StreamChoice::DropSample) => drop_sample(config),
+            Some(StreamChoice::DropCustom) => drop_custom(config),
+            Some(StreamChoice::Exit) | None => return Ok(()),
+        };
+        match dropped {
+            Ok(line) => writeln!(console.out, "{line}")?,
+            Err(error) => write_error(console.out, &error)?,
+        }
+    }
+}
+
+fn drop_sample(config: &Config) -> Result<String> {
+    let dataset = config.dataset_named(EVENTS)?;
+    drop_into_inbox(config, &sample_of(&dataset, &config.data_dir))
+}
+
+fn drop_custom(config: &Config) -> Result<String> {
+    let file = config.data_dir.join(&config.dataset_named(EVENTS)?.dir).join(CUSTOM_SAMPLE);
+    // What cannot be looked at may well be there: opening it says what is wrong.
+    if matches!(file.try_exists(), Ok(false)) {
+        let file = std::path::absolute(&file).unwrap_or(file);
+        return Ok(format!("no custom file yet: save yours as {}, then choose this again", file.display()));
+    }
+    drop_into_inbox(config, &file)
+}
+
+fn drop_into_inbox(config: &Config, file: &Path) -> Result<String> {
+    let dropped = drop_file(&config.inbox, EVENTS, file)?;
+    Ok(format!("dropped {}; `dataloader status` shows what became of it", dropped.display()))
+}
+
+/// Where the menu is shown and answered.
+struct Console<'a, W: Write> {
+    lines: mpsc::Receiver<String>,
+    out: &'a mut W,
+    /// The cursor stands behind a question.
+    at_prompt: bool,
+}
+
+impl<W: Write> Console<'_, W> {
+    fn banner(&mut self, title: &str, detail: &str) -> io::Result<()> {
+        writeln!(self.out, "{RULE}\ndataloader {}, {title}\n{detail}\n{RULE}", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Shows the choices, numbered from 1, and asks until it is one of them; `None` at the end of input.
+    async fn choose<T: Copy>(&mut self, choices: &[(&str, T)]) -> io::Result<Option<T>> {
+        writeln!(self.out)?;
+        for (number, (text, _)) in (1..).zip(choices) {
+            writeln!(self.out, "({number}) {text}")?;
+        }
+        while let Some(answer) = self.ask("Your choice: ").await? {
+            if let Some((_, (_, choice))) = (1..).zip(choices).find(|(number, _)| answer == format!("{number}")) {
+                return Ok(Some(*choice));
+            }
+            writeln!(self.out, "{answer:?} is not a choice: type a number from 1 to {}", choices.len())?;
+        }
+        Ok(None)
+    }
+
+    /// Asks for a day until it is one; `None` at the end of input.
+    async fn ask_day(&mut self) -> io::Result<Option<Date>> {
+        while let Some(answer) = self.ask("Which date (YYYY-MM-DD): ").await? {
+            match parse_day(&answer) {
+                Ok(day) => return Ok(Some(day)),
+                Err(wrong) => writeln!(self.out, "{answer:?} is not a date: {wrong}")?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next line of the input, without the space around it; `None` at its end.
+    async fn ask(&mut self, question: &str) -> io::Result<Option<String>> {
+        write!(self.out, "{question}")?;
+        self.out.flush()?;
+        self.at_prompt = true;
+        let Some(line) = self.lines.recv().await else { return Ok(None) };
+        self.at_prompt = false;
+        Ok(Some(line.trim().to_owned()))
+    }
+}
+
+impl<W: Write> Drop for Console<'_, W> {
+    /// Whatever is printed after an unanswered question begins on a line of its own.
+    fn drop(&mut self) {
+        if self.at_prompt {
+            let _ = writeln!(self.out);
+        }
+    }
+}
+
+/// The lines of `input`, read on a thread: a signal then ends the menu while it waits for one. The thread ends with its input
+/// or with the process.
+fn lines_of(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match input.read_until(b'\n', &mut line) {
+                Ok(0) => return,
+                // Not every terminal speaks UTF-8; what cannot be read is no choice.
+                Ok(_) if sender.blocking_send(String::from_utf8_lossy(&line).into_owned()).is_err() => return,
+                Ok(_) => {}
+                Err(error) => return tracing::warn!("cannot read standard input: {}", io_text(&error)),
+            }
+        }
+    });
+    lines
+}
