@@ -13,6 +13,7 @@ pub mod store; // the seam to the databases
 pub mod menu; // numbered choices for people
 pub mod load; // a batch load with its progress bar and totals
 pub mod drop; // files into the inbox
+pub mod health; // whether the pipeline of this working directory is alive
 pub mod report; // the modelled tables for people
 pub mod model; // brings them up to date, checks them
 pub mod rejects; // what could not be loaded: listed, exported, replayed

@@ -11,7 +11,7 @@ use dataloader::config::Config;
 use dataloader::error::{Error, Result};
 use dataloader::output::{self, Format, Output};
 use dataloader::store::{Database, GIVE_UP_AFTER};
-use dataloader::{drop, generate, load, logging, menu, model, rejects, report, signals, status};
+use dataloader::{drop, generate, health, load, logging, menu, model, rejects, report, signals, status};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -32,6 +32,8 @@ fn main() -> ExitCode {
 const DONE: u8 = 0;
 /// A check found a difference.
 const DIFFERENT: u8 = 1;
+/// No pipeline is alive here, or one is not connected.
+const UNHEALTHY: u8 = 1;
 /// The work is done, but records were rejected or a file failed.
 const REJECTED: u8 = 3;
 
@@ -66,6 +68,11 @@ fn run(cli: &Cli) -> Result<u8> {
             let dropped = drop::drop_copies(&config, args.file.as_deref(), &args.dataset, args.times)?;
             output.result(&dropped, |out| dropped.write(out))?;
             Ok(DONE)
+        }
+        Command::Health => {
+            let health = health::health()?;
+            output.result(&health, |out| writeln!(out, "{health}"))?;
+            Ok(if health.healthy { DONE } else { UNHEALTHY })
         }
         Command::Generate(args) => {
             output::stream(|out| generate::generate(args.events, args.seed, out))?;

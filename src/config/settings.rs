@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::document::Section;
 use super::secret_url::{DatabaseUrl, SecretUrl};
 use crate::error::{Error, Result};
 
 /// What carries records from the reader to the parsers in stream mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// All in this process
     Inproc,
@@ -20,7 +22,8 @@ pub enum Transport {
 }
 
 /// Which part of the stream this process is. `Producer` and `Consumer` need a transport between processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Producer and consumer in one process
     All,

@@ -9,3 +9,4 @@ mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
 mod menu; // every choice, typed into a pipe
 mod drop; // files into the inbox
+mod health; // alive and connected, or why not

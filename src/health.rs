@@ -1,0 +1,416 @@
+//! Is the pipeline of this working directory alive? Every `run` keeps a heartbeat in a small file; `dataloader health` reads
+//! them.
+//!
+//! The files are in a directory under the system's temporary one that is named after the working directory: it is there in a
+//! container with a read-only root, and is the same for everybody. Each process has a file of its own and holds a lock on it,
+//! which ends with the process however it ends; a file without a lock is what a dead process left behind.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::config::{Role, Transport};
+use crate::error::{Error, IoContext, Result, io_text};
+
+/// How often a process should beat.
+pub const BEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// A process that has not beaten for longer than this hangs.
+const FRESH: Duration = Duration::from_secs(15);
+
+/// What a process is connected to at the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    pub database: bool,
+    /// Always `false` without RabbitMQ, and then not missed.
+    pub broker: bool,
+}
+
+/// What a heartbeat's file holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Beat {
+    pid: u32,
+    role: Role,
+    transport: Transport,
+    connected: Connections,
+    /// Milliseconds since 1970.
+    at: i64,
+}
+
+/// Tells `dataloader health` that this process is alive, until it is dropped.
+#[derive(Debug)]
+pub struct Heartbeat {
+    path: PathBuf,
+    /// The file at `path`, locked.
+    file: File,
+    role: Role,
+    transport: Transport,
+}
+
+impl Heartbeat {
+    /// Begins with a beat that is not connected to anything.
+    ///
+    /// # Errors
+    /// If the temporary directory cannot be written; the pipeline can do without a heartbeat.
+    pub fn start(role: Role, transport: Transport) -> Result<Self> {
+        Self::start_in(&directory()?, role, transport, Timestamp::now())
+    }
+
+    fn start_in(directory: &Path, role: Role, transport: Transport, now: Timestamp) -> Result<Self> {
+        fs::create_dir_all(directory).cannot(format_args!("make {} for the heartbeat", directory.display()))?;
+        // Not the process id: in containers each start may have the same one.
+        let path = directory.join(format!("{}.json", Uuid::now_v7()));
+        let file = write_locked(&path, &beat(role, transport, Connections::default(), now))?;
+        Ok(Self { path, file, role, transport })
+    }
+
+    /// Says that the process is alive and what it is connected to; every [`BEAT_INTERVAL`], and whenever that changes.
+    ///
+    /// # Errors
+    /// If the file cannot be written; the next beat may succeed again.
+    pub fn beat(&mut self, connected: Connections) -> Result<()> {
+        self.beat_at(connected, Timestamp::now())
+    }
+
+    fn beat_at(&mut self, connected: Connections, now: Timestamp) -> Result<()> {
+        self.file = write_locked(&self.path, &beat(self.role, self.transport, connected, now))?;
+        Ok(())
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        // If it stays, it is without a lock and counts for nothing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn beat(role: Role, transport: Transport, connected: Connections, now: Timestamp) -> Beat {
+    Beat { pid: std::process::id(), role, transport, connected, at: now.as_millisecond() }
+}
+
+/// Replaces the file in one step by one that is locked already: whoever opens `path` finds a whole file, and a lock on it.
+fn write_locked(path: &Path, beat: &Beat) -> Result<File> {
+    let unfinished = path.with_extension("tmp");
+    let write = || -> io::Result<File> {
+        // Left over if an earlier attempt was interrupted. Made anew: the directory may be open to others, and their links
+        // are not followed.
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished)?;
+        file.lock()?;
+        file.write_all(&serde_json::to_vec(beat)?)?;
+        fs::rename(&unfinished, path)?;
+        Ok(file)
+    };
+    write().cannot(format_args!("write the heartbeat {}", path.display()))
+}
+
+/// Where the processes of this working directory have their heartbeats.
+fn directory() -> Result<PathBuf> {
+    let working_directory = std::env::current_dir().cannot("find the working directory")?;
+    Ok(std::env::temp_dir().join(format!("dataloader-{:016x}", fnv1a(working_directory.as_os_str().as_bytes()))))
+}
+
+/// The FNV-1a hash: short, and the same in every version of the program, which the standard library's need not be.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// How the pipeline of this working directory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// At least one process is alive, and all that are beat and have the connections they need.
+    pub healthy: bool,
+    /// Why, in one line.
+    pub reason: String,
+    /// The processes that are alive, the longest running first.
+    pub processes: Vec<Process>,
+}
+
+/// A process of the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Process {
+    pub pid: u32,
+    pub role: Role,
+    pub transport: Transport,
+    pub connected: Connections,
+    /// How long ago it beat.
+    pub seconds_since_beat: u64,
+}
+
+/// Reads the heartbeats of this working directory.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn health() -> Result<Health> {
+    Ok(Health::of(processes(&directory()?, Timestamp::now())?))
+}
+
+impl Health {
+    fn of(processes: Vec<Process>) -> Self {
+        let complaints: Vec<String> = processes.iter().filter_map(Process::complaint).collect();
+        let (healthy, reason) = if processes.is_empty() {
+            (false, "no `dataloader run` is alive in this working directory".to_owned())
+        } else if complaints.is_empty() {
+            (true, processes.iter().map(Process::to_string).collect::<Vec<_>>().join("; "))
+        } else {
+            (false, complaints.join("; "))
+        };
+        Self { healthy, reason, processes }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let health = if self.healthy { "healthy" } else { "unhealthy" };
+        write!(f, "{health}: {}", self.reason)
+    }
+}
+
+impl Process {
+    fn complaint(&self) -> Option<String> {
+        let Self { pid, connected, seconds_since_beat, .. } = self;
+        if *seconds_since_beat > FRESH.as_secs() {
+            return Some(format!("process {pid} hangs: its last sign of life was {seconds_since_beat} s ago"));
+        }
+        let needs_database = self.transport == Transport::Inproc || self.role != Role::Producer;
+        let needs_broker = self.transport == Transport::Amqp;
+        let missing = match (needs_database && !connected.database, needs_broker && !connected.broker) {
+            (false, false) => return None,
+            (true, false) => "the database",
+            (false, true) => "the broker",
+            (true, true) => "the database and the broker",
+        };
+        Some(format!("process {pid} is not connected to {missing}"))
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} is alive and connected", self.pid)
+    }
+}
+
+fn processes(directory: &Path, now: Timestamp) -> Result<Vec<Process>> {
+    let cannot = |error: &io::Error| Error::failed(format!("cannot read {}: {}", directory.display(), io_text(error)));
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|error| cannot(&error))?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| cannot(&error))?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            paths.push(path);
+        }
+    }
+    paths.sort(); // By name is by age.
+    let mut processes = Vec::new();
+    for path in paths {
+        let Some(text) = read_live(&path).cannot(format_args!("read the heartbeat {}", path.display()))? else { continue };
+        let beat: Beat = serde_json::from_slice(&text).map_err(|error| {
+            Error::failed(format!("the heartbeat {} makes no sense: {error}", path.display()))
+                .hint("was it written by another version? restart `dataloader run`")
+        })?;
+        processes.push(Process {
+            pid: beat.pid,
+            role: beat.role,
+            transport: beat.transport,
+            connected: beat.connected,
+            // A clock that was set back must not make a hanging process look alive.
+            seconds_since_beat: now.as_millisecond().abs_diff(beat.at) / 1_000,
+        });
+    }
+    Ok(processes)
+}
+
+/// The content of a live process's file; `None`, and the file is removed, if its process is dead.
+fn read_live(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    loop {
+        let mut file = match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        // Shared, so that two who ask at once do not take each other for the live process.
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {
+                let mut text = Vec::new();
+                file.read_to_end(&mut text)?;
+                return Ok(Some(text));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => match fs::metadata(path) {
+                // Replaced by the next beat since it was opened: that one is locked, or its process has died since.
+                Ok(current) if current.ino() != file.metadata()?.ino() => {}
+                _ => {
+                    // Where it cannot be removed it is another user's; it counts for nothing either way.
+                    let _ = fs::remove_file(path);
+                    return Ok(None);
+                }
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: Connections = Connections { database: true, broker: true };
+    const DATABASE: Connections = Connections { database: true, broker: false };
+    const BROKER: Connections = Connections { database: false, broker: true };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn start(directory: &Path, role: Role, transport: Transport) -> Heartbeat {
+        Heartbeat::start_in(directory, role, transport, at(0)).unwrap()
+    }
+
+    fn health_at(directory: &Path, second: i64) -> Health {
+        Health::of(processes(directory, at(second)).unwrap())
+    }
+
+    fn files(directory: &Path) -> usize {
+        fs::read_dir(directory).unwrap().count()
+    }
+
+    #[test]
+    fn without_a_process_nothing_is_healthy() {
+        let dir = directory();
+        for path in [dir.path().to_owned(), dir.path().join("never made")] {
+            let health = health_at(&path, 0);
+            assert!(!health.healthy);
+            assert_eq!(health.to_string(), "unhealthy: no `dataloader run` is alive in this working directory");
+        }
+    }
+
+    #[test]
+    fn a_process_is_healthy_once_it_is_connected_to_what_it_needs() {
+        let cases = [
+            (Role::All, Transport::Inproc, DATABASE, "is not connected to the database"),
+            (Role::All, Transport::Amqp, BOTH, "is not connected to the database and the broker"),
+            (Role::Producer, Transport::Amqp, BROKER, "is not connected to the broker"),
+            (Role::Consumer, Transport::Amqp, BOTH, "is not connected to the database and the broker"),
+        ];
+        for (role, transport, needed, complaint) in cases {
+            let dir = directory();
+            let mut heartbeat = start(dir.path(), role, transport);
+            let health = health_at(dir.path(), 1);
+            assert_eq!((health.healthy, health.reason), (false, format!("process {} {complaint}", std::process::id())));
+            heartbeat.beat_at(needed, at(1)).unwrap();
+            let health = health_at(dir.path(), 1);
+            assert!(health.healthy, "{role:?} over {transport:?}: {health}");
+            assert_eq!(health.processes[0].connected, needed);
+        }
+    }
+
+    #[test]
+    fn a_process_that_stops_beating_hangs_after_fifteen_seconds() {
+        let dir = directory();
+        let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
+        heartbeat.beat_at(DATABASE, at(10)).unwrap();
+        assert!(health_at(dir.path(), 25).healthy);
+        let health = health_at(dir.path(), 26);
+        assert!(!health.healthy && health.reason.ends_with("its last sign of life was 16 s ago"), "{health}");
+        assert!(!health_at(dir.path(), -20).healthy, "the clock was set back");
+        heartbeat.beat_at(DATABASE, at(26)).unwrap();
+        assert!(health_at(dir.path(), 26).healthy);
+    }
+
+    #[test]
+    fn one_process_that_is_not_connected_makes_all_unhealthy() {
+        let dir = directory();
+        let mut first = start(dir.path(), Role::Producer, Transport::Amqp);
+        let mut second = start(dir.path(), Role::Consumer, Transport::Amqp);
+        first.beat_at(BROKER, at(0)).unwrap();
+        second.beat_at(BROKER, at(0)).unwrap();
+        let health = health_at(dir.path(), 0);
+        assert!(!health.healthy && health.reason.ends_with("is not connected to the database"), "{health}");
+        assert_eq!(health.processes.iter().map(|process| process.role).collect::<Vec<_>>(), [Role::Producer, Role::Consumer]);
+        drop(second);
+        assert!(health_at(dir.path(), 0).healthy);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_counts_for_nothing_and_is_removed() {
+        let dir = directory();
+        let mut alive = start(dir.path(), Role::All, Transport::Inproc);
+        alive.beat_at(DATABASE, at(0)).unwrap();
+        let left = dir.path().join("019b0000-0000-7000-8000-000000000000.json");
+        fs::copy(&alive.path, &left).unwrap();
+        let health = health_at(dir.path(), 0);
+        assert!(health.healthy);
+        assert_eq!((health.processes.len(), left.exists()), (1, false));
+    }
+
+    #[test]
+    fn the_end_of_a_process_leaves_nothing() {
+        let dir = directory();
+        let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
+        for second in 0..3 {
+            heartbeat.beat_at(DATABASE, at(second)).unwrap();
+            assert_eq!(files(dir.path()), 1);
+        }
+        drop(heartbeat);
+        assert_eq!(files(dir.path()), 0);
+    }
+
+    #[test]
+    fn whoever_asks_while_a_process_beats_always_finds_it_alive() {
+        let dir = directory();
+        let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
+        heartbeat.beat_at(DATABASE, at(0)).unwrap();
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..500 {
+                            let health = health_at(dir.path(), 0);
+                            assert!(health.healthy, "{health}");
+                        }
+                    })
+                })
+                .collect();
+            while !asking.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                heartbeat.beat_at(DATABASE, at(0)).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_link_laid_in_the_way_is_not_followed() {
+        let dir = directory();
+        let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
+        let target = dir.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, heartbeat.path.with_extension("tmp")).unwrap();
+        heartbeat.beat_at(DATABASE, at(0)).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn an_unreadable_heartbeat_is_an_error_that_names_it() {
+        let dir = directory();
+        let path = dir.path().join("x.json");
+        let file = File::create(&path).unwrap();
+        file.lock().unwrap();
+        let error = processes(dir.path(), at(0)).unwrap_err();
+        assert!(error.message().contains("x.json makes no sense"), "{error}");
+    }
+}
