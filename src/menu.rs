@@ -64,7 +64,9 @@ async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Re
             },
             Some(BatchChoice::Exit) | None => return Ok(()),
         };
-        match load_files(config, day).await {
+        let loaded = load_files(config, day).await;
+        writeln!(console.out)?;
+        match loaded {
             Ok(loaded) => loaded.write(console.out)?,
             Err(error) => write_error(console.out, &error)?,
         }
@@ -98,6 +100,7 @@ async fn stream(config: &Config, console: &mut Console<'_, impl Write>) -> io::R
             Some(StreamChoice::DropCustom) => drop_custom(config),
             Some(StreamChoice::Exit) | None => return Ok(()),
         };
+        writeln!(console.out)?;
         match dropped {
             Ok(line) => writeln!(console.out, "{line}")?,
             Err(error) => write_error(console.out, &error)?,
