@@ -103,6 +103,17 @@ fn the_end_of_input_ends_the_menu() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_an_error_unless_its_reader_has_left() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let run = |script: &str| Invocation::new("bash", sandbox.path()).args(["-c", script, env!("CARGO_BIN_EXE_dataloader")]).run();
+    let full = run("\"$0\" menu >/dev/full").code(1);
+    assert_eq!(full.stderr, "error: cannot write to standard output: No space left on device\n");
+    // The reader opens the pipe and leaves before the menu begins.
+    let left = run("mkfifo pipe; { :; } <pipe & exec 3>pipe; wait; exec \"$0\" menu >&3");
+    assert_eq!(left.ok().stderr, "");
+}
+
+#[test]
 fn batch_is_the_mode_unless_told_otherwise() {
     let sandbox = Sandbox::new(Store::Sqlite);
     assert!(sandbox.run(["menu"]).ok().stdout.contains(BATCH_MENU));
