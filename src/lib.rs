@@ -7,6 +7,8 @@ pub mod output; // results and errors, as text or as JSON
 
 pub mod batch; // files → delta → master → modelled tables, in one transaction
 pub mod inbox; // the life of a dropped file: claimed, read, put where it belongs
+pub mod pipeline; // the stream: actors from the inbox to the modelled tables
+pub mod transport; // the seam between reader and parser
 pub mod record; // pure: bytes → rows and rejects
 pub mod store; // the seam to the databases
 

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::redact_urls;
 use crate::error::{Error, Result};
+use crate::progress::above_live_line;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,10 +61,10 @@ struct RedactingStderr;
 impl Write for RedactingStderr {
     /// Gets one whole event at a time.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        match std::str::from_utf8(event) {
-            Ok(text) if text.contains("://") => io::stderr().write_all(redact_urls(text).as_bytes())?,
-            _ => io::stderr().write_all(event)?,
-        }
+        above_live_line(|| match std::str::from_utf8(event) {
+            Ok(text) if text.contains("://") => io::stderr().write_all(redact_urls(text).as_bytes()),
+            _ => io::stderr().write_all(event),
+        })?;
         Ok(event.len())
     }
 

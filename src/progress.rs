@@ -1,8 +1,8 @@
 //! Progress on a terminal: a bar on standard error while the work is long; nothing anywhere else.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -41,6 +41,47 @@ pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
             indicatif::HumanCount(per_second)
         ));
         tokio::time::sleep(REFRESH).await;
+    }
+}
+
+/// A line on the terminal that is rewritten in place; logs go above it.
+pub struct LiveLine(ProgressBar);
+
+/// The line that is shown, for the log to step over.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+impl LiveLine {
+    /// An empty line; none without a terminal.
+    pub fn start() -> Option<Self> {
+        if !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is fixed and tested by being shown"));
+        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+        Some(Self(bar))
+    }
+
+    /// What the line says from now on.
+    pub fn set(&self, text: String) {
+        self.0.set_message(text);
+        self.0.tick();
+    }
+}
+
+impl Drop for LiveLine {
+    fn drop(&mut self) {
+        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.finish_and_clear();
+    }
+}
+
+/// Writes to standard error above the live line, if there is one.
+pub fn above_live_line<T>(write: impl FnOnce() -> T) -> T {
+    let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match shown {
+        Some(bar) => bar.suspend(write),
+        None => write(),
     }
 }
 

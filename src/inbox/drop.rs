@@ -1,15 +1,14 @@
 //! Puts a copy of a file into the inbox, whole at once and under a fresh name.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::names::{NAME_MAX, is_ignored, shortened, split_extension};
+use super::disk;
+use super::names::{self, NAME_MAX, is_ignored, shortened, split_extension};
 use crate::error::{IoContext, Result};
 
 /// Puts a copy of `file` into `<inbox_root>/<dataset_name>/`, which is made when missing, and gives the copy's path.
@@ -25,14 +24,12 @@ pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path) -> Result<P
     fs::create_dir_all(&dir).cannot(format_args!("make {}", dir.display()))?;
 
     let key = Uuid::now_v7();
-    let unfinished = dir.join(format!(".{key}.part"));
     let dropped = dir.join(fresh_name(file.file_name().unwrap_or_default(), key));
-    let put = copy_durably(&mut source, &unfinished).and_then(|()| fs::rename(&unfinished, &dropped)).and_then(|()| sync_dir(&dir));
-    if put.is_err() {
-        // What is left of it is ignored anyway; the error that counts is the first.
-        let _ = fs::remove_file(&unfinished);
-    }
-    put.cannot(format_args!("copy {} to {}", file.display(), dropped.display()))?;
+    disk::copy(&mut source, &dropped, &dir.join(names::unfinished(key))).cannot(format_args!(
+        "copy {} to {}",
+        file.display(),
+        dropped.display()
+    ))?;
     Ok(dropped)
 }
 
@@ -45,18 +42,6 @@ fn fresh_name(name: &OsStr, key: Uuid) -> OsString {
     let ending = [format!("-{key}").as_bytes(), extension.as_bytes()].concat();
     let stem = shortened(stem, NAME_MAX.saturating_sub(ending.len()));
     OsString::from_vec([stem.as_bytes(), &ending].concat())
-}
-
-fn copy_durably(source: &mut File, target: &Path) -> io::Result<()> {
-    let mode = source.metadata()?.permissions().mode() & 0o777;
-    let mut copy = OpenOptions::new().write(true).create_new(true).mode(mode).open(target)?;
-    io::copy(source, &mut copy)?;
-    copy.sync_all()
-}
-
-/// Makes what was created in or renamed into the directory survive a power failure.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

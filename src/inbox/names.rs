@@ -2,9 +2,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use uuid::Uuid;
 
 /// The longest name of a file, in bytes, on every file system that matters.
 pub const NAME_MAX: usize = 255;
+
+/// What follows the name of a failed file in that of its report.
+pub const REPORT: &str = ".error.json";
+
+/// Length of `<load key>-`.
+const KEY_LEN: usize = uuid::fmt::Hyphenated::LENGTH + 1;
 
 /// Files that are still being made: their names end in one of these.
 const UNFINISHED: [&[u8]; 2] = [b".tmp", b".part"];
@@ -43,4 +52,149 @@ pub fn shortened(name: &OsStr, max: usize) -> OsString {
     let is_boundary = |&end: &usize| stem[end] & 0xC0 != 0x80;
     let end = (longest - 3..=longest).rev().find(is_boundary).unwrap_or(longest);
     OsString::from_vec([&stem[..end], extension.as_bytes()].concat())
+}
+
+/// `<load key>-<name>`, the name shortened if it must be.
+pub fn keyed(key: Uuid, name: &OsStr) -> OsString {
+    keyed_within(NAME_MAX, key, name)
+}
+
+/// The same with room for [`REPORT`] behind it.
+pub fn keyed_for_report(key: Uuid, name: &OsStr) -> OsString {
+    keyed_within(NAME_MAX - REPORT.len(), key, name)
+}
+
+fn keyed_within(max: usize, key: Uuid, name: &OsStr) -> OsString {
+    let mut keyed = OsString::from(format!("{key}-"));
+    keyed.push(shortened(name, max - KEY_LEN));
+    keyed
+}
+
+/// Whether [`keyed`] shortens the name.
+pub fn is_shortened(name: &OsStr) -> bool {
+    name.len() > NAME_MAX - KEY_LEN
+}
+
+/// Takes `<load key>-<name>` apart; none if it is something else.
+pub fn split_key(name: &OsStr) -> Option<(Uuid, &OsStr)> {
+    let (key, rest) = name.as_bytes().split_at_checked(KEY_LEN)?;
+    // Of all ways to write a UUID only the hyphenated one is this long.
+    let key = Uuid::try_parse_ascii(key.strip_suffix(b"-")?).ok()?;
+    (!rest.is_empty()).then(|| (key, OsStr::from_bytes(rest)))
+}
+
+/// The dot file beside a claim that keeps a name which was shortened.
+pub fn kept_name(key: Uuid) -> String {
+    format!(".{key}.name")
+}
+
+/// The dot file beside a claim that is a byte longer after each crash.
+pub fn crash_marks(key: Uuid) -> String {
+    format!(".{key}.crashes")
+}
+
+/// The dot file that becomes another file of this load when it is complete.
+pub fn unfinished(key: Uuid) -> String {
+    format!(".{key}.part")
+}
+
+/// The path as text, from which it can be told again: a byte that is not UTF-8 becomes `\xNN`, and the backslash of a name that
+/// looks like this becomes `\x5c`. All other paths stay as they are.
+pub fn path_text(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for (at, character) in chunk.valid().char_indices() {
+            match character {
+                '\\' if is_escape(&chunk.valid().as_bytes()[at..]) => text.push_str(r"\x5c"),
+                _ => text.push(character),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!(r"\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Whether the text begins with what stands for one byte, as in `\xff`.
+fn is_escape(text: &[u8]) -> bool {
+    matches!(text, [b'\\', b'x', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a reader of the ledger does to get the path back.
+    fn path_of(text: &str) -> Vec<u8> {
+        let mut rest = text.as_bytes();
+        let mut path = Vec::new();
+        while let Some(&byte) = rest.first() {
+            if is_escape(rest) {
+                path.push(u8::from_str_radix(&text[text.len() - rest.len() + 2..][..2], 16).unwrap());
+                rest = &rest[4..];
+            } else {
+                path.push(byte);
+                rest = &rest[1..];
+            }
+        }
+        path
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_can_be_told_from_its_text(pieces in proptest::collection::vec(
+            prop_oneof![r"(\\|x|[0-9a-f]|ä|\n| |'|/){0,6}".prop_map(String::into_bytes), proptest::collection::vec(1u8.., 0..4)], 0..6,
+        )) {
+            let path = pieces.concat();
+            prop_assert_eq!(path_of(&path_text(Path::new(OsStr::from_bytes(&path)))), path);
+        }
+
+        #[test]
+        fn names_fit_behind_a_key_and_come_back(name in proptest::collection::vec(1u8.., 1..=255), character in "[äx.🦀]{60,80}") {
+            for name in [OsString::from_vec(name), OsString::from(character)] {
+                prop_assume!(name.len() <= NAME_MAX);
+                let key = Uuid::now_v7();
+                let keyed = keyed(key, &name);
+                prop_assert!(keyed.len() <= NAME_MAX);
+                prop_assert!(keyed_for_report(key, &name).len() + REPORT.len() <= NAME_MAX);
+                let (found, rest) = split_key(&keyed).unwrap();
+                prop_assert_eq!(found, key);
+                prop_assert_eq!(rest == name, !is_shortened(&name));
+                prop_assert!(name.to_str().is_none() || rest.to_str().is_some(), "a character was cut in two");
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_paths_are_their_own_text() {
+        for path in ["/inbox/events/a b.json", r"C:\data\x", "line\nbreak", "\"ä'"] {
+            assert_eq!(path_text(Path::new(path)), path);
+        }
+        assert_eq!(path_text(Path::new(OsStr::from_bytes(b"a\xffb"))), r"a\xffb");
+        assert_eq!(path_text(Path::new(r"a\xffb")), r"a\x5cxffb");
+    }
+
+    #[test]
+    fn unfinished_and_hidden_files_are_ignored() {
+        for name in [".hidden", "x.tmp", "x.json.part", ".loading", "."] {
+            assert!(is_ignored(OsStr::new(name)), "{name}");
+        }
+        for name in ["x", "x.json", "tmp", "part.json", "x.tmp.json", "x.PART"] {
+            assert!(!is_ignored(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_load_keys_and_a_name_make_a_claim() {
+        let key = Uuid::now_v7();
+        assert!(split_key(OsStr::new(&format!("{key}-x"))).is_some());
+        for foreign in
+            [format!("{key}-"), format!("{key}"), format!("{key}.x"), "x.json".into(), format!("{}-abcd-x", key.simple())]
+        {
+            assert_eq!(split_key(OsStr::new(&foreign)), None, "{foreign}");
+        }
+    }
 }

@@ -89,8 +89,8 @@ mod tests {
 
     use super::*;
 
-    fn looks(sizes: &[u64]) -> impl FnMut() -> io::Result<Stamp> {
-        let mut sizes = sizes.to_vec().into_iter();
+    fn looks(sizes: &[u64]) -> impl FnMut() -> io::Result<Stamp> + '_ {
+        let mut sizes = sizes.iter().copied();
         let mut last = 0;
         move || {
             last = sizes.next().unwrap_or(last);

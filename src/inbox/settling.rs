@@ -35,8 +35,9 @@ impl Settling {
         *file = Still { since: now, stamp: None, open: open || file.open };
     }
 
-    /// A file found by listing the directory. `untouched` is for how long it has been as it is, as far as the caller knows;
-    /// of a file that is known already only what changed counts.
+    /// A file found by listing the directory. `untouched` is for how long it is known to be as it is: at the start
+    /// [`Candidate::untouched`], later zero, as clocks may differ and this process has time to watch. Of a file that is known
+    /// already only what changed counts.
     pub fn found(&mut self, candidate: &Candidate, untouched: Duration, now: Instant) {
         let stamp = Some(candidate.stamp);
         match self.files.get_mut(&candidate.path) {
@@ -67,7 +68,7 @@ impl Settling {
         let mut ready = Vec::new();
         let settle = self.settle;
         self.files.retain(|path, file| {
-            if !file.deadline(settle).is_some_and(|deadline| deadline <= now) {
+            if file.deadline(settle).is_none_or(|deadline| deadline > now) {
                 return true;
             }
             let Some(mut candidate) = look(path) else { return false };
@@ -78,7 +79,7 @@ impl Settling {
             }
             file.stamp = stamp;
             // Of an empty file that waits longer this is known only now.
-            if !file.deadline(settle).is_some_and(|deadline| deadline <= now) {
+            if file.deadline(settle).is_none_or(|deadline| deadline > now) {
                 return true;
             }
             candidate.open = file.open;

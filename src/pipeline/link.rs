@@ -32,11 +32,6 @@ impl Link {
         Self { database, patience, connection: None, was_connected: false }
     }
 
-    /// The connection is there.
-    pub fn is_connected(&self) -> bool {
-        self.connection.is_some()
-    }
-
     /// Runs a piece of work on the connection until it is done. When the database is away, busy or full, it is rolled back,
     /// and after a jittered pause repeated as a whole on a new connection.
     ///

@@ -9,6 +9,7 @@ mod parser; // chunks → rows and rejects
 mod batcher; // rows → batches
 mod writer; // batches → the database
 mod modeller; // changed days → modelled tables
+mod pulse; // signs of life
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,11 +65,20 @@ pub fn run(config: &Config, options: RunOptions) -> Result<LoadSummary> {
 }
 
 async fn run_in_process(config: &Config, options: RunOptions) -> Result<LoadSummary> {
+    let database = Database::new(&config.database, LOCK_WAIT)?;
+    tokio::select! {
+        never = pulse::beat(config, database.clone()) => match never {},
+        summary = supervise(config, options, database) => summary,
+    }
+}
+
+/// Starts the stages, waits for whatever ends the run, and drains them.
+async fn supervise(config: &Config, options: RunOptions, database: Database) -> Result<LoadSummary> {
     let mut signals = Signals::listen()?;
     let (faults, mut reported) = Faults::new();
     let mut stages = tokio::select! {
-        stages = Stages::start(config, options, &faults) => stages?,
-        () = signals.next() => return Err(Error::interrupted()),
+        stages = Stages::start(config, options, &database, &faults) => stages?,
+        () = signals.next() => return Ok(LoadSummary::empty(&config.datasets)),
     };
     tokio::select! {
         Some(fault) = reported.recv() => return Err(fault),
@@ -93,12 +103,13 @@ struct Stages {
     threads: Vec<JoinHandle<()>>,
     /// With `--once`: answers when everything is loaded.
     idle: oneshot::Receiver<()>,
+    /// The live line.
+    live: tokio::task::JoinHandle<()>,
 }
 
 impl Stages {
     /// Waits for the database, then starts every stage, the last first.
-    async fn start(config: &Config, options: RunOptions, faults: &Faults) -> Result<Self> {
-        let database = Database::new(&config.database, LOCK_WAIT)?;
+    async fn start(config: &Config, options: RunOptions, database: &Database, faults: &Faults) -> Result<Self> {
         let patience = if options.once { Patience::Limited(GIVE_UP_AFTER) } else { Patience::Endless };
         let link = || Link::new(database.clone(), patience);
         let mut first = link();
@@ -115,7 +126,7 @@ impl Stages {
         // The intake is made before its reader, which stands at the other end of the circle.
         let (pieces, parsed) = crossbeam_channel::bounded(config.stream.parsers);
         let (reader, reader_thread) =
-            Reader::new(Outlet::Parsers(pieces), budget, Arc::clone(&stop), faults).map_err(thread_error)?;
+            Reader::new(Outlet::Parsers(pieces), budget.clone(), Arc::clone(&stop), faults).map_err(thread_error)?;
         let reader = reader.start();
         let (idle_in, idle) = oneshot::channel();
         let mode = if options.once { Mode::Once(Some(idle_in)) } else { Mode::Watch };
@@ -133,7 +144,8 @@ impl Stages {
             parser::start(config.stream.parsers, &parsed, database.dialect(), options.parse, &batcher, &on_crash, faults)
                 .map_err(thread_error)?;
         threads.push(reader_thread);
-        Ok(Self { intake, reader, batcher, modeller, stop, threads, idle })
+        let live = actix::spawn(pulse::show(stats, budget));
+        Ok(Self { intake, reader, batcher, modeller, stop, threads, idle, live })
     }
 
     /// Lets everything in flight reach the database, in the order of the data; returns what was loaded.
@@ -147,6 +159,7 @@ impl Stages {
         joined.await.is_ok_and(|ended| ended.is_ok()).then_some(()).ok_or_else(|| Error::failed("a thread panicked"))?;
         self.batcher.send(Drain).await.map_err(gone)?;
         self.modeller.send(RefreshAll).await.map_err(gone)?;
+        self.live.abort();
         self.intake.send(Summarize).await.map_err(gone)
     }
 }
