@@ -152,7 +152,7 @@ pub struct Refused {
 /// If the database fails in any other way; the transaction is then lost.
 pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
-    let mut ranges = Vec::from([0..rows.len()]);
+    let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
