@@ -230,6 +230,20 @@ impl DatasetRun {
         }))
     }
 
+    /// A dataset without a day is replaced in full: not by nothing because nothing of it can be loaded.
+    fn check_any_loadable(&self) -> Result<(), Failure> {
+        let Counts { read, loaded, .. } = self.counts();
+        if self.dataset.day.is_some() || read == 0 || loaded > 0 {
+            return Ok(());
+        }
+        let name = &self.dataset.name;
+        let why = self.shown.first().map(|reject| format!("; the first: {reject}")).unwrap_or_default();
+        Err(Failure::Rejected(
+            Error::failed(format!("none of the {read} records of dataset {name} can be loaded, so its table is not replaced{why}"))
+                .hint("repair the files, then load again"),
+        ))
+    }
+
     fn summary(self) -> DatasetSummary {
         DatasetSummary {
             counts: self.counts(),
@@ -324,17 +338,7 @@ async fn load_dataset(
             rejects::insert(connection, ids[file], &dataset, &rejected).await?;
         }
     }
-    let counts = run.counts();
-    if dataset.day.is_none() && counts.read > 0 && counts.loaded == 0 {
-        let why = run.shown.first().map(|reject| format!("; the first: {reject}")).unwrap_or_default();
-        return Err(Failure::Rejected(
-            Error::failed(format!(
-                "none of the {} records of dataset {} can be loaded, so its table is not replaced{why}",
-                counts.read, dataset.name
-            ))
-            .hint("repair the files, then load again"),
-        ));
-    }
+    run.check_any_loadable()?;
     run.replaced = upsert::upsert(connection, &dataset).await?;
     book(connection, run, &ids).await?;
     Ok(())
@@ -444,6 +448,7 @@ async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun
             let dialect = Dialect::Postgres;
             let mut extracted = extract(&run.dataset, run.inputs(), options.days, dialect, config.stream.parsers, progress);
             receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;
+            run.check_any_loadable()?;
             run.elapsed = started.elapsed();
         }
         limit.finish().map_err(Failure::Rejected)
