@@ -22,6 +22,13 @@ impl Days {
     }
 }
 
+/// Which days a computation covers: all, or those of a list of SQL literals.
+#[derive(Debug, Clone, Copy)]
+enum DayFilter<'a> {
+    All,
+    In(&'a str),
+}
+
 /// A modelled table: the totals per day, or per day and one dimension.
 struct ModelTable<'a> {
     dataset: &'a Dataset,
@@ -85,12 +92,17 @@ impl ModelTable<'_> {
         format!("create table {} ({})", dialect.table(Schema::Modelled, &self.name()), columns.join(", "))
     }
 
-    /// The rows of this table for the raw rows that `filter` leaves, in the order of the columns. Counts distinct values by
-    /// grouping by them first: `count(distinct …)` would sort.
-    fn compute(&self, dialect: Dialect, filter: &str) -> String {
+    /// The rows of this table for the given days, in the order of the columns. Raw rows without a day, which a table has from the
+    /// time before its dataset had one, are in none. Counts distinct values by grouping by them first: `count(distinct …)` would
+    /// sort.
+    fn compute(&self, dialect: Dialect, days: DayFilter<'_>) -> String {
         let dataset = self.dataset;
         let raw = dialect.table(Schema::Raw, &dataset.name);
         let day = dialect.day(dataset.day_column().expect("only datasets with a day have modelled tables"));
+        let filter = match days {
+            DayFilter::All => format!(" where {day} is not null"),
+            DayFilter::In(list) => format!(" where {day} in ({list})"),
+        };
         let column = |index: usize| quote(&dataset.columns[index].name);
 
         // Inside, the grouping columns are called d and g, whatever the dataset calls its own.
@@ -118,10 +130,9 @@ impl ModelTable<'_> {
         )];
         for (i, (_, counted)) in dataset.model.distinct.iter().enumerate() {
             let value = column(*counted);
-            let and = if filter.is_empty() { " where" } else { " and" };
             parts.push(format!(
                 "select {group}, 0 as total, 0 as uniq{counts} from \
-                 (select distinct {grouped}, {value} as v from {raw}{filter}{and} {value} is not null) v group by {group}",
+                 (select distinct {grouped}, {value} as v from {raw}{filter} and {value} is not null) v group by {group}",
                 counts = counts(Some(i)),
             ));
         }
@@ -170,7 +181,7 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
     }));
     if let Some(day) = dataset.day_column() {
         statements.push(format!(
-            "insert into {} (dataset, day) select '{}', d from (select distinct {} as d from {}) days",
+            "insert into {} (dataset, day) select '{}', d from (select distinct {} as d from {}) days where d is not null",
             dialect.table(Schema::Dataloader, "changed_days"),
             dataset.name,
             dialect.day(day),
@@ -246,24 +257,26 @@ pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days)
     let marked = connection
         .fetch(format!("delete from {marks} where dataset = $1 returning day{cast}"), &[Arg::Text(Some(&dataset.name))])
         .await?;
-    let (filter, recomputed, count) = match days {
-        Days::All => (String::new(), String::new(), None),
+    let (list, count) = match days {
+        Days::All => (None, None),
         Days::These(mut days) => {
             days.extend(marked.iter().filter_map(|row| row[0].text().and_then(Day::parse)));
             if days.is_empty() {
                 return Ok(Some(0));
             }
             let count = days.len();
-            let day = dialect.day(dataset.day_column().expect("checked above"));
-            let list = day_literals(days);
-            (format!(" where {day} in ({list})"), format!(" where \"date\" in ({list})"), Some(count))
+            (Some(day_literals(days)), Some(count))
         }
+    };
+    let (filter, recomputed) = match &list {
+        None => (DayFilter::All, String::new()),
+        Some(list) => (DayFilter::In(list), format!(" where \"date\" in ({list})")),
     };
     for table in tables(dataset) {
         let modelled = dialect.table(Schema::Modelled, &table.name());
         connection.run(format!("delete from {modelled}{recomputed}")).await?;
         let columns = table.column_list();
-        connection.run(format!("insert into {modelled} ({columns}) {}", table.compute(dialect, &filter))).await?;
+        connection.run(format!("insert into {modelled} ({columns}) {}", table.compute(dialect, filter))).await?;
     }
     Ok(count)
 }
@@ -290,10 +303,10 @@ pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResul
         // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
-        let have = counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
-        let want = counted(&table.compute(dialect, ""));
-        let count =
-            |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
+        let have =
+            counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
+        let want = counted(&table.compute(dialect, DayFilter::All));
+        let count = |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
         let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
         let missing = connection.fetch_int(count(&want, &have), &[]).await?;
         if surplus != 0 || missing != 0 {

@@ -39,6 +39,10 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> S
         Dialect::Postgres => {
             lock::session(connection, Lock::Schema).await?;
             let done = migrate_and_apply(connection, datasets).await;
+            if done.is_err() {
+                // Unlocking would fail in the aborted transaction, and hide why it was.
+                drop(connection.rollback().await);
+            }
             lock::release(connection, Lock::Schema).await?;
             done
         }
@@ -113,20 +117,13 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
         for (table, is_delta) in [(dataset.name.clone(), false), (format!("{}_delta", dataset.name), true)] {
             match catalogue.get(&dialect.bare_table(Schema::Raw, &table)) {
                 Some(columns) => statements.extend(missing_columns(dialect, dataset, &table, columns)?),
-                None => {
-                    statements.push(create_raw(dialect, dataset, &table, is_delta));
-                    if let (false, Some(day)) = (is_delta, dataset.day_column()) {
-                        // The refresh of a day reads that day only. A dot cannot be in a dataset's name, so no table has this one.
-                        let index = quote(&format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name)));
-                        let raw = dialect.table(Schema::Raw, &table);
-                        statements.push(format!("create index {index} on {raw} (({}))", dialect.day(day)));
-                    }
-                }
+                None => statements.push(create_raw(dialect, dataset, &table, is_delta)),
             }
         }
         let definition = model::definition(dataset);
         let old = known.get(&dataset.name);
         if old != Some(&definition) {
+            statements.extend(replace_day_index(dialect, dataset));
             statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
             let name = &dataset.name;
             // A definition is made of identifiers and punctuation: nothing to escape.
@@ -168,6 +165,22 @@ fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) 
     // The delta can be made again from the files: not worth a log.
     let unlogged = if is_delta && dialect == Dialect::Postgres { "unlogged " } else { "" };
     format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
+}
+
+/// The refresh of a day reads that day only.
+fn replace_day_index(dialect: Dialect, dataset: &Dataset) -> Vec<String> {
+    // A dot cannot be in a dataset's name, so no table has this one.
+    let name = quote(&format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name)));
+    let qualified = match dialect {
+        Dialect::Postgres => format!("raw.{name}"),
+        Dialect::Sqlite => name.clone(),
+    };
+    let mut statements = vec![format!("drop index if exists {qualified}")];
+    if let Some(day) = dataset.day_column() {
+        let raw = dialect.table(Schema::Raw, &dataset.name);
+        statements.push(format!("create index {name} on {raw} (({}))", dialect.day(day)));
+    }
+    statements
 }
 
 /// `ALTER TABLE` for each column that the definition has and the table has not.
