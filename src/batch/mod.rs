@@ -306,7 +306,8 @@ async fn load_dataset(
     let dataset = Arc::clone(&run.dataset);
     upsert::clear_delta(connection, &dataset).await?;
     let ids = ledger::reserve_ids(connection, run.files.len()).await?;
-    for file in &run.files {
+    // What comes through a pipe now has nothing to do with what came through one before.
+    for file in run.files.iter().filter(|file| file.input != Input::StandardInput) {
         rejects::supersede(connection, &dataset, &file.source).await?;
     }
     let mut extracted = extract(&dataset, run.inputs(), options.days, connection.dialect(), config.stream.parsers, progress);
