@@ -7,6 +7,7 @@ mod support;
 
 mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
-mod menu; // every choice, typed into a pipe
-mod drop; // files into the inbox
-mod health; // alive and connected, or why not
+mod sample; // the main job on the samples
+mod upsert; // what replaces what
+mod inputs; // what is read, and the answer
+mod rejects; // what could not be loaded

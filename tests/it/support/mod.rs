@@ -4,6 +4,7 @@
 
 mod database; // a sandbox's database, read as text alike on both stores
 mod process; // the binary: run to its end, or in the background
+mod records; // what it loads
 mod sandbox;
 mod servers; // servers that a test may stop, kill and restart
 
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use database::{Cell, Store};
 pub use process::{Background, Invocation, Outcome, Signal};
+pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, StopMode};
 
