@@ -23,6 +23,8 @@ pub enum Extracted {
         file: usize,
         /// Length of its decompressed text.
         bytes: u64,
+        /// How many records were found in it.
+        records: u64,
     },
     /// A file cannot be read on; nothing comes after this.
     Failed {
@@ -88,7 +90,7 @@ pub fn extract(
         for (file, input) in inputs.iter().enumerate() {
             let mut bytes = 0;
             let message = match read(file, input, &chunks_in, &progress, &mut bytes) {
-                Ok(Reading::Ended) => Extracted::End { file, bytes },
+                Ok(Reading::Ended { records }) => Extracted::End { file, bytes, records },
                 Ok(Reading::NobodyListens) => return,
                 Err(error) => Extracted::Failed { file, bytes, error },
             };
@@ -103,7 +105,7 @@ pub fn extract(
 }
 
 enum Reading {
-    Ended,
+    Ended { records: u64 },
     NobodyListens,
 }
 
@@ -124,7 +126,7 @@ fn read(
                     return Ok(Reading::NobodyListens);
                 }
             }
-            Ok(None) => return Ok(Reading::Ended),
+            Ok(None) => return Ok(Reading::Ended { records: splitter.records() }),
             Err(SplitError::Io(error)) => return Err(Error::failed(format!("cannot read {input}: {}", io_text(&error)))),
             Err(boundary) => {
                 return Err(Error::failed(format!("{input}: {boundary}"))

@@ -104,7 +104,7 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         let loaded = match load_in_transaction(&mut connection, config, options, &mut runs, progress).await {
             Ok(()) => Ok(()),
             Err(Failure::Store(error)) => Err(database.explain(error)),
-            Err(Failure::Rejected(error)) => Err(error),
+            Err(Failure::Run(error)) => Err(error),
             Err(Failure::File(failed)) => {
                 record_failure(&mut connection, &failed).await;
                 Err(failed.error)
@@ -124,8 +124,8 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
 enum Failure {
     Store(StoreError),
     File(Box<FailedFile>),
-    /// Too many rejects.
-    Rejected(Error),
+    /// Too many rejects, or nothing to load: a fault of no file alone.
+    Run(Error),
 }
 
 impl From<StoreError> for Failure {
@@ -158,6 +158,8 @@ struct FileRun {
     input: Input,
     source: String,
     bytes: u64,
+    /// How many the reader found, once it is at the end.
+    records: Option<u64>,
     counts: Counts,
     started_at: Timestamp,
     chunks: Vec<(u64, u64, u64)>,
@@ -171,6 +173,7 @@ impl DatasetRun {
                 source: input.source(),
                 input,
                 bytes: 0,
+                records: None,
                 counts: Counts::default(),
                 started_at: Timestamp::now(),
                 chunks: Vec::new(),
@@ -238,7 +241,7 @@ impl DatasetRun {
         }
         let name = &self.dataset.name;
         let why = self.shown.first().map(|reject| format!("; the first: {reject}")).unwrap_or_default();
-        Err(Failure::Rejected(
+        Err(Failure::Run(
             Error::failed(format!("none of the {read} records of dataset {name} can be loaded, so its table is not replaced{why}"))
                 .hint("repair the files, then load again"),
         ))
@@ -278,7 +281,7 @@ async fn load_in_transaction(
             run.elapsed = timer.elapsed();
             timer = Instant::now();
         }
-        limit.finish().map_err(Failure::Rejected)?;
+        limit.finish().map_err(Failure::Run)?;
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
             model::refresh(connection, &run.dataset, Days::These(std::mem::take(&mut run.days))).await?;
             run.elapsed += timer.elapsed();
@@ -371,14 +374,23 @@ async fn receive(
     while let Some(message) = extracted.recv().await {
         match message {
             Extracted::Chunk(chunk) => {
-                limit.add(run.add(&chunk)).map_err(Failure::Rejected)?;
+                limit.add(run.add(&chunk)).map_err(Failure::Run)?;
                 if let Flow::Pause = take(chunk).await? {
                     return Ok(Next::Resume);
                 }
             }
-            Extracted::End { file, bytes } => run.files[file].bytes = bytes,
+            Extracted::End { file, bytes, records } => {
+                let file = &mut run.files[file];
+                file.bytes = bytes;
+                file.records = Some(records);
+            }
             Extracted::Failed { file, bytes, error } => return Err(run.failed(file, bytes, error)),
         }
+    }
+    // A thread that panicked just ends: what it held must not count as not there.
+    if let Some(file) = run.files.iter().find(|file| file.records != Some(file.counts.read)) {
+        let message = format!("{}: reading it stopped before its end; nothing was loaded", file.input);
+        return Err(Failure::Run(Error::failed(message).hint("this is a fault of dataloader: please report it with the lines above")));
     }
     Ok(Next::End)
 }
@@ -452,12 +464,12 @@ async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun
             run.check_any_loadable()?;
             run.elapsed = started.elapsed();
         }
-        limit.finish().map_err(Failure::Rejected)
+        limit.finish().map_err(Failure::Run)
     }
     .await;
     checked.map_err(|failure| match failure {
         Failure::Store(error) => error.into(),
         Failure::File(failed) => failed.error,
-        Failure::Rejected(error) => error,
+        Failure::Run(error) => error,
     })
 }
