@@ -7,7 +7,12 @@ mod support;
 
 mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
+
+// Batch, in the order in which a newcomer meets it.
 mod sample; // the main job on the samples
-mod upsert; // what replaces what
 mod inputs; // what is read, and the answer
+mod datasets; // tables from the configuration
+mod upsert; // what replaces what
+mod model; // the modelled tables
+mod ledger; // loads and chunks
 mod rejects; // what could not be loaded

@@ -1,0 +1,71 @@
+//! The ledger: one row per file, nothing unaccounted for, a row that says why a file failed.
+
+use crate::support::{Sandbox, event, many_events, on_both_stores};
+
+on_both_stores!(
+    every_file_has_a_row_and_every_record_a_fate,
+    chunks_tell_where_their_records_begin,
+    a_failed_file_is_on_record_and_nothing_else_is,
+    status_sums_the_ledger_up,
+    load_numbers_are_never_used_again,
+);
+
+fn every_file_has_a_row_and_every_record_a_fate(sandbox: &Sandbox) {
+    sandbox.write_events("a.jsonl", many_events(10, "ada") + "{}\n" + &event("x", "ben", "2024-05-02 10:00:00"));
+    sandbox.write_events("b.json", "[]");
+    sandbox.write_orgs("c.json", r#"{"organization_key":"a"}"#);
+    sandbox.run(["load", "--date", "2024-05-01"]).code(3);
+    let rows = "SELECT id, dataset, status, bytes, records_read, rows_loaded, rows_rejected, records_skipped, error FROM {raw.loads} \
+                ORDER BY id";
+    let bytes = std::fs::metadata(sandbox.file("raw_data/events/a.jsonl")).expect("just written").len();
+    let expected = [format!("1|events|loaded|{bytes}|12|10|1|1|NULL"), "2|events|loaded|2|0|0|0|0|NULL".to_owned(), "3|orgs|loaded|24|1|1|0|0|NULL".to_owned()];
+    assert_eq!(sandbox.lines(rows), expected);
+    let unaccounted = "SELECT id FROM {raw.loads} WHERE records_read <> rows_loaded + rows_rejected + records_skipped \
+                       OR started_at > finished_at OR finished_at IS NULL";
+    assert_eq!(sandbox.lines(unaccounted), [""; 0]);
+    assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE _load_id = 1"), ["10"]);
+    assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.rejects} WHERE load_id = 1"), ["1"]);
+    assert_eq!(sandbox.lines("SELECT count(DISTINCT load_key) FROM {raw.loads}"), ["3"]);
+}
+
+fn chunks_tell_where_their_records_begin(sandbox: &Sandbox) {
+    sandbox.write_events("x.jsonl", many_events(2_500, "ada"));
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    let chunks = "SELECT load_id, seq, first_ordinal, records FROM {raw.batches} ORDER BY seq";
+    assert_eq!(sandbox.lines(chunks), ["1|0|1|1000", "1|1|1001|1000", "1|2|2001|500"]);
+}
+
+fn a_failed_file_is_on_record_and_nothing_else_is(sandbox: &Sandbox) {
+    sandbox.write_events("a.jsonl", many_events(10, "ada"));
+    sandbox.write_events("b.json", format!("[{}, {{\"id\":", event("x", "ben", "2024-05-01 10:00:00")));
+    let outcome = sandbox.run(["load", "--dataset", "events"]).code(1);
+    assert!(outcome.stderr.contains("raw_data/events/b.json: line 1, column "), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("nothing of this run was loaded"), "{}", outcome.stderr);
+    let rows = "SELECT dataset, source LIKE '%/b.json', status, rows_loaded, error LIKE '%line 1, column %' FROM {raw.loads}";
+    assert_eq!(sandbox.lines(rows), ["events|1|failed|0|1"]);
+    assert_eq!((sandbox.count("raw.events"), sandbox.count("raw.batches"), sandbox.count("raw.rejects")), (0, 0, 0));
+    let status = sandbox.run(["status", "--format", "json"]).ok().json();
+    assert_eq!((&status["datasets"][0]["failed"], &status["loads"][0]["status"]), (&1.into(), &"failed".into()));
+    std::fs::remove_file(sandbox.file("raw_data/events/b.json")).expect("just written");
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    assert_eq!(sandbox.count("raw.events"), 10);
+}
+
+fn status_sums_the_ledger_up(sandbox: &Sandbox) {
+    sandbox.write_events("a.jsonl", many_events(10, "ada") + "{}\n");
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    sandbox.run(["load", "--dataset", "events", "--date", "2020-01-01"]).code(3);
+    let status = sandbox.run(["status", "--format", "json"]).ok().json();
+    let expected = serde_json::json!({"dataset": "events", "files": 2, "read": 22, "loaded": 10, "rejected": 2, "skipped": 10,
+        "in_flight": 0, "failed": 0, "open_rejects": 1});
+    assert_eq!(status["datasets"][0], expected);
+    assert!(sandbox.run(["status"]).ok().stdout.contains("open rejects"));
+}
+
+fn load_numbers_are_never_used_again(sandbox: &Sandbox) {
+    sandbox.write_events("a.jsonl", many_events(2, "ada"));
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    sandbox.execute("DELETE FROM {raw.loads}");
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    assert_eq!(sandbox.lines("SELECT id FROM {raw.loads}"), ["2"]);
+}
