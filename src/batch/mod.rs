@@ -390,7 +390,9 @@ async fn receive(
     // A thread that panicked just ends: what it held must not count as not there.
     if let Some(file) = run.files.iter().find(|file| file.records != Some(file.counts.read)) {
         let message = format!("{}: reading it stopped before its end; nothing was loaded", file.input);
-        return Err(Failure::Run(Error::failed(message).hint("this is a fault of dataloader: please report it with the lines above")));
+        return Err(Failure::Run(
+            Error::failed(message).hint("this is a fault of dataloader: please report it with the lines above"),
+        ));
     }
     Ok(Next::End)
 }

@@ -303,10 +303,10 @@ pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResul
         // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
-        let have =
-            counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
+        let have = counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
         let want = counted(&table.compute(dialect, DayFilter::All));
-        let count = |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
+        let count =
+            |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
         let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
         let missing = connection.fetch_int(count(&want, &have), &[]).await?;
         if surplus != 0 || missing != 0 {

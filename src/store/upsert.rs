@@ -41,7 +41,9 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
             if let (true, Some(day)) = (moves_days, dataset.day_column()) {
                 let marks = dialect.table(Schema::Dataloader, "changed_days");
                 let day = dialect.day(day);
-                let sql = format!("insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null");
+                let sql = format!(
+                    "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
+                );
                 connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
             }
             replaced += connection.run(format!("delete from {master} where {condition}")).await?;

@@ -50,7 +50,10 @@ fn a_dataset_of_ones_own_needs_only_a_section(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(by_shop), ["2024-05-01|-|1|0", "2024-05-01|north|2|1", "2024-05-02|south|1|0"]);
     let report = sandbox.run(["report"]).ok().stdout;
     assert!(report.contains("modelled.sales_by_date_shop") && report.contains("(null)"), "{report}");
-    assert!(sandbox.try_query("SELECT * FROM {raw.events}").is_err(), "the configuration takes the built-in one's place as a whole");
+    assert!(
+        sandbox.try_query("SELECT * FROM {raw.events}").is_err(),
+        "the configuration takes the built-in one's place as a whole"
+    );
 }
 
 fn every_column_type_is_kept(sandbox: &Sandbox) {
@@ -80,7 +83,8 @@ fn every_column_type_is_kept(sandbox: &Sandbox) {
     ];
     assert_eq!(lines, expected);
     let json = |cell: Cell| cell.map(|text| serde_json::from_str::<serde_json::Value>(&text).expect("stored as JSON"));
-    let values: Vec<_> = sandbox.query("SELECT j FROM {raw.all} WHERE j IS NOT NULL ORDER BY b").into_iter().flatten().map(json).collect();
+    let values: Vec<_> =
+        sandbox.query("SELECT j FROM {raw.all} WHERE j IS NOT NULL ORDER BY b").into_iter().flatten().map(json).collect();
     assert_eq!(values, [Some(serde_json::json!([1, "x"])), Some(serde_json::json!("text"))]);
 }
 
@@ -129,7 +133,10 @@ fn a_column_that_differs_is_an_error_that_says_how(sandbox: &Sandbox) {
     with_sales(sandbox);
     for (definition, said) in [
         (SALES.replace("id = \"bigint\"", "id = \"text\""), "column id is bigint in the table, and text in the definition"),
-        (SALES.replace("clerk = \"uuid\"\n", "").replace("clerks = \"clerk\", ", ""), "has a column clerk, which the definition does not name"),
+        (
+            SALES.replace("clerk = \"uuid\"\n", "").replace("clerks = \"clerk\", ", ""),
+            "has a column clerk, which the definition does not name",
+        ),
     ] {
         sandbox.write("dataloader.toml", definition);
         for command in ["load", "report", "migrate"] {

@@ -63,7 +63,8 @@ fn every_file_form_of_the_directory_is_loaded(sandbox: &Sandbox) {
         "zstd",
     ];
     assert_eq!(ids, expected);
-    let empty = "SELECT status, bytes, records_read FROM {raw.loads} WHERE source LIKE '%/8.json' OR source LIKE '%/9.json' ORDER BY id";
+    let empty =
+        "SELECT status, bytes, records_read FROM {raw.loads} WHERE source LIKE '%/8.json' OR source LIKE '%/9.json' ORDER BY id";
     assert_eq!(sandbox.lines(empty), ["loaded|0|0", "loaded|7|0"]);
 }
 
@@ -121,7 +122,8 @@ fn the_summary_has_exactly_these_fields(sandbox: &Sandbox) {
         assert!(dataset["seconds"].take().is_f64());
     }
     let events = json!({"dataset": "events", "files": 1, "read": 3, "loaded": 1, "rejected": 1, "skipped": 1, "replaced": 0, "seconds": null});
-    let orgs = json!({"dataset": "orgs", "files": 1, "read": 1, "loaded": 1, "rejected": 0, "skipped": 0, "replaced": 0, "seconds": null});
+    let orgs =
+        json!({"dataset": "orgs", "files": 1, "read": 1, "loaded": 1, "rejected": 0, "skipped": 0, "replaced": 0, "seconds": null});
     assert_eq!(summary, json!({"datasets": [events, orgs], "seconds": null}));
 }
 

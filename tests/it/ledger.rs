@@ -18,7 +18,11 @@ fn every_file_has_a_row_and_every_record_a_fate(sandbox: &Sandbox) {
     let rows = "SELECT id, dataset, status, bytes, records_read, rows_loaded, rows_rejected, records_skipped, error FROM {raw.loads} \
                 ORDER BY id";
     let bytes = std::fs::metadata(sandbox.file("raw_data/events/a.jsonl")).expect("just written").len();
-    let expected = [format!("1|events|loaded|{bytes}|12|10|1|1|NULL"), "2|events|loaded|2|0|0|0|0|NULL".to_owned(), "3|orgs|loaded|24|1|1|0|0|NULL".to_owned()];
+    let expected = [
+        format!("1|events|loaded|{bytes}|12|10|1|1|NULL"),
+        "2|events|loaded|2|0|0|0|0|NULL".to_owned(),
+        "3|orgs|loaded|24|1|1|0|0|NULL".to_owned(),
+    ];
     assert_eq!(sandbox.lines(rows), expected);
     let unaccounted = "SELECT id FROM {raw.loads} WHERE records_read <> rows_loaded + rows_rejected + records_skipped \
                        OR started_at > finished_at OR finished_at IS NULL";

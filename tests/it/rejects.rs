@@ -52,7 +52,8 @@ fn every_reason_is_told_and_every_byte_kept(sandbox: &Sandbox) {
     sandbox.write("raw_data/t/x.json", text);
     sandbox.run(["load"]).code(3);
     assert_eq!(sandbox.lines("SELECT id FROM {raw.t}"), ["42"]);
-    let rows = sandbox.query("SELECT load_id, dataset, ordinal, byte_offset, reason, detail, record FROM {raw.rejects} ORDER BY ordinal");
+    let rows =
+        sandbox.query("SELECT load_id, dataset, ordinal, byte_offset, reason, detail, record FROM {raw.rejects} ORDER BY ordinal");
     assert_eq!(rows.len(), cases.len());
     for (index, ((record, reason), row)) in cases.iter().zip(rows).enumerate() {
         let row: Vec<String> = row.into_iter().map(|cell| cell.expect("nothing of a reject is null")).collect();
@@ -131,7 +132,8 @@ fn a_new_load_of_a_file_supersedes_its_rejects(sandbox: &Sandbox) {
     sandbox.write_events("y.json", "{}");
     sandbox.run(["load", "--dataset", "events"]).code(3);
     sandbox.run(["load", "--dataset", "events"]).code(3);
-    let open = "SELECT l.source LIKE '%/x.json', r.load_id FROM {raw.rejects} r JOIN {raw.loads} l ON l.id = r.load_id ORDER BY 2, 1";
+    let open =
+        "SELECT l.source LIKE '%/x.json', r.load_id FROM {raw.rejects} r JOIN {raw.loads} l ON l.id = r.load_id ORDER BY 2, 1";
     assert_eq!(sandbox.lines(open), ["1|3", "1|3", "0|4"]);
     sandbox.write_events("x.json", event("a", "ada", "2024-05-01 10:00:00"));
     // The same file, however it is named.

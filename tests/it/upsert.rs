@@ -83,7 +83,8 @@ fn keys_compare_nulls_as_equal(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(rows), ["-|0|3", "-|1|3", "n|0|3", "n|1|3"]);
     let totals = "SELECT total_readings, unique_readings, sensors FROM {modelled.readings_by_date}";
     assert_eq!(sandbox.lines(totals), ["4|4|1"], "a null is a key of its own but no sensor");
-    let by_site = "SELECT coalesce(site, '-'), total_readings, unique_readings, sensors FROM {modelled.readings_by_date_site} ORDER BY 1";
+    let by_site =
+        "SELECT coalesce(site, '-'), total_readings, unique_readings, sensors FROM {modelled.readings_by_date_site} ORDER BY 1";
     assert_eq!(sandbox.lines(by_site), ["-|2|2|1", "n|2|2|1"]);
 }
 
