@@ -92,7 +92,8 @@ impl Inbox {
         Ok(file.map(held).map(|held| held.into_claim(key)))
     }
 
-    /// What is claimed, by anybody, the oldest claim first. Neither files of other origin nor those of datasets that are not
+    /// What is claimed, by anybody, the oldest claim first. To be asked at the start and with every listing of the inbox: other
+    /// processes die too, and two that see different files under one name can both go away empty-handed. Neither files of other origin nor those of datasets that are not
     /// configured are among them.
     ///
     /// # Errors

@@ -46,9 +46,13 @@ fn put(unfinished: &Path, path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Moves a file, to another file system if need be; `unfinished` is a name for the copy beside `to`. Called again after a crash
-/// it finishes what was begun. A file at `to` is the same file's copy: names begin with the load's key.
+/// Moves a file, to another file system if need be; `unfinished` is a name for the copy beside `to`. A directory that somebody
+/// removed is made again. Called again after a crash it finishes what was begun. A file at `to` is the same file's copy: names
+/// begin with the load's key.
 pub fn move_file(from: &Path, to: &Path, unfinished: &Path) -> io::Result<()> {
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir)?;
+    }
     match fs::rename(from, to) {
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
             let mut source = File::open(from)?;

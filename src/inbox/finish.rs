@@ -1,6 +1,7 @@
 //! Puts a claimed file where it belongs. Every step can be done again, so a crash between two of them loses and doubles nothing.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -57,7 +58,9 @@ impl Inbox {
         let mut report = serde_json::to_vec_pretty(&report).expect("strings can be written as JSON");
         report.push(b'\n');
         let report_path = claim.report_path();
-        let unfinished = claim.held.place.failed.join(names::unfinished(claim.key));
+        let failed = &claim.held.place.failed;
+        fs::create_dir_all(failed).cannot(format_args!("make {}", failed.display()))?;
+        let unfinished = failed.join(names::unfinished(claim.key));
         disk::write(&report_path, &unfinished, &report).cannot(format_args!("write {}", report_path.display()))?;
         claim.move_to(&claim.failed_path()).cannot(format_args!("move {} to failed/", claim.source))?;
         Ok(Placed { path: claim.failed_path(), unread: 0 })

@@ -127,8 +127,12 @@ fn a_directory_that_is_removed_holds_nothing_and_is_made_again() {
     fs::remove_dir_all(sandbox.path("")).unwrap();
     assert!(sandbox.inbox.scan().unwrap().is_empty() && sandbox.inbox.leftovers().unwrap().is_empty());
     sandbox.inbox.make_directories().unwrap();
-    let claim = sandbox.claim("x", "[]");
-    sandbox.inbox.done(&claim).unwrap();
+    let (good, bad) = (sandbox.claim("x", "[]"), sandbox.claim("y", "["));
+    for dir in ["processed", "failed"] {
+        fs::remove_dir(sandbox.path(dir)).unwrap();
+    }
+    assert!(sandbox.inbox.done(&good).unwrap().path.exists());
+    assert!(sandbox.inbox.failed(&bad, "cut off").unwrap().path.exists());
 }
 
 #[test]
@@ -243,7 +247,7 @@ fn files_of_other_origin_and_other_datasets_are_left_alone() {
 
 #[test]
 fn two_processes_claim_every_file_exactly_once_whoever_dies_meanwhile() {
-    const FILES: u32 = 3_000;
+    const FILES: u32 = 2_000;
     let sandbox = Sandbox::new();
     for file in 0..FILES {
         fs::write(sandbox.path(format!("{file}.json")), file.to_string()).unwrap();
@@ -252,7 +256,7 @@ fn two_processes_claim_every_file_exactly_once_whoever_dies_meanwhile() {
     let taken = AtomicU32::new(0);
     // Every seventh claim is dropped, as if its process was killed: somebody resumes it.
     let load = |inbox: &Inbox, claim: Claim| {
-        if taken.fetch_add(1, Ordering::Relaxed) % 7 == 0 {
+        if taken.fetch_add(1, Ordering::Relaxed).is_multiple_of(7) {
             return;
         }
         let text = text(&claim);

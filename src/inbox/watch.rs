@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -30,6 +31,8 @@ pub enum Event {
 pub struct Watcher {
     notify: RecommendedWatcher,
     watched: Vec<Watched>,
+    /// Set with every [`Event::Rescan`]: a directory that was removed and made anew can have its predecessor's number.
+    stale: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -48,26 +51,35 @@ impl Watcher {
     pub fn start(inbox: &Inbox, mut on_event: impl FnMut(Event) + Send + 'static) -> Result<Self> {
         let dirs: Arc<[PathBuf]> = inbox.directories().map(Path::to_owned).collect();
         let watched = dirs.iter().map(|dir| Watched { dir: dir.clone(), inode: None }).collect();
+        let stale = Arc::new(AtomicBool::new(false));
+        let found_stale = Arc::clone(&stale);
         let notify = notify::recommended_watcher(move |event| {
             if let Some(event) = interpret(event, &dirs) {
+                if event == Event::Rescan {
+                    found_stale.store(true, Ordering::Release);
+                }
                 on_event(event);
             }
         });
         let notify = notify.map_err(|e| cannot_watch("the inbox", &e))?;
-        let mut watcher = Self { notify, watched };
+        let mut watcher = Self { notify, watched, stale };
         watcher.renew()?;
         Ok(watcher)
     }
 
-    /// Watches the directories again that were removed and made anew, and says whether there were any: then list the inbox.
+    /// Watches the directories again that were removed and made anew, or may have been, and says whether there were any: then
+    /// list the inbox. To be called after each [`Event::Rescan`] and now and then.
     ///
     /// # Errors
     /// If the system has no watch left to give.
     pub fn renew(&mut self) -> Result<bool> {
         let mut renewed = false;
+        if self.stale.swap(false, Ordering::AcqRel) {
+            self.watched.iter_mut().for_each(|watched| watched.inode = None);
+        }
         for Watched { dir, inode } in &mut self.watched {
             let found = fs::metadata(&*dir).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-            if *inode == found {
+            if found.is_some() && *inode == found {
                 continue;
             }
             // One that was moved away would still be watched, and its files be taken for those of its successor.
@@ -119,5 +131,40 @@ fn interpret(event: notify::Result<notify::Event>, dirs: &[PathBuf]) -> Option<E
         }
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(Event::Gone(path)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::Flag;
+
+    use super::*;
+
+    fn interpreted(event: notify::Event) -> Option<Event> {
+        interpret(Ok(event), &["/inbox/events".into()])
+    }
+
+    #[test]
+    fn lost_events_and_lost_directories_ask_for_a_rescan() {
+        // As notify tells that the queue has overflowed.
+        assert_eq!(interpreted(notify::Event::new(EventKind::Other).set_flag(Flag::Rescan)), Some(Event::Rescan));
+        assert_eq!(interpret(Err(notify::Error::generic("read failed")), &[]), Some(Event::Rescan));
+        let removed = notify::Event::new(EventKind::Remove(RemoveKind::Folder)).add_path("/inbox/events".into());
+        assert_eq!(interpreted(removed), Some(Event::Rescan));
+        // Listing the directory opens it.
+        let opened = notify::Event::new(EventKind::Access(AccessKind::Open(AccessMode::Any))).add_path("/inbox/events".into());
+        assert_eq!(interpreted(opened), None);
+    }
+
+    #[test]
+    fn a_rename_within_the_inbox_completes_a_file_once() {
+        let rename = |mode, paths: &[&str]| {
+            let event = notify::Event::new(EventKind::Modify(ModifyKind::Name(mode)));
+            interpreted(paths.iter().fold(event, |event, path| event.add_path(path.into())))
+        };
+        assert_eq!(rename(RenameMode::From, &["/inbox/events/a"]), Some(Event::Gone("/inbox/events/a".into())));
+        assert_eq!(rename(RenameMode::To, &["/inbox/events/b"]), Some(Event::Complete("/inbox/events/b".into())));
+        assert_eq!(rename(RenameMode::Both, &["/inbox/events/a", "/inbox/events/b"]), None);
+        assert_eq!(rename(RenameMode::To, &["/inbox/events/b.part"]), None);
     }
 }
