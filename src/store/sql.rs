@@ -74,12 +74,16 @@ impl Dialect {
 
     /// The UTC date of a date or time column, as the modelled tables group by it and the day index holds it.
     pub fn day(self, column: &Column) -> String {
-        let name = quote(&column.name);
-        match (self, column.column_type) {
-            (_, ColumnType::Date) => name,
-            (Self::Postgres, ColumnType::TimestampTz) => format!("({name} at time zone 'UTC')::date"),
-            (Self::Postgres, _) => format!("{name}::date"),
-            (Self::Sqlite, _) => format!("substr({name}, 1, 10)"),
+        self.day_of(&quote(&column.name), column.column_type)
+    }
+
+    /// The same, of an expression of that type.
+    pub fn day_of(self, time: &str, column_type: ColumnType) -> String {
+        match (self, column_type) {
+            (_, ColumnType::Date) => time.to_owned(),
+            (Self::Postgres, ColumnType::TimestampTz) => format!("({time} at time zone 'UTC')::date"),
+            (Self::Postgres, _) => format!("{time}::date"),
+            (Self::Sqlite, _) => format!("substr({time}, 1, 10)"),
         }
     }
 

@@ -1,6 +1,10 @@
 //! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
 
+mod counts; // how they are computed
+
 use std::collections::BTreeSet;
+
+use counts::Counts;
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
@@ -92,17 +96,13 @@ impl ModelTable<'_> {
         format!("create table {} ({})", dialect.table(Schema::Modelled, &self.name()), columns.join(", "))
     }
 
-    /// The rows of this table for the given days, in the order of the columns. Raw rows without a day, which a table has from the
-    /// time before its dataset had one, are in none. Counts distinct values by grouping by them first: `count(distinct …)` would
-    /// sort.
-    fn compute(&self, dialect: Dialect, days: DayFilter<'_>) -> String {
+    /// The rows of this table, in the order of the columns, the plain way: for checking what [`Counts`] makes. Raw rows without
+    /// a day, which a table has from the time before its dataset had one, are in none.
+    fn recompute(&self, dialect: Dialect) -> String {
         let dataset = self.dataset;
         let raw = dialect.table(Schema::Raw, &dataset.name);
         let day = dialect.day(dataset.day_column().expect("only datasets with a day have modelled tables"));
-        let filter = match days {
-            DayFilter::All => format!(" where {day} is not null"),
-            DayFilter::In(list) => format!(" where {day} in ({list})"),
-        };
+        let filter = format!(" where {day} is not null");
         let column = |index: usize| quote(&dataset.columns[index].name);
 
         // Inside, the grouping columns are called d and g, whatever the dataset calls its own.
@@ -272,11 +272,18 @@ pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days)
         None => (DayFilter::All, String::new()),
         Some(list) => (DayFilter::In(list), format!(" where \"date\" in ({list})")),
     };
+    let counts = Counts::new(dialect, dataset, filter);
+    for statement in counts.prepare() {
+        connection.run(statement).await?;
+    }
     for table in tables(dataset) {
         let modelled = dialect.table(Schema::Modelled, &table.name());
         connection.run(format!("delete from {modelled}{recomputed}")).await?;
         let columns = table.column_list();
-        connection.run(format!("insert into {modelled} ({columns}) {}", table.compute(dialect, filter))).await?;
+        connection.run(format!("insert into {modelled} ({columns}) {}", counts.rows_of(&table))).await?;
+    }
+    for statement in counts.clean_up() {
+        connection.run(statement).await?;
     }
     Ok(count)
 }
@@ -304,7 +311,7 @@ pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResul
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
         let have = counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
-        let want = counted(&table.compute(dialect, DayFilter::All));
+        let want = counted(&table.recompute(dialect));
         let count =
             |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
         let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
