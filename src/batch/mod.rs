@@ -149,6 +149,8 @@ struct DatasetRun {
     files: Vec<FileRun>,
     days: BTreeSet<Day>,
     replaced: u64,
+    /// The table was empty before: all its days are this run's.
+    fills_table: bool,
     /// The first rejects, in the order of file and ordinal.
     shown: Vec<ShownReject>,
     elapsed: Duration,
@@ -179,7 +181,15 @@ impl DatasetRun {
                 chunks: Vec::new(),
             })
             .collect();
-        Self { dataset: Arc::clone(dataset), files, days: BTreeSet::new(), replaced: 0, shown: Vec::new(), elapsed: Duration::ZERO }
+        Self {
+            dataset: Arc::clone(dataset),
+            files,
+            days: BTreeSet::new(),
+            replaced: 0,
+            fills_table: false,
+            shown: Vec::new(),
+            elapsed: Duration::ZERO,
+        }
     }
 
     fn inputs(&self) -> Vec<Input> {
@@ -283,7 +293,8 @@ async fn load_in_transaction(
         }
         limit.finish().map_err(Failure::Run)?;
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
-            model::refresh(connection, &run.dataset, Days::These(std::mem::take(&mut run.days))).await?;
+            let days = if run.fills_table { Days::All } else { Days::These(std::mem::take(&mut run.days)) };
+            model::refresh(connection, &run.dataset, days).await?;
             run.elapsed += timer.elapsed();
             timer = Instant::now();
         }
@@ -343,7 +354,9 @@ async fn load_dataset(
         }
     }
     run.check_any_loadable()?;
-    run.replaced = upsert::upsert(connection, &dataset).await?;
+    let upserted = upsert::upsert(connection, &dataset).await?;
+    run.replaced = upserted.replaced;
+    run.fills_table = upserted.into_empty;
     book(connection, run, &ids).await?;
     Ok(())
 }

@@ -20,22 +20,31 @@ pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> Stor
     connection.run(sql).await.map(drop)
 }
 
-/// Inside a transaction: moves the delta's rows into the master; returns how many master rows they replaced. Days that lose
-/// rows are marked as changed where the delta's own days do not tell.
+/// What an upsert did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upserted {
+    /// Master rows that were deleted.
+    pub replaced: u64,
+    /// The master had no rows: all its days are the delta's.
+    pub into_empty: bool,
+}
+
+/// Inside a transaction: moves the delta's rows into the master. Days that lose rows are marked as changed where the delta's
+/// own days do not tell.
 ///
 /// # Errors
 /// If the database fails or refuses a row.
-pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<u64> {
+pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Upserted> {
     let dialect = connection.dialect();
     let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
-    if dialect == Dialect::Postgres {
-        connection.run(format!("analyze {delta}")).await?;
-    }
     let mut replaced = 0;
     let has_rows = connection.fetch_int(format!("select count(*) from (select 1 from {master} limit 1) m"), &[]).await? > 0;
     if has_rows && dataset.day.is_none() {
         replaced = connection.run(format!("delete from {master}")).await?;
     } else if has_rows {
+        if dialect == Dialect::Postgres {
+            connection.run(format!("analyze {delta}")).await?;
+        }
         for condition in same_key(connection, dataset, &delta).await? {
             let moves_days = dataset.day.is_some_and(|day| !dataset.key.contains(&day));
             if let (true, Some(day)) = (moves_days, dataset.day_column()) {
@@ -51,7 +60,7 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
     }
     let columns = raw_column_list(dataset);
     connection.run(format!("insert into {master} ({columns}) select {columns} from {delta}")).await?;
-    Ok(replaced)
+    Ok(Upserted { replaced, into_empty: !has_rows })
 }
 
 /// Conditions on a master row, one for each combination of nulls that the delta's keys have; together they hold for the rows

@@ -118,14 +118,14 @@ impl<'a> Counts<'a> {
     /// How often each of them occurs per day and combination of dimensions.
     fn surplus(&self, values: &Counted, repeated: &str) -> String {
         let (select, by) = self.grouping();
-        let conditions: Vec<String> = values
-            .columns
-            .iter()
-            .enumerate()
-            .map(|(i, column)| self.same(*column, &format!("x.v{i}"), values.is_key))
-            .collect();
+        let conditions: Vec<String> =
+            values.columns.iter().enumerate().map(|(i, column)| self.same(*column, &format!("x.v{i}"), values.is_key)).collect();
         let names = (0..values.columns.len()).map(|i| format!("x.v{i}")).collect::<Vec<_>>().join(", ");
-        let from = self.source.replacen(" where ", &format!(" join {repeated} x on {} = x.d and {} where ", self.day, conditions.join(" and ")), 1);
+        let from = self.source.replacen(
+            " where ",
+            &format!(" join {repeated} x on {} = x.d and {} where ", self.day, conditions.join(" and ")),
+            1,
+        );
         format!("select {select}, {names}, count(*) as n {from} group by {by}, {names}")
     }
 
