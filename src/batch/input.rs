@@ -94,7 +94,8 @@ pub fn files_of(dataset: &Dataset, data_dir: &Path) -> Result<Vec<Input>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(&dir).map_err(|e| cannot(&e))? {
         let path = entry.map_err(|e| cannot(&e))?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_data_file) && path.is_file() {
+        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_data_file) && !path.is_dir() {
+            // A file that is gone by now, or a link to nowhere, is an error when it is opened: nothing is left out in silence.
             files.push(path);
         }
     }
