@@ -16,3 +16,5 @@ mod upsert; // what replaces what
 mod model; // the modelled tables
 mod ledger; // loads and chunks
 mod rejects; // what could not be loaded
+mod alike; // the same rows on both databases
+mod bad_input; // what is broken
