@@ -10,7 +10,7 @@ pub type StoreResult<T> = Result<T, StoreError>;
 pub enum Class {
     /// The database is away, restarting, busy, or chose this transaction to end a deadlock: connect again, repeat all of it.
     Unavailable,
-    /// Wrong user or password, or no such database: repeating does not help.
+    /// Wrong user or password, no such database, or no place for its file: repeating does not help.
     Refused,
     /// A row does not fit the table's types or constraints: without it the others load.
     BadRow,
@@ -101,12 +101,11 @@ fn postgres_class(code: &str) -> Class {
 /// By primary result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
     match code.parse::<u32>().map_or(0, |extended| extended & 0xff) {
-        5 | 6 => Class::Unavailable, // BUSY, LOCKED
-        13 | 7 => Class::Full,       // FULL, NOMEM
-        8 => Class::ReadOnly,        // READONLY
-        14 => Class::Unavailable,    // CANTOPEN
-        18..=20 => Class::BadRow,    // TOOBIG, CONSTRAINT, MISMATCH
-        3 | 23 => Class::Refused,    // PERM, AUTH
+        5 | 6 => Class::Unavailable,     // BUSY, LOCKED
+        13 | 7 => Class::Full,           // FULL, NOMEM
+        8 => Class::ReadOnly,            // READONLY
+        18..=20 => Class::BadRow,        // TOOBIG, CONSTRAINT, MISMATCH
+        3 | 14 | 23 => Class::Refused,   // PERM, CANTOPEN, AUTH
         _ => Class::Other,
     }
 }
@@ -117,8 +116,8 @@ impl From<StoreError> for Error {
         let error = match class {
             Class::Unavailable => Error::unreachable(format!("the database is not available: {message}"))
                 .hint("check that it is running and that --database or DATABASE_URL is right"),
-            Class::Refused => Error::unreachable(format!("the database refuses: {message}"))
-                .hint("check user, password and database name in --database or DATABASE_URL"),
+            Class::Refused => Error::unreachable(format!("cannot connect to the database: {message}"))
+                .hint("check user, password and name of the database, or the path of its file, in --database or DATABASE_URL"),
             Class::BadRow => Error::failed(format!("the database refuses a row: {message}"))
                 .hint("compare the constraints of the table with the data"),
             Class::Full => {
