@@ -18,3 +18,5 @@ mod ledger; // loads and chunks
 mod rejects; // what could not be loaded
 mod alike; // the same rows on both databases
 mod bad_input; // what is broken
+mod faults; // databases that are away, refuse, die, are full
+mod crash; // kill -9
