@@ -4,7 +4,7 @@ set -euo pipefail
 
 # The servers that the tests need; `yes` starts one (or takes the environment's).
 needs_postgres=yes
-needs_rabbitmq=no
+needs_rabbitmq=yes
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

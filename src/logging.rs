@@ -40,14 +40,15 @@ pub fn start(format: LogFormat, verbosity: Option<Verbosity>) -> Result<()> {
     Ok(())
 }
 
-/// A flag wins over `RUST_LOG`. Libraries speak up from warnings on, unless `RUST_LOG` asks for more.
+/// A flag wins over `RUST_LOG`. Libraries speak up from warnings on, unless `RUST_LOG` asks for more; not lapin: every error
+/// that it logs it also returns, and the warning about a message that came back holds the message, a megabyte of it.
 fn filter(verbosity: Option<Verbosity>, rust_log: Option<&str>) -> Result<EnvFilter> {
     let directives = match (verbosity, rust_log.filter(|text| !text.is_empty())) {
-        (Some(Verbosity::Quiet), _) => "error",
-        (Some(Verbosity::Debug), _) => "warn,dataloader=debug",
-        (Some(Verbosity::Trace), _) => "warn,dataloader=trace",
+        (Some(Verbosity::Quiet), _) => "error,lapin=off",
+        (Some(Verbosity::Debug), _) => "warn,lapin=off,dataloader=debug",
+        (Some(Verbosity::Trace), _) => "warn,lapin=off,dataloader=trace",
         (None, Some(rust_log)) => rust_log,
-        (None, None) => "warn,dataloader=info",
+        (None, None) => "warn,lapin=off,dataloader=info",
     };
     EnvFilter::builder().parse(directives).map_err(|e| {
         Error::usage(format!("RUST_LOG: cannot read `{directives}`: {e}"))

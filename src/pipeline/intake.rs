@@ -1,18 +1,16 @@
 //! Intake: watches the inbox, claims files, hands them to the reader, and puts them where they belong when they are done.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
 use super::messages::{LoadFinished, ReadFile};
 use super::reader::Reader;
-use crate::batch::summary::LoadSummary;
 use crate::config::Config;
 use crate::error::Result;
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Settling, Watcher};
@@ -63,8 +61,6 @@ pub struct Intake {
     is_stopped: bool,
     rescan_interval: Duration,
     look_timer: Option<SpawnHandle>,
-    summary: LoadSummary,
-    started: Instant,
     faults: Faults,
     _watch: StageWatch,
 }
@@ -85,8 +81,6 @@ impl Intake {
             is_stopped: false,
             rescan_interval: config.stream.rescan_interval,
             look_timer: None,
-            summary: LoadSummary::empty(&config.datasets),
-            started: Instant::now(),
             faults: faults.clone(),
             _watch: faults.watch("intake"),
         }
@@ -192,16 +186,6 @@ impl Intake {
         match placed {
             Ok(placed) => {
                 self.claims.with(|claims| claims.remove(&finished.key));
-                self.summary.add_file(&finished.dataset, finished.counts, finished.error.is_some());
-                let counts = finished.counts;
-                match &finished.error {
-                    None => tracing::info!(
-                        dataset = %finished.dataset, file = %file_name(&claim.source), read = counts.read, rejected = counts.rejected, "loaded"
-                    ),
-                    Some(error) => tracing::warn!(
-                        dataset = %finished.dataset, file = %file_name(&claim.source), loaded = counts.loaded, "failed: {error}"
-                    ),
-                }
                 if placed.unread > 0 {
                     tracing::warn!(
                         "{} bytes were written to {} after it was loaded: they are not loaded",
@@ -217,11 +201,6 @@ impl Intake {
             }
         }
     }
-}
-
-/// The last part of a source, for the log.
-fn file_name(source: &str) -> &str {
-    Path::new(source).file_name().and_then(|name| name.to_str()).unwrap_or(source)
 }
 
 impl Actor for Intake {
@@ -294,20 +273,5 @@ impl Handler<Stop> for Intake {
     fn handle(&mut self, _: Stop, _: &mut Self::Context) {
         self.is_stopped = true;
         self.watcher = None;
-    }
-}
-
-/// What was loaded so far.
-#[derive(Debug, Message)]
-#[rtype(result = "LoadSummary")]
-pub struct Summarize;
-
-impl Handler<Summarize> for Intake {
-    type Result = MessageResult<Summarize>;
-
-    fn handle(&mut self, _: Summarize, _: &mut Self::Context) -> Self::Result {
-        let mut summary = self.summary.clone();
-        summary.elapsed = self.started.elapsed();
-        MessageResult(summary)
     }
 }

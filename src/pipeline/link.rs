@@ -1,17 +1,65 @@
-//! A database connection that outlives the database's absences.
+//! What a run is connected to: the database, through connections that outlive its absences, and the broker.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use super::RunOptions;
+use crate::config::{Config, Transport};
 use crate::error::Result;
-use crate::store::{Class, Connection, Database, StoreError, StoreResult, retry_pauses};
+use crate::store::{Class, Connection, Database, GIVE_UP_AFTER, StoreError, StoreResult, retry_pauses};
+use crate::transport::amqp::connection::{Broker, Connected, Patience};
+use crate::transport::amqp::topology::Topology;
 
-/// How long a stage waits for a database (or broker) that is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// For `run`: as long as it takes.
-    Endless,
-    /// For `run --once`: then the run fails.
-    Limited(Duration),
+/// Where a run gets its connections.
+pub struct Links {
+    pub database: Database,
+    /// With `--transport amqp`.
+    pub broker: Option<BrokerLink>,
+}
+
+/// How long a statement of the stream waits for SQLite's write lock before it is tried again from the start.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+impl Links {
+    /// Nothing is connected yet.
+    ///
+    /// # Errors
+    /// If a URL or the queue prefix is wrong.
+    pub fn new(config: &Config) -> Result<Self> {
+        let broker = match config.transport {
+            Transport::Inproc => None,
+            Transport::Amqp => Some(BrokerLink {
+                broker: Broker::new(&config.amqp_url)?,
+                topology: Topology::new(&config.queue_prefix, &config.datasets)?,
+                connected: RefCell::default(),
+            }),
+        };
+        Ok(Self { database: Database::new(&config.database, LOCK_WAIT)?, broker })
+    }
+
+    /// A connection to the database for a stage.
+    pub fn database(&self, options: RunOptions) -> Link {
+        Link::new(self.database.clone(), options.patience())
+    }
+
+    /// Whether every connection to the broker that this run has is up; also where it has none.
+    pub fn is_broker_connected(&self) -> bool {
+        self.broker.as_ref().is_some_and(|broker| broker.connected.borrow().iter().all(Connected::get))
+    }
+}
+
+/// The broker and what is declared on it.
+pub struct BrokerLink {
+    pub broker: Broker,
+    pub topology: Topology,
+    connected: RefCell<Vec<Connected>>,
+}
+
+impl BrokerLink {
+    /// The heartbeat says whether this one is up, too.
+    pub fn watch(&self, connected: Connected) {
+        self.connected.borrow_mut().push(connected);
+    }
 }
 
 /// A connection that is made anew when it is lost.
@@ -58,7 +106,7 @@ impl Link {
             };
             let since = *away_since.get_or_insert_with(Instant::now);
             let pause = pauses.next().expect("the pauses never end");
-            let is_too_long = matches!(self.patience, Patience::Limited(most) if since.elapsed() + pause > most);
+            let is_too_long = self.patience == Patience::GiveUp && since.elapsed() + pause > GIVE_UP_AFTER;
             if !can_wait || is_too_long {
                 return Err(self.database.explain(error));
             }

@@ -22,6 +22,7 @@ use crate::record::chunk::Chunk;
 use crate::record::row::Reject;
 use crate::store::Rows;
 use crate::store::ledger::Counts;
+use crate::transport::amqp::consumer::Delivery;
 
 /// A file on its way into the database; its key is what makes a chunk of it the same chunk wherever and whenever it is read.
 #[derive(Debug, Clone)]
@@ -87,6 +88,8 @@ pub struct ForeignMessage {
 pub enum Receipt {
     /// Bytes of the budget, free again when this is dropped.
     Budget(OwnedSemaphorePermit),
+    /// A message to acknowledge.
+    Delivery(Delivery),
 }
 
 impl Receipt {
@@ -94,6 +97,15 @@ impl Receipt {
     pub fn settle(self) {
         match self {
             Self::Budget(permit) => drop(permit),
+            Self::Delivery(delivery) => delivery.ack(),
+        }
+    }
+
+    /// The piece can never be loaded; `reason` is one word. Only another program's message can be such a piece.
+    pub fn refuse(self, reason: &str, detail: &str) {
+        match self {
+            Self::Budget(permit) => drop(permit),
+            Self::Delivery(delivery) => delivery.dead_letter(reason, detail),
         }
     }
 }
@@ -131,6 +143,16 @@ pub struct ParsedChunk {
     pub chunk: Chunk,
 }
 
+impl ParsedChunk {
+    /// Counts its records from another ordinal on.
+    pub fn renumber(&mut self, first_ordinal: u64) {
+        for reject in &mut self.rejects {
+            reject.ordinal = reject.ordinal - self.first_ordinal + first_ordinal;
+        }
+        self.first_ordinal = first_ordinal;
+    }
+}
+
 /// Batcher → Writer: pieces that share a transaction. The answer says that they are durable.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -145,12 +167,14 @@ pub struct ModelChanged {
     pub dataset: Arc<Dataset>,
 }
 
-/// Writer or publisher → Intake: all of a load is durable, or the file failed; its file can go where it belongs.
+/// Writer or publisher → Intake and Tally: all of a load is durable, or the file failed; its file can go where it belongs.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct LoadFinished {
     pub key: Uuid,
     pub dataset: String,
+    /// What the ledger calls the file.
+    pub source: String,
     /// What became of the file's records; of a published file only `read` is known.
     pub counts: Counts,
     /// Why the file failed, if it did.

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount};
 
+use super::link::Links;
 use super::reader::Budget;
 use super::writer::Stats;
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::health::{BEAT_INTERVAL, Connections, Heartbeat};
 use crate::progress::LiveLine;
 use crate::store::{Connection, Database};
 
 /// Beats for as long as it is polled. Asks the database itself: a connection that is not used does not know that it is lost.
-pub async fn beat(config: &Config, database: Database) -> Infallible {
+pub async fn beat(config: &Config, links: &Links) -> Infallible {
     let mut heartbeat = match Heartbeat::start(config.role, config.transport) {
         Ok(heartbeat) => heartbeat,
         Err(error) => {
@@ -25,8 +26,10 @@ pub async fn beat(config: &Config, database: Database) -> Infallible {
     };
     let mut connection = None;
     loop {
-        let asked = tokio::time::timeout(BEAT_INTERVAL, ask(&database, &mut connection)).await.unwrap_or(false);
-        if let Err(error) = heartbeat.beat(Connections { database: asked, broker: false }) {
+        // A producer needs no database, and may not be allowed to have one.
+        let database = config.role != Role::Producer
+            && tokio::time::timeout(BEAT_INTERVAL, ask(&links.database, &mut connection)).await.unwrap_or(false);
+        if let Err(error) = heartbeat.beat(Connections { database, broker: links.is_broker_connected() }) {
             tracing::warn!("{error}");
         }
         tokio::time::sleep(BEAT_INTERVAL).await;

@@ -9,6 +9,7 @@ use actix::{Actor, ActorFutureExt, Addr, AtomicResponse, Context, Handler, Recip
 use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
+use super::foreign;
 use super::link::Link;
 use super::messages::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
 use super::modeller::Modeller;
@@ -26,6 +27,8 @@ struct Committed {
     finished: Vec<LoadFinished>,
     changed: Vec<Arc<Dataset>>,
     records: u64,
+    /// Indexes of pieces whose message has the id of another message.
+    contradicting: Vec<usize>,
 }
 
 /// How a batch is written.
@@ -37,48 +40,35 @@ enum Care {
     Thorough,
 }
 
-/// Chunks of a dataset that were not loaded before, each with the number of its load.
-type FreshChunks<'a> = (Arc<Dataset>, Vec<(i64, &'a mut ParsedChunk)>);
+/// A chunk that was not loaded before, and the number of its load.
+type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
 
 /// Writes a batch in one transaction.
 async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> StoreResult<Committed> {
     connection.begin().await?;
-    let mut loads: Vec<(Uuid, OpenLoad<'_>)> = Vec::new();
-    for piece in pieces.iter() {
-        let load = &piece.load;
-        if !loads.iter().any(|(key, _)| *key == load.key) {
-            loads.push((load.key, OpenLoad { load_key: load.key, dataset: &load.dataset.name, source: &load.source }));
-        }
-    }
-    let opened: Vec<OpenLoad<'_>> = loads.iter().map(|(_, load)| *load).collect();
-    let ids = ledger::open(connection, &opened).await?;
-    let ids: HashMap<Uuid, i64> = loads.iter().map(|(key, _)| *key).zip(ids).collect();
+    let mut committed = Committed::default();
+    let ids = open_loads(connection, pieces).await?;
+    let mut is_fresh = claim_chunks(connection, pieces, &ids).await?;
+    let foreign = foreign::claim(connection, pieces, &mut is_fresh, &mut committed.contradicting).await?;
 
-    let lines: Vec<ChunkLine> = pieces
-        .iter()
-        .filter_map(|piece| Some((ids[&piece.load.key], chunk(piece)?)))
-        .map(|(load_id, chunk)| ChunkLine { load_id, seq: chunk.seq, first_ordinal: chunk.first_ordinal, records: chunk.records })
-        .collect();
-    let is_new = ledger::claim_chunks(connection, &lines).await?;
-
-    let mut fresh: BTreeMap<String, FreshChunks<'_>> = BTreeMap::new();
-    let mut is_new = is_new.into_iter();
+    let mut fresh: BTreeMap<String, (Arc<Dataset>, Vec<FreshChunk<'_>>)> = BTreeMap::new();
     let mut ended = Vec::new();
-    for piece in pieces.iter_mut() {
-        let load_id = ids[&piece.load.key];
-        let dataset = &piece.load.dataset;
+    let mut keys = HashMap::new();
+    for (piece, is_fresh) in pieces.iter_mut().zip(is_fresh) {
+        let load = &piece.load;
+        let load_id = ids.get(&load.key).copied().or_else(|| foreign.id(load.key)).unwrap_or_default();
+        keys.insert(load_id, Arc::clone(load));
         match &mut piece.content {
-            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } => {
-                if is_new.next() == Some(true) {
-                    let of_dataset = fresh.entry(dataset.name.clone()).or_insert_with(|| (Arc::clone(dataset), Vec::new()));
-                    of_dataset.1.push((load_id, chunk));
-                }
+            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if is_fresh => {
+                let of_dataset =
+                    fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
+                of_dataset.1.push((load_id, chunk));
             }
+            ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
             ParsedContent::End(end) => ended.push((load_id, end.clone())),
         }
     }
 
-    let mut committed = Committed::default();
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
     for (dataset, mut chunks) in fresh.into_values() {
         let refused = append(connection, &dataset, &mut chunks, care).await?;
@@ -99,37 +89,67 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
         }
     }
     // The rows of the ledger last: other consumers of the same file wait for them until the commit.
-    for (load_id, counts) in &added {
+    foreign.book(connection, &added).await?;
+    for (load_id, counts) in added.iter().filter(|(id, _)| ids.values().any(|own| own == *id)) {
         ledger::add(connection, *load_id, *counts).await?;
     }
     for (load_id, end) in &ended {
         ledger::end(connection, *load_id, end.records, end.bytes, end.error.as_deref()).await?;
     }
-    let touched: Vec<i64> = ids.values().copied().collect();
+    let touched: Vec<i64> = ids.into_values().collect();
     let ended: Vec<i64> = ended.iter().map(|(load_id, _)| *load_id).collect();
     for closed in ledger::close(connection, &touched, &ended).await? {
-        let key = ids.iter().find(|(_, id)| **id == closed.id).map(|(key, _)| *key);
-        if let Some(piece) = pieces.iter().find(|piece| Some(piece.load.key) == key) {
-            let (key, dataset) = (piece.load.key, piece.load.dataset.name.clone());
-            committed.finished.push(LoadFinished { key, dataset, counts: closed.counts, error: closed.error });
-        }
+        let load = &keys[&closed.id];
+        committed.finished.push(LoadFinished {
+            key: load.key,
+            dataset: load.dataset.name.clone(),
+            source: load.source.clone(),
+            counts: closed.counts,
+            error: closed.error,
+        });
     }
     connection.commit().await?;
     Ok(committed)
 }
 
-fn chunk(piece: &ParsedPiece) -> Option<&ParsedChunk> {
-    match &piece.content {
-        ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } => Some(chunk),
-        ParsedContent::End(_) => None,
+/// The numbers of the files' loads, by key; they get rows in the ledger where they have none.
+async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> StoreResult<HashMap<Uuid, i64>> {
+    let mut loads: BTreeMap<Uuid, OpenLoad<'_>> = BTreeMap::new();
+    for piece in pieces.iter().filter(|piece| !matches!(piece.content, ParsedContent::Foreign { .. })) {
+        let load = &piece.load;
+        loads.insert(load.key, OpenLoad { load_key: load.key, dataset: &load.dataset.name, source: &load.source });
     }
+    let opened: Vec<OpenLoad<'_>> = loads.values().copied().collect();
+    let ids = ledger::open(connection, &opened).await?;
+    Ok(loads.into_keys().zip(ids).collect())
+}
+
+/// Writes the chunks' lines; says of each piece whether it is a chunk that was not loaded before.
+async fn claim_chunks(
+    connection: &mut Connection,
+    pieces: &[ParsedPiece],
+    ids: &HashMap<Uuid, i64>,
+) -> StoreResult<Vec<bool>> {
+    let line = |piece: &ParsedPiece| match &piece.content {
+        ParsedContent::Chunk(chunk) => Some(ChunkLine {
+            load_id: ids[&piece.load.key],
+            seq: chunk.seq,
+            first_ordinal: chunk.first_ordinal,
+            records: chunk.records,
+        }),
+        ParsedContent::Foreign { .. } | ParsedContent::End(_) => None,
+    };
+    let lines: Vec<Option<ChunkLine>> = pieces.iter().map(line).collect();
+    let chunks: Vec<ChunkLine> = lines.iter().copied().flatten().collect();
+    let mut is_new = ledger::claim_chunks(connection, &chunks).await?.into_iter();
+    Ok(lines.into_iter().map(|line| line.is_some() && is_new.next() == Some(true)).collect())
 }
 
 /// Appends the rows of a dataset's chunks; returns for each chunk the rows that the database refused.
 async fn append(
     connection: &mut Connection,
     dataset: &Dataset,
-    chunks: &mut [(i64, &mut ParsedChunk)],
+    chunks: &mut [FreshChunk<'_>],
     care: Care,
 ) -> StoreResult<Vec<Vec<Refused>>> {
     for (load_id, chunk) in chunks.iter_mut() {
@@ -185,7 +205,7 @@ pub struct Writer {
     /// Away while a batch is written.
     link: Option<Link>,
     modeller: Addr<Modeller>,
-    finished: Recipient<LoadFinished>,
+    finished: Vec<Recipient<LoadFinished>>,
     stats: Arc<Stats>,
     faults: Faults,
     _watch: StageWatch,
@@ -196,7 +216,7 @@ impl Writer {
     pub fn new(
         link: Link,
         modeller: Addr<Modeller>,
-        finished: Recipient<LoadFinished>,
+        finished: Vec<Recipient<LoadFinished>>,
         stats: Arc<Stats>,
         faults: &Faults,
     ) -> Self {
@@ -222,16 +242,25 @@ impl Handler<Batch> for Writer {
             writer.link = Some(link);
             match written {
                 Ok(committed) => {
-                    for piece in pieces {
-                        piece.receipt.settle();
+                    for (i, piece) in pieces.into_iter().enumerate() {
+                        if committed.contradicting.contains(&i) {
+                            piece.receipt.refuse(
+                                "message_id",
+                                "another message with this message_id, and another body, was loaded before",
+                            );
+                        } else {
+                            piece.receipt.settle();
+                        }
                     }
                     writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
                     writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
                     for dataset in committed.changed {
                         writer.modeller.do_send(ModelChanged { dataset });
                     }
-                    for finished in committed.finished {
-                        writer.finished.do_send(finished);
+                    for load in committed.finished {
+                        for recipient in &writer.finished {
+                            recipient.do_send(load.clone());
+                        }
                     }
                 }
                 Err(error) => writer.faults.report(error),

@@ -1,5 +1,7 @@
 //! The seam between Reader and Parser: in this process, or through RabbitMQ. The stages on both sides do not know which.
 
+pub mod amqp; // RabbitMQ
+
 use crate::pipeline::messages::Piece;
 
 /// Where the reader's pieces go.
@@ -7,6 +9,8 @@ use crate::pipeline::messages::Piece;
 pub enum Outlet {
     /// To the parser threads of this process.
     Parsers(crossbeam_channel::Sender<Piece>),
+    /// To the publisher.
+    Publisher(tokio::sync::mpsc::Sender<Piece>),
 }
 
 /// Nobody takes pieces any more: the run ends.
@@ -21,6 +25,7 @@ impl Outlet {
     pub fn pass(&self, piece: Piece) -> Result<(), Closed> {
         match self {
             Self::Parsers(pieces) => pieces.send(piece).map_err(|_| Closed),
+            Self::Publisher(pieces) => pieces.blocking_send(piece).map_err(|_| Closed),
         }
     }
 }

@@ -1,9 +1,8 @@
 //! What every test starts from: a [`Sandbox`] with a working directory and a database of its own, in which the real
-//! binary runs; and servers of its own ([`PrivatePostgres`]) for a test that breaks them.
+//! binary runs; and servers of its own ([`PrivatePostgres`], [`PrivateRabbit`]) for a test that breaks them.
 #![allow(dead_code)] // A toolbox: not every tool is in use at every time.
 
 mod database; // a sandbox's database, read as text alike on both stores
-mod fifo; // input that does not end
 mod process; // the binary: run to its end, or in the background
 mod records; // what it loads
 mod sandbox;
@@ -12,11 +11,10 @@ mod servers; // servers that a test may stop, kill and restart
 use std::time::{Duration, Instant};
 
 pub use database::{Cell, Store};
-pub use fifo::Fifo;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
-pub use servers::{PrivatePostgres, StopMode};
+pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
 
 /// How long anything may take before a test gives up on it: far more than needed, so that a loaded machine fails nothing.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -56,9 +56,70 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        // A failure shows in the script's own message; a panic here would hide the test's.
-        drop(Command::new(SERVICES).arg("remove").arg(self.directory.path()).status());
+        remove(&self.directory);
     }
+}
+
+/// A RabbitMQ node of the test's own, started; its port, queues and messages survive a stop, a kill and a start.
+#[derive(Debug)]
+pub struct PrivateRabbit {
+    url: String,
+    directory: TempDir,
+}
+
+impl PrivateRabbit {
+    #[track_caller]
+    pub fn start() -> Self {
+        let directory = tempfile::Builder::new().prefix("dataloader-rabbitmq-").tempdir().expect("a temporary directory");
+        let url = services(&["rabbitmq", "start"], directory.path(), &[]).trim().to_owned();
+        Self { url, directory }
+    }
+
+    /// With the user `guest`, who may do everything.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Shuts it down in order.
+    #[track_caller]
+    pub fn stop(&self) {
+        services(&["rabbitmq", "stop"], self.directory.path(), &[]);
+    }
+
+    /// As a power failure would.
+    #[track_caller]
+    pub fn kill(&self) {
+        services(&["rabbitmq", "kill"], self.directory.path(), &[]);
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill).
+    #[track_caller]
+    pub fn restart(&self) {
+        let url = services(&["rabbitmq", "start"], self.directory.path(), &[]);
+        assert_eq!(url.trim(), self.url, "a restarted node keeps its address");
+    }
+
+    /// Runs `rabbitmqctl` on it; returns what that prints.
+    #[track_caller]
+    pub fn ctl(&self, args: &[&str]) -> String {
+        services(&["rabbitmq", "ctl"], self.directory.path(), args)
+    }
+
+    /// A directory that the node can read, gone with it.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for PrivateRabbit {
+    fn drop(&mut self) {
+        remove(&self.directory);
+    }
+}
+
+fn remove(directory: &TempDir) {
+    // A failure shows in the script's own message; a panic here would hide the test's.
+    drop(Command::new(SERVICES).arg("remove").arg(directory.path()).status());
 }
 
 #[track_caller]

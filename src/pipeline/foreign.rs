@@ -1,0 +1,97 @@
+//! Messages of other programs in a batch: which of them are loaded, and on which ledger row they are booked.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::messages::{ParsedContent, ParsedPiece};
+use crate::store::ledger::{self, ChunkLine, Counts};
+use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
+use crate::store::{Connection, StoreResult};
+
+/// The open ledger rows of a batch's foreign messages, locked until its transaction ends.
+#[derive(Debug, Default)]
+pub struct ForeignLoads(BTreeMap<Uuid, (ForeignLoad, u64)>);
+
+/// Decides which of the foreign pieces are loaded, numbers their records behind those that are on their ledger row already,
+/// and writes their chunk lines. `is_fresh` gets the answer by piece; `contradicting` the pieces whose id another body has.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim(
+    connection: &mut Connection,
+    pieces: &mut [ParsedPiece],
+    is_fresh: &mut [bool],
+    contradicting: &mut Vec<usize>,
+) -> StoreResult<ForeignLoads> {
+    let mut identified: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (i, piece) in pieces.iter().enumerate() {
+        if let ParsedContent::Foreign { message_id, .. } = &piece.content {
+            is_fresh[i] = true;
+            if message_id.is_some() {
+                identified.entry(piece.load.dataset.name.clone()).or_default().push(i);
+            }
+        }
+    }
+    for (dataset, indexes) in &identified {
+        let messages: Vec<MessageId<'_>> = indexes
+            .iter()
+            .filter_map(|i| match &pieces[*i].content {
+                ParsedContent::Foreign { app_id, message_id: Some(message_id), digest, .. } => {
+                    Some(MessageId { app_id, message_id, digest })
+                }
+                _ => None,
+            })
+            .collect();
+        for (i, state) in indexes.iter().zip(claim_messages(connection, dataset, &messages).await?) {
+            is_fresh[*i] = state == MessageState::New;
+            if state == MessageState::SeenOther {
+                contradicting.push(*i);
+            }
+        }
+    }
+
+    // In the order of their keys: two consumers wait for each other's rows, and never in a circle.
+    let mut loads = ForeignLoads::default();
+    let mut of_load: BTreeMap<Uuid, Vec<usize>> = BTreeMap::new();
+    for (i, piece) in pieces.iter().enumerate() {
+        if is_fresh[i] && matches!(piece.content, ParsedContent::Foreign { .. }) {
+            of_load.entry(piece.load.key).or_default().push(i);
+        }
+    }
+    let mut lines = Vec::new();
+    for (key, indexes) in of_load {
+        let load = &pieces[indexes[0]].load;
+        let open = open_foreign(connection, key, &load.dataset.name, &load.source).await?;
+        let (mut seq, mut ordinal, mut bytes) = (open.next_seq, open.next_ordinal, 0);
+        for i in indexes {
+            let ParsedContent::Foreign { chunk, .. } = &mut pieces[i].content else { continue };
+            chunk.renumber(ordinal);
+            lines.push(ChunkLine { load_id: open.id, seq, first_ordinal: ordinal, records: chunk.records });
+            seq += 1;
+            ordinal += chunk.records;
+            bytes += chunk.bytes as u64;
+        }
+        loads.0.insert(key, (open, bytes));
+    }
+    ledger::insert_chunks(connection, &lines).await?;
+    Ok(loads)
+}
+
+impl ForeignLoads {
+    /// The number of that load.
+    pub fn id(&self, key: Uuid) -> Option<i64> {
+        self.0.get(&key).map(|(load, _)| load.id)
+    }
+
+    /// Adds what became of the records to the ledger rows.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Counts>) -> StoreResult<()> {
+        for (load, bytes) in self.0.values() {
+            book(connection, *load, added.get(&load.id).copied().unwrap_or_default(), *bytes).await?;
+        }
+        Ok(())
+    }
+}

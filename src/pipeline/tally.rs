@@ -1,0 +1,55 @@
+//! Tally: counts what is loaded, whoever's files they are, for the log and the summary.
+
+use std::time::Instant;
+
+use actix::{Actor, Context, Handler, Message, MessageResult};
+
+use super::faults::{Faults, StageWatch};
+use super::messages::LoadFinished;
+use crate::batch::summary::LoadSummary;
+use crate::config::Config;
+
+/// The actor.
+pub struct Tally {
+    summary: LoadSummary,
+    started: Instant,
+    _watch: StageWatch,
+}
+
+impl Tally {
+    /// Nothing loaded yet.
+    pub fn new(config: &Config, faults: &Faults) -> Self {
+        Self { summary: LoadSummary::empty(&config.datasets), started: Instant::now(), _watch: faults.watch("tally") }
+    }
+}
+
+impl Actor for Tally {
+    type Context = Context<Self>;
+}
+
+impl Handler<LoadFinished> for Tally {
+    type Result = ();
+
+    fn handle(&mut self, LoadFinished { dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
+        self.summary.add_file(&dataset, counts, error.is_some());
+        match error {
+            None => tracing::info!(%dataset, file = %source, read = counts.read, rejected = counts.rejected, "loaded"),
+            Some(error) => tracing::warn!(%dataset, file = %source, loaded = counts.loaded, "failed: {error}"),
+        }
+    }
+}
+
+/// What was loaded so far.
+#[derive(Debug, Message)]
+#[rtype(result = "LoadSummary")]
+pub struct Summarize;
+
+impl Handler<Summarize> for Tally {
+    type Result = MessageResult<Summarize>;
+
+    fn handle(&mut self, _: Summarize, _: &mut Self::Context) -> Self::Result {
+        let mut summary = self.summary.clone();
+        summary.elapsed = self.started.elapsed();
+        MessageResult(summary)
+    }
+}

@@ -1,0 +1,230 @@
+//! Messages of other programs: which of them are loaded, and the ledger row that they are booked on.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use super::connection::{Arg, Connection, Field};
+use super::error::StoreResult;
+use super::ledger::{Counts, int};
+use super::sql::{Dialect, Schema};
+
+/// A message that its sender gave an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageId<'a> {
+    /// The sender; empty if it does not say.
+    pub app_id: &'a str,
+    pub message_id: &'a str,
+    /// SHA-256 of the body.
+    pub digest: &'a [u8; 32],
+}
+
+/// Whether a message was loaded before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageState {
+    /// It was not; it is from this transaction on.
+    New,
+    /// It was: nothing is to be done.
+    SeenSame,
+    /// Another one was under the same id: the sender's mistake.
+    SeenOther,
+}
+
+/// Inside the transaction that writes the messages' records: marks those as loaded that were not. One state for each message,
+/// in their order; of two with the same id the first counts.
+///
+/// Waits for another transaction that is about to load one of them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim_messages(
+    connection: &mut Connection,
+    dataset: &str,
+    messages: &[MessageId<'_>],
+) -> StoreResult<Vec<MessageState>> {
+    /// Parameters of a statement are limited, to 32,766 in SQLite.
+    const AT_ONCE: usize = 1_000;
+    let table = connection.dialect().table(Schema::Dataloader, "messages");
+    let mut states = Vec::with_capacity(messages.len());
+    for messages in messages.chunks(AT_ONCE) {
+        // Sorted, so that two transactions with the same messages wait for each other instead of ending in a deadlock.
+        let mut sorted: Vec<&MessageId<'_>> = messages.iter().collect();
+        sorted.sort_by_key(|message| (message.app_id, message.message_id));
+        let args: Vec<Arg<'_>> = sorted
+            .iter()
+            .flat_map(|message| {
+                [Arg::Text(Some(dataset)), text(message.app_id), text(message.message_id), Arg::Bytes(message.digest)]
+            })
+            .collect();
+        let insert = format!(
+            "insert into {table} (dataset, app_id, message_id, digest) values {} on conflict do nothing returning app_id, message_id",
+            tuples(sorted.len(), 4, 0)
+        );
+        let mut new: HashSet<(String, String)> = connection.fetch(insert, &args).await?.into_iter().map(|row| key(&row)).collect();
+        let digests =
+            if new.len() < messages.len() { digests(connection, &table, dataset, &sorted).await? } else { HashMap::new() };
+        states.extend(messages.iter().map(|message| {
+            let key = (message.app_id.to_owned(), message.message_id.to_owned());
+            // A stable sort: of two with the same id the first was inserted.
+            if new.remove(&key) {
+                MessageState::New
+            } else if digests.get(&key).is_some_and(|digest| digest == message.digest) {
+                MessageState::SeenSame
+            } else {
+                MessageState::SeenOther
+            }
+        }));
+    }
+    Ok(states)
+}
+
+/// The digests under which these ids are known.
+async fn digests(
+    connection: &mut Connection,
+    table: &str,
+    dataset: &str,
+    messages: &[&MessageId<'_>],
+) -> StoreResult<HashMap<(String, String), Vec<u8>>> {
+    let args: Vec<Arg<'_>> = std::iter::once(Arg::Text(Some(dataset)))
+        .chain(messages.iter().flat_map(|message| [text(message.app_id), text(message.message_id)]))
+        .collect();
+    let sql = format!(
+        "select app_id, message_id, digest from {table} where dataset = $1 and (app_id, message_id) in (values {})",
+        tuples(messages.len(), 2, 1)
+    );
+    let rows = connection.fetch(sql, &args).await?;
+    Ok(rows
+        .into_iter()
+        .map(|mut row| {
+            let digest = row.pop().unwrap_or(Field::Null).into_bytes();
+            (key(&row), digest)
+        })
+        .collect())
+}
+
+fn key(row: &[Field]) -> (String, String) {
+    let text = |i: usize| row[i].text().unwrap_or_default().to_owned();
+    (text(0), text(1))
+}
+
+fn text(value: &str) -> Arg<'_> {
+    Arg::Text(Some(value))
+}
+
+/// `($1, $2), ($3, $4)`: so many rows, so wide, behind so many parameters.
+fn tuples(rows: usize, width: usize, before: usize) -> String {
+    let tuple = |row: usize| {
+        let parameters: Vec<String> = (1..=width).map(|i| format!("${}", before + row * width + i)).collect();
+        format!("({})", parameters.join(", "))
+    };
+    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
+}
+
+/// The ledger row of another program's messages, and where the next of them is booked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForeignLoad {
+    pub id: i64,
+    /// The `seq` of its next line in `raw.batches`.
+    pub next_seq: u64,
+    /// The ordinal of its next record: records are counted over all its messages.
+    pub next_ordinal: u64,
+}
+
+/// Inside the transaction that writes the messages' records: the row of that key, made when it is missing. It stays locked
+/// until the end of the transaction, so that `next_seq` and `next_ordinal` are nobody else's.
+///
+/// # Errors
+/// If the database fails.
+pub async fn open_foreign(connection: &mut Connection, load_key: Uuid, dataset: &str, source: &str) -> StoreResult<ForeignLoad> {
+    let dialect = connection.dialect();
+    let loads = dialect.table(Schema::Raw, "loads");
+    let lock = match dialect {
+        Dialect::Postgres => " for update",
+        // The transaction holds the only write lock.
+        Dialect::Sqlite => "",
+    };
+    let find = format!("select id, records_read from {loads} where load_key = $1{lock}");
+    let mut found = connection.fetch(find.as_str(), &[Arg::Uuid(load_key)]).await?;
+    if found.is_empty() {
+        let insert = format!(
+            "insert into {loads} (load_key, dataset, source, status) values ($1, $2, $3, 'open') on conflict (load_key) do nothing"
+        );
+        connection.execute(insert, &[Arg::Uuid(load_key), text(dataset), text(source)]).await?;
+        found = connection.fetch(find, &[Arg::Uuid(load_key)]).await?;
+    }
+    let (id, records_read) = (found[0][0].int(), found[0][1].int());
+    let batches = dialect.table(Schema::Raw, "batches");
+    let next_seq = format!("select coalesce(max(seq) + 1, 0) from {batches} where load_id = $1");
+    let next_seq = connection.fetch_int(next_seq, &[Arg::Int(Some(id))]).await?;
+    Ok(ForeignLoad { id, next_seq: next_seq.unsigned_abs(), next_ordinal: records_read.unsigned_abs() + 1 })
+}
+
+/// Adds what became of more messages' records to the ledger row that [`open_foreign`] locked.
+///
+/// # Errors
+/// If the database fails.
+pub async fn book(connection: &mut Connection, load: ForeignLoad, counts: Counts, bytes: u64) -> StoreResult<()> {
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    let update = format!(
+        "update {loads} set bytes = coalesce(bytes, 0) + $2, records_read = records_read + $3, rows_loaded = rows_loaded + $4, \
+         rows_rejected = rows_rejected + $5, records_skipped = records_skipped + $6 where id = $1"
+    );
+    let Counts { read, loaded, rejected, skipped } = counts;
+    let args = [Arg::Int(Some(load.id)), int(bytes), int(read), int(loaded), int(rejected), int(skipped)];
+    connection.execute(update, &args).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::DatabaseUrl;
+    use crate::store::{ConnectionOptions, schema};
+
+    /// On SQLite; the integration tests run the same statements on PostgreSQL.
+    fn on_a_database<F: AsyncFnOnce(&mut Connection)>(test: F) {
+        let directory = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::parse(&format!("sqlite://{}", directory.path().join("x.db").display())).unwrap();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let options = ConnectionOptions::new(&url, Duration::from_secs(10)).unwrap();
+            let mut connection = options.connect().await.unwrap();
+            schema::ensure(&mut connection, &[]).await.unwrap();
+            connection.begin().await.unwrap();
+            test(&mut connection).await;
+            connection.commit().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_message_is_new_once_and_another_body_under_its_id_is_told() {
+        on_a_database(async |connection| {
+            let (one, two) = ([1; 32], [2; 32]);
+            let message = |message_id, digest| MessageId { app_id: "shop", message_id, digest };
+            let first = claim_messages(connection, "events", &[message("b", &one), message("a", &one), message("b", &one)]).await;
+            assert_eq!(first.unwrap(), [MessageState::New, MessageState::New, MessageState::SeenSame]);
+            let again = [message("a", &two), message("c", &one), message("c", &two), message("b", &one)];
+            let expected = [MessageState::SeenOther, MessageState::New, MessageState::SeenOther, MessageState::SeenSame];
+            assert_eq!(claim_messages(connection, "events", &again).await.unwrap(), expected);
+            // Ids are unique within a dataset and a sender.
+            assert_eq!(claim_messages(connection, "orgs", &[message("a", &two)]).await.unwrap(), [MessageState::New]);
+            let other_sender = MessageId { app_id: "", ..message("a", &two) };
+            assert_eq!(claim_messages(connection, "events", &[other_sender]).await.unwrap(), [MessageState::New]);
+        });
+    }
+
+    #[test]
+    fn messages_are_booked_one_after_the_other_on_one_row() {
+        on_a_database(async |connection| {
+            let key = Uuid::now_v7();
+            let open = open_foreign(connection, key, "events", "amqp:shop").await.unwrap();
+            assert_eq!((open.next_seq, open.next_ordinal), (0, 1));
+            let counts = Counts { read: 5, loaded: 3, rejected: 2, skipped: 0 };
+            book(connection, open, counts, 100).await.unwrap();
+            let line = crate::store::ledger::ChunkLine { load_id: open.id, seq: 0, first_ordinal: 1, records: 5 };
+            crate::store::ledger::insert_chunks(connection, &[line]).await.unwrap();
+            let next = open_foreign(connection, key, "events", "amqp:shop").await.unwrap();
+            assert_eq!(next, ForeignLoad { id: open.id, next_seq: 1, next_ordinal: 6 });
+        });
+    }
+}

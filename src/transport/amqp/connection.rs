@@ -1,0 +1,322 @@
+//! Connecting to RabbitMQ: waiting for it, giving up, connecting again. A connection counts when its handshake is done.
+//!
+//! lapin can reconnect by itself; here the loop is ours, because a publisher and a consumer each have something to do about a
+//! lost connection that lapin cannot know: publish again what was not confirmed, forget what can no longer be acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use backon::BackoffBuilder;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties, ErrorKind};
+
+use crate::config::SecretUrl;
+use crate::error::{Error, Result, io_text};
+use crate::store::{GIVE_UP_AFTER, retry_pauses};
+
+/// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
+const HEARTBEAT: u16 = 10;
+/// How long a broker may take to answer the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// While the broker is away, the log says so this often.
+const SAY_SO_EVERY: Duration = Duration::from_secs(30);
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
+
+/// What ends the work with a connection.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The connection or the channel is lost: connect again.
+    Lost(lapin::Error),
+    /// For the user to solve.
+    Fatal(Error),
+}
+
+impl From<lapin::Error> for Fault {
+    fn from(error: lapin::Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
+/// How long to wait for a broker that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// For ever, saying so now and then: `run`.
+    Wait,
+    /// Ten seconds without any progress: `run --once` and all other commands.
+    GiveUp,
+}
+
+/// A broker that can be connected to.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    url: SecretUrl,
+    uri: AMQPUri,
+}
+
+impl Broker {
+    /// The broker of that URL, not yet connected.
+    ///
+    /// # Errors
+    /// If the URL is wrong in more than its scheme.
+    pub fn new(url: &SecretUrl) -> Result<Self> {
+        let mut uri: AMQPUri = url.expose().parse().map_err(|error: String| {
+            Error::usage(format!("the AMQP URL {url} is wrong: {}", url.scrub(&error)))
+                .hint("give amqp://user:password@host:5672/vhost; the vhost `/` is written %2f")
+        })?;
+        if let Some(address) = ipv6_address(url.expose()) {
+            uri.authority.host = address;
+        }
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        Ok(Self { url: url.clone(), uri })
+    }
+
+    /// One attempt. `name` is what the broker's operators see.
+    pub(super) async fn connect_once(&self, name: &str) -> Result<Connection, lapin::Error> {
+        let properties = ConnectionProperties::default()
+            .with_connection_name(name.into())
+            .with_client_property("product".into(), "dataloader".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let connecting = Connection::connect_uri(self.uri.clone(), properties);
+        match tokio::time::timeout(HANDSHAKE, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the handshake").into()),
+        }
+    }
+
+    /// Connects; gives up after ten seconds.
+    ///
+    /// # Errors
+    /// If the broker refuses or stays away.
+    pub(super) async fn connect(&self, name: &'static str) -> Result<Connection> {
+        Connector::new(self.clone(), name, Patience::GiveUp).connect().await
+    }
+
+    /// The error for the user.
+    pub(super) fn unreachable(&self, error: &lapin::Error) -> Error {
+        let text = self.url.scrub(&text(error));
+        if is_refusal(error) {
+            return Error::unreachable(format!("RabbitMQ at {} refuses: {text}", self.url))
+                .hint("check user, password and vhost in AMQP_URL");
+        }
+        Error::unreachable(format!("cannot reach RabbitMQ at {}: {text}", self.url))
+            .hint("check that it is running and that AMQP_URL is right")
+    }
+
+    /// The fault for a user who does not want to wait.
+    pub(super) fn explain(&self, fault: Fault) -> Error {
+        match fault {
+            Fault::Lost(error) => self.unreachable(&error),
+            Fault::Fatal(error) => error,
+        }
+    }
+}
+
+impl std::fmt::Display for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+/// The host of `amqp://user@[::1]:5672`, which lapin's parser takes for none.
+fn ipv6_address(url: &str) -> Option<String> {
+    let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    Some(host.strip_prefix('[')?.split_once(']')?.0.to_owned())
+}
+
+/// Whether a publisher or a consumer is connected at the moment; for those who watch over it.
+#[derive(Debug, Clone, Default)]
+pub struct Connected(Arc<AtomicBool>);
+
+impl Connected {
+    /// Whether it is.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Connects, again and again.
+pub(super) struct Connector {
+    broker: Broker,
+    name: &'static str,
+    patience: Patience,
+    connected: Connected,
+    ever_connected: bool,
+    /// Since when nothing has come through.
+    trouble: Option<Trouble>,
+}
+
+struct Trouble {
+    since: Instant,
+    said: Instant,
+    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+}
+
+impl Connector {
+    pub fn new(broker: Broker, name: &'static str, patience: Patience) -> Self {
+        Self { broker, name, patience, connected: Connected::default(), ever_connected: false, trouble: None }
+    }
+
+    pub fn connected(&self) -> Connected {
+        self.connected.clone()
+    }
+
+    /// Connects; pauses before it if nothing has come through since the last time.
+    ///
+    /// # Errors
+    /// If patience ends, or the broker refuses and never did otherwise.
+    pub async fn connect(&mut self) -> Result<Connection> {
+        if self.trouble.is_some() {
+            self.pause().await;
+        }
+        loop {
+            let error = match self.broker.connect_once(self.name).await {
+                Ok(connection) => {
+                    if self.ever_connected {
+                        tracing::info!("connected to RabbitMQ at {} again", self.broker);
+                    } else {
+                        tracing::debug!("connected to RabbitMQ at {}", self.broker);
+                    }
+                    self.ever_connected = true;
+                    self.connected.0.store(true, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            if is_refusal(&error) && !self.ever_connected {
+                return Err(self.broker.unreachable(&error));
+            }
+            self.trouble(&error)?;
+            self.pause().await;
+        }
+    }
+
+    /// Something came through: whatever was wrong is over.
+    pub fn progress(&mut self) {
+        self.trouble = None;
+    }
+
+    /// The connection is of no use any more.
+    ///
+    /// # Errors
+    /// If patience ends here.
+    pub fn lost(&mut self, error: &lapin::Error) -> Result<()> {
+        self.connected.0.store(false, Ordering::Relaxed);
+        self.trouble(error)
+    }
+
+    fn trouble(&mut self, error: &lapin::Error) -> Result<()> {
+        let now = Instant::now();
+        let first = self.trouble.is_none();
+        let trouble = self.trouble.get_or_insert_with(|| Trouble { since: now, said: now, pauses: pauses(self.patience) });
+        if self.patience == Patience::GiveUp && trouble.since.elapsed() >= GIVE_UP_AFTER {
+            return Err(self.broker.unreachable(error));
+        }
+        if first || trouble.said.elapsed() >= SAY_SO_EVERY {
+            trouble.said = now;
+            let text = self.broker.url.scrub(&text(error));
+            tracing::warn!("no connection to RabbitMQ at {}: {text}; trying again", self.broker);
+        }
+        Ok(())
+    }
+
+    async fn pause(&mut self) {
+        let pause = self.trouble.as_mut().and_then(|trouble| trouble.pauses.next()).unwrap_or_default();
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The broker, without its password.
+impl std::fmt::Display for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.broker.fmt(f)
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.connected.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Pauses between attempts, without end.
+fn pauses(patience: Patience) -> Box<dyn Iterator<Item = Duration> + Send> {
+    match patience {
+        Patience::Wait => Box::new(slow_pauses()),
+        Patience::GiveUp => Box::new(retry_pauses()),
+    }
+}
+
+/// Jittered, from one second to thirty: the jitter at most doubles a pause.
+pub(super) fn slow_pauses() -> impl Iterator<Item = Duration> + Send {
+    backon::ExponentialBuilder::new()
+        .with_min_delay(Duration::from_secs(1))
+        .with_max_delay(Duration::from_secs(15))
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Wrong user or password, or a vhost that is not there or not for this user.
+fn is_refusal(error: &lapin::Error) -> bool {
+    matches!(reply_code(error), Some(ACCESS_REFUSED | NOT_ALLOWED))
+}
+
+/// The code that the broker closed the channel or connection with.
+pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// An error in the broker's or the operating system's words.
+pub(super) fn text(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        ErrorKind::IOError(error) => io_text(error),
+        _ => error.to_string(),
+    }
+}
+
+/// Ends a connection in order. One that is lost needs no goodbye.
+pub(super) async fn close(connection: &Connection) {
+    if let Err(error) = connection.close(200, "done".into()).await {
+        tracing::debug!("closing the connection to RabbitMQ: {}", text(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_between_one_and_thirty_seconds() {
+        for pause in slow_pauses().take(100) {
+            assert!((1.0..=30.0).contains(&pause.as_secs_f64()), "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_host_is_understood() {
+        for (url, host) in [
+            ("amqp://u:p@[::1]:5672/%2f", "::1"),
+            ("amqps://[fe80::1]", "fe80::1"),
+            ("amqp://127.0.0.1:5672", "127.0.0.1"),
+            ("amqp://u:p@mq.example.org/x?heartbeat=5", "mq.example.org"),
+        ] {
+            let broker = Broker::new(&SecretUrl::parse_amqp(url).unwrap()).unwrap();
+            assert_eq!(broker.uri.authority.host, host, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_is_a_usage_error_without_its_password() {
+        let error = Broker::new(&SecretUrl::parse_amqp("amqp://u:s3cret@h:port/").unwrap()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(!error.to_string().contains("s3cret"), "{error}");
+    }
+}

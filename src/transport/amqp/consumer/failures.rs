@@ -1,0 +1,100 @@
+//! How often a message failed, by this consumer's own count, and which messages are to be set aside when they come again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::transport::amqp::wire::MessageKey;
+
+/// A message that failed so often is a dead letter.
+const ATTEMPTS: u32 = 5;
+/// The pause after the first failure; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Messages that failed here may succeed elsewhere, of which nobody tells: more than this many are forgotten.
+const REMEMBERED: usize = 10_000;
+
+/// What the consumer's task and the decoder's thread both know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failures(Arc<Mutex<HashMap<MessageKey, Record>>>);
+
+#[derive(Debug, Default)]
+struct Record {
+    failed: u32,
+    condemned: Option<Sentence>,
+}
+
+/// Why a message is set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sentence {
+    pub reason: String,
+    pub detail: String,
+}
+
+/// What is done with a message that failed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NextStep {
+    TryAgainAfter(Duration),
+    /// Condemned: when it comes again it is set aside.
+    GiveUp,
+}
+
+impl Failures {
+    pub fn count(&self, key: MessageKey, detail: String) -> NextStep {
+        self.with(key, |record| {
+            record.failed += 1;
+            if record.failed < ATTEMPTS {
+                return NextStep::TryAgainAfter(FIRST_PAUSE * 2u32.pow(record.failed - 1));
+            }
+            let detail = format!("failed {ATTEMPTS} times, at last: {detail}");
+            record.condemned = Some(Sentence { reason: "failed".to_owned(), detail });
+            NextStep::GiveUp
+        })
+    }
+
+    pub fn condemn(&self, key: MessageKey, reason: String, detail: String) {
+        self.with(key, |record| record.condemned = Some(Sentence { reason, detail }));
+    }
+
+    /// Why the message is to be set aside, if it is.
+    pub fn sentence(&self, key: &MessageKey) -> Option<Sentence> {
+        self.lock().get(key).and_then(|record| record.condemned.clone())
+    }
+
+    pub fn forget(&self, key: &MessageKey) {
+        self.lock().remove(key);
+    }
+
+    fn with<T>(&self, key: MessageKey, change: impl FnOnce(&mut Record) -> T) -> T {
+        let mut records = self.lock();
+        if records.len() >= REMEMBERED {
+            records.clear();
+        }
+        change(records.entry(key).or_default())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MessageKey, Record>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_given_up_after_some_failures_and_others_are_not() {
+        let failures = Failures::default();
+        let (bad, good) = (MessageKey::example(1), MessageKey::example(2));
+        for attempt in 1..ATTEMPTS {
+            let pause = FIRST_PAUSE * 2u32.pow(attempt - 1);
+            assert_eq!(failures.count(bad, "x".to_owned()), NextStep::TryAgainAfter(pause));
+            assert_eq!(failures.sentence(&bad), None);
+        }
+        assert_eq!(failures.count(bad, "disk on fire".to_owned()), NextStep::GiveUp);
+        let expected = Sentence { reason: "failed".to_owned(), detail: "failed 5 times, at last: disk on fire".to_owned() };
+        assert_eq!(failures.sentence(&bad), Some(expected));
+        assert_eq!(failures.sentence(&good), None);
+        failures.forget(&bad);
+        assert_eq!(failures.sentence(&bad), None);
+    }
+}

@@ -1,0 +1,467 @@
+//! A piece as a message: what stands in its headers, what in its body; and messages of other programs. Pure.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::dataset::Dataset;
+use crate::pipeline::messages::{Content, FileEnd, ForeignMessage, Load};
+use crate::record::chunk::{Chunk, ChunkBody, Framing};
+use crate::record::row::{Reject, RejectReason};
+use crate::record::split::{SplitError, Splitter, split_text};
+
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
+/// Delivery mode of a message that outlives the broker's restart.
+const PERSISTENT: u8 = 2;
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The dataset's name, by which the exchange finds the queue.
+    pub routing_key: ShortString,
+    pub properties: BasicProperties,
+    pub body: Vec<u8>,
+}
+
+/// Why a message cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undecodable {
+    /// One word, for programs.
+    pub reason: &'static str,
+    /// For people.
+    pub detail: String,
+}
+
+impl Undecodable {
+    fn new(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    fn header(name: &str, expected: &str) -> Self {
+        Self::new("malformed_header", format!("the header `{name}` is not {expected}"))
+    }
+
+    fn body(expected: &str, found: impl std::fmt::Display) -> Self {
+        Self::new("malformed_body", format!("the body is not {expected}: {found}"))
+    }
+}
+
+/// What makes a message the same message when it is delivered again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MessageKey([u8; 32]);
+
+impl MessageKey {
+    fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+impl MessageKey {
+    /// The key of a message whose properties do not tell one.
+    pub fn of_undecodable(body: &[u8]) -> Self {
+        Self::of(&[body])
+    }
+
+    #[cfg(test)]
+    pub fn example(n: u8) -> Self {
+        Self([n; 32])
+    }
+}
+
+// ---- encoding --------------------------------------------------------------------------------------------------------
+
+/// The message that carries this part of the load.
+pub fn encode(load: &Load, content: Content) -> Message {
+    match content {
+        Content::Chunk(chunk) => encode_chunk(load, chunk),
+        Content::End(end) => {
+            let body = serde_json::to_vec(&EndBody::from(end)).expect("numbers and text are always JSON");
+            message(load, Headers::of(load, Kind::End), "end", JSON, body)
+        }
+        Content::Foreign(foreign) => {
+            let (content_type, body) = records_body(foreign.chunk.body);
+            let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type(content_type.into());
+            if !foreign.app_id.is_empty() {
+                properties = properties.with_app_id(short(foreign.app_id));
+            }
+            if let Some(id) = foreign.message_id {
+                properties = properties.with_message_id(short(id));
+            }
+            Message { routing_key: short(load.dataset.name.clone()), properties, body }
+        }
+    }
+}
+
+fn encode_chunk(load: &Load, chunk: Chunk) -> Message {
+    let kind = match chunk.body {
+        ChunkBody::Records { .. } => Kind::Chunk,
+        ChunkBody::Rejects(_) => Kind::Rejects,
+    };
+    let mut headers = Headers::of(load, kind);
+    headers.number("seq", chunk.seq);
+    headers.number("first_ordinal", chunk.first_ordinal);
+    headers.number("first_byte_offset", chunk.first_byte_offset);
+    let (content_type, body) = records_body(chunk.body);
+    message(load, headers, &chunk.seq.to_string(), content_type, body)
+}
+
+/// The content type and the body of a chunk's records or rejects.
+fn records_body(body: ChunkBody) -> (&'static str, Vec<u8>) {
+    match body {
+        ChunkBody::Records { framing: Framing::Stream, text, .. } => (NDJSON, text),
+        ChunkBody::Records { framing: Framing::Array, text, .. } => {
+            let mut body = Vec::with_capacity(text.len() + 2);
+            body.push(b'[');
+            body.extend_from_slice(&text);
+            body.push(b']');
+            (JSON, body)
+        }
+        ChunkBody::Rejects(rejects) => {
+            let rejects: Vec<RejectBody> = rejects.into_iter().map(RejectBody::from).collect();
+            (JSON, serde_json::to_vec(&rejects).expect("numbers and text are always JSON"))
+        }
+    }
+}
+
+fn message(load: &Load, headers: Headers, part: &str, content_type: &str, body: Vec<u8>) -> Message {
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type(content_type.into())
+        .with_app_id("dataloader".into())
+        .with_message_id(short(format!("{}/{part}", load.key)))
+        .with_headers(headers.0);
+    Message { routing_key: short(load.dataset.name.clone()), properties, body }
+}
+
+/// A short string of AMQP has at most 255 bytes. Datasets' names, our message ids and whatever came in as a short string fit.
+fn short(text: String) -> ShortString {
+    ShortString::from(text)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Chunk,
+    Rejects,
+    End,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Chunk => "chunk",
+            Self::Rejects => "rejects",
+            Self::End => "end",
+        }
+    }
+}
+
+struct Headers(FieldTable);
+
+impl Headers {
+    fn of(load: &Load, kind: Kind) -> Self {
+        let mut headers = Self(FieldTable::default());
+        headers.text("kind", kind.name());
+        headers.text("dataset", &load.dataset.name);
+        headers.text("load_key", &load.key.to_string());
+        headers.text("source", &load.source);
+        headers
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.0.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        let value = i64::try_from(value).expect("positions in a file are below 2⁶³");
+        self.0.insert(name.into(), AMQPValue::LongLongInt(value));
+    }
+}
+
+/// The body of a message of kind `end`.
+#[derive(Serialize, Deserialize)]
+struct EndBody {
+    chunks: u64,
+    records: u64,
+    bytes: u64,
+    error: Option<String>,
+}
+
+impl From<FileEnd> for EndBody {
+    fn from(FileEnd { chunks, records, bytes, error }: FileEnd) -> Self {
+        Self { chunks, records, bytes, error }
+    }
+}
+
+/// One of the body of a message of kind `rejects`; `record` in base64, since it may be any bytes.
+#[derive(Serialize, Deserialize)]
+struct RejectBody {
+    ordinal: u64,
+    byte_offset: u64,
+    reason: String,
+    detail: String,
+    record: String,
+}
+
+impl From<Reject> for RejectBody {
+    fn from(reject: Reject) -> Self {
+        Self {
+            ordinal: reject.ordinal,
+            byte_offset: reject.byte_offset,
+            reason: reject.reason.as_str().to_owned(),
+            detail: reject.detail,
+            record: BASE64.encode(reject.record),
+        }
+    }
+}
+
+impl RejectBody {
+    fn decode(self) -> Result<Reject, Undecodable> {
+        let reason = RejectReason::from_name(&self.reason)
+            .ok_or_else(|| Undecodable::body("a list of rejects", format_args!("unknown reason `{}`", self.reason)))?;
+        let record = BASE64.decode(self.record).map_err(|error| Undecodable::body("a list of rejects", error))?;
+        Ok(Reject { ordinal: self.ordinal, byte_offset: self.byte_offset, reason, detail: self.detail, record })
+    }
+}
+
+// ---- decoding --------------------------------------------------------------------------------------------------------
+
+/// What the properties say of a message, before its body is looked into.
+#[derive(Debug)]
+pub struct Envelope {
+    load: Arc<Load>,
+    kind: EnvelopeKind,
+    key: MessageKey,
+}
+
+#[derive(Debug)]
+enum EnvelopeKind {
+    Chunk { position: Position, framing: Framing },
+    Rejects(Position),
+    End,
+    Foreign { app_id: String, message_id: Option<String>, digest: [u8; 32] },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    seq: u64,
+    first_ordinal: u64,
+    first_byte_offset: u64,
+}
+
+impl Envelope {
+    /// Reads the properties of a message from the dataset's queue. The body is only digested, and only of a message of
+    /// another program.
+    ///
+    /// # Errors
+    /// When they are of none of our kinds, or belong to another dataset.
+    pub fn open(properties: &BasicProperties, body: &[u8], dataset: &Arc<Dataset>) -> Result<Self, Undecodable> {
+        let fields = Fields(properties.headers().as_ref());
+        if !fields.has("kind") {
+            return Self::foreign(properties, body, dataset);
+        }
+        let kind = fields.text("kind")?;
+        let in_headers = fields.text("dataset")?;
+        if in_headers != dataset.name {
+            let detail = format!("the header `dataset` is `{in_headers}`, but it was in the queue of `{}`", dataset.name);
+            return Err(Undecodable::new("wrong_dataset", detail));
+        }
+        let load_key = fields.text("load_key")?.parse().map_err(|_| Undecodable::header("load_key", "a UUID"))?;
+        let (kind, part) = match kind.as_str() {
+            "chunk" => {
+                let position = fields.position()?;
+                let framing = match properties.content_type().as_ref().map(ShortString::as_str) {
+                    Some(JSON) => Framing::Array,
+                    Some(NDJSON) => Framing::Stream,
+                    _ => {
+                        let detail = format!("the content type of a chunk is neither `{JSON}` nor `{NDJSON}`");
+                        return Err(Undecodable::new("malformed_header", detail));
+                    }
+                };
+                (EnvelopeKind::Chunk { position, framing }, position.seq.to_string())
+            }
+            "rejects" => {
+                let position = fields.position()?;
+                (EnvelopeKind::Rejects(position), position.seq.to_string())
+            }
+            "end" => (EnvelopeKind::End, "end".to_owned()),
+            other => return Err(Undecodable::new("unknown_kind", format!("the header `kind` is `{other}`"))),
+        };
+        let load = Load { key: load_key, dataset: Arc::clone(dataset), source: fields.text("source")? };
+        let key = MessageKey::of(&[load_key.as_bytes(), part.as_bytes()]);
+        Ok(Self { load: Arc::new(load), kind, key })
+    }
+
+    fn foreign(properties: &BasicProperties, body: &[u8], dataset: &Arc<Dataset>) -> Result<Self, Undecodable> {
+        let text = |name: &str, value: &Option<ShortString>| {
+            let text = value.as_ref().map_or_else(String::new, ToString::to_string);
+            // The databases' texts cannot hold it.
+            if text.contains('\0') { Err(Undecodable::header(name, "free of U+0000")) } else { Ok(text) }
+        };
+        let app_id = text("app_id", properties.app_id())?;
+        let message_id = Some(text("message_id", properties.message_id())?).filter(|id| !id.is_empty());
+        let digest: [u8; 32] = Sha256::digest(body).into();
+        let id = message_id.as_deref().unwrap_or_default();
+        let key = MessageKey::of(&[dataset.name.as_bytes(), app_id.as_bytes(), id.as_bytes(), &digest]);
+        let load = Load {
+            key: open_load_key(&dataset.name, &app_id),
+            dataset: Arc::clone(dataset),
+            source: if app_id.is_empty() { "amqp".to_owned() } else { format!("amqp:{app_id}") },
+        };
+        Ok(Self { load: Arc::new(load), kind: EnvelopeKind::Foreign { app_id, message_id, digest }, key })
+    }
+
+    /// What the message is known by.
+    pub fn key(&self) -> MessageKey {
+        self.key
+    }
+
+    /// The part of the load that the body is.
+    ///
+    /// # Errors
+    /// When the body is not what the properties say.
+    pub fn decode(self, body: &[u8]) -> Result<(Arc<Load>, Content), Undecodable> {
+        let content = match self.kind {
+            EnvelopeKind::Chunk { position, framing } => Content::Chunk(decode_records(position, framing, body)?),
+            EnvelopeKind::Rejects(position) => {
+                let rejects: Vec<RejectBody> =
+                    serde_json::from_slice(body).map_err(|error| Undecodable::body("a list of rejects", error))?;
+                let rejects = rejects.into_iter().map(RejectBody::decode).collect::<Result<_, _>>()?;
+                Content::Chunk(position.chunk(ChunkBody::Rejects(rejects)))
+            }
+            EnvelopeKind::End => {
+                let EndBody { chunks, records, bytes, error } =
+                    serde_json::from_slice(body).map_err(|error| Undecodable::body("the totals of a file", error))?;
+                Content::End(FileEnd { chunks, records, bytes, error })
+            }
+            EnvelopeKind::Foreign { app_id, message_id, digest } => {
+                Content::Foreign(ForeignMessage { app_id, message_id, digest, chunk: decode_foreign(body)? })
+            }
+        };
+        Ok((self.load, content))
+    }
+}
+
+impl Position {
+    fn chunk(self, body: ChunkBody) -> Chunk {
+        let Self { seq, first_ordinal, first_byte_offset } = self;
+        Chunk { seq, first_ordinal, first_byte_offset, body }
+    }
+}
+
+fn decode_records(position: Position, framing: Framing, body: &[u8]) -> Result<Chunk, Undecodable> {
+    let text = match framing {
+        Framing::Stream => body,
+        Framing::Array => body
+            .strip_prefix(b"[")
+            .and_then(|rest| rest.strip_suffix(b"]"))
+            .ok_or_else(|| Undecodable::body("an array", "it has no brackets"))?,
+    };
+    let Position { seq, first_ordinal, first_byte_offset } = position;
+    split_text(text.to_vec(), framing, seq, first_ordinal, first_byte_offset)
+        .map_err(|error| Undecodable::body("a run of whole records", error))
+}
+
+/// All records of another program's message as one chunk.
+fn decode_foreign(body: &[u8]) -> Result<Chunk, Undecodable> {
+    let malformed = |error: SplitError| Undecodable::body("an array, an object or NDJSON", error);
+    let mut splitter = Splitter::new(body);
+    let (mut start, mut end, mut all, mut framing_of_all) = (0, 0, Vec::new(), Framing::Stream);
+    while let Some(chunk) = splitter.next_chunk().map_err(malformed)? {
+        let ChunkBody::Records { framing, text, spans } = chunk.body else {
+            return Err(Undecodable::body("an array, an object or NDJSON", rejected(chunk.body)));
+        };
+        let at = usize::try_from(chunk.first_byte_offset).expect("an offset in a text that is in memory");
+        if all.is_empty() {
+            (start, framing_of_all) = (at, framing);
+        }
+        end = at + text.len();
+        let by = u32::try_from(at - start).map_err(|_| Undecodable::body("smaller than 4 GiB", "it is larger"))?;
+        all.extend(spans.into_iter().map(|span| span.start + by..span.end + by));
+    }
+    Ok(Chunk {
+        seq: 0,
+        first_ordinal: 1,
+        first_byte_offset: start as u64,
+        body: ChunkBody::Records { framing: framing_of_all, text: body[start..end].to_vec(), spans: all },
+    })
+}
+
+fn rejected(body: ChunkBody) -> String {
+    match body {
+        ChunkBody::Rejects(rejects) => rejects.into_iter().next().map_or_else(String::new, |reject| reject.detail),
+        ChunkBody::Records { .. } => String::new(),
+    }
+}
+
+/// The load key of the one ledger row that messages of this dataset and `app_id` are booked on: made of the two, so that all
+/// consumers agree.
+pub fn open_load_key(dataset: &str, app_id: &str) -> Uuid {
+    let MessageKey(digest) = MessageKey::of(&[dataset.as_bytes(), app_id.as_bytes()]);
+    let (front, _) = digest.split_at(16);
+    uuid::Builder::from_custom_bytes(front.try_into().expect("16 bytes")).into_uuid()
+}
+
+/// The headers of a message, by name.
+struct Fields<'a>(Option<&'a FieldTable>);
+
+impl Fields<'_> {
+    fn get(&self, name: &str) -> Option<&AMQPValue> {
+        self.0.and_then(|table| table.inner().get(name))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn text(&self, name: &str) -> Result<String, Undecodable> {
+        text_of(self.get(name)).ok_or_else(|| Undecodable::header(name, "a text"))
+    }
+
+    /// Clients differ in the integer types that they choose.
+    fn number(&self, name: &str) -> Result<u64, Undecodable> {
+        let number = match self.get(name) {
+            Some(AMQPValue::LongLongInt(value)) => u64::try_from(*value).ok(),
+            Some(AMQPValue::LongInt(value)) => u64::try_from(*value).ok(),
+            Some(AMQPValue::ShortInt(value)) => u64::try_from(*value).ok(),
+            Some(AMQPValue::ShortShortInt(value)) => u64::try_from(*value).ok(),
+            Some(AMQPValue::LongUInt(value)) => Some((*value).into()),
+            Some(AMQPValue::ShortUInt(value)) => Some((*value).into()),
+            Some(AMQPValue::ShortShortUInt(value)) => Some((*value).into()),
+            _ => None,
+        };
+        // The databases count in signed numbers.
+        number.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(|| Undecodable::header(name, "a number from 0"))
+    }
+
+    fn position(&self) -> Result<Position, Undecodable> {
+        Ok(Position {
+            seq: self.number("seq")?,
+            first_ordinal: self.number("first_ordinal")?,
+            first_byte_offset: self.number("first_byte_offset")?,
+        })
+    }
+}
+
+/// The text of a header, if it is one.
+pub fn text_of(value: Option<&AMQPValue>) -> Option<String> {
+    match value? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
