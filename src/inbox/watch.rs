@@ -126,8 +126,9 @@ fn interpret(event: notify::Result<notify::Event>, dirs: &[PathBuf]) -> Option<E
         }
         EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => None,
         EventKind::Create(_) => Some(Event::Touched { path, open: false }),
+        // Who lists processed/ opens it: only files count.
         EventKind::Modify(ModifyKind::Data(_)) | EventKind::Access(AccessKind::Open(_)) => {
-            Some(Event::Touched { path, open: true })
+            fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()).then_some(Event::Touched { path, open: true })
         }
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(Event::Gone(path)),
         _ => None,

@@ -49,6 +49,8 @@ impl Claims {
 pub struct Intake {
     inbox: Inbox,
     watcher: Option<Watcher>,
+    /// What the watcher saw and nobody has looked at yet.
+    seen: Arc<Mutex<Vec<Event>>>,
     settling: Settling,
     /// Complete, but too many are claimed already.
     waiting: VecDeque<Candidate>,
@@ -71,6 +73,7 @@ impl Intake {
         Self {
             inbox,
             watcher: None,
+            seen: Arc::default(),
             settling: Settling::new(config.stream.settle),
             waiting: VecDeque::new(),
             leftovers: VecDeque::new(),
@@ -207,8 +210,15 @@ impl Actor for Intake {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let intake = ctx.address();
-        match Watcher::start(&self.inbox, move |event| intake.do_send(Watched(event))) {
+        let (intake, seen) = (ctx.address(), Arc::clone(&self.seen));
+        let on_event = move |event| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.push(event);
+            if seen.len() == 1 {
+                intake.do_send(Watched);
+            }
+        };
+        match Watcher::start(&self.inbox, on_event) {
             Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => tracing::warn!("{error}; the inbox is listed every {:?} instead", self.rescan_interval),
         }
@@ -222,33 +232,40 @@ impl Actor for Intake {
     }
 }
 
-/// The watcher saw something.
+/// The watcher saw something: it is in [`Intake::seen`]. One message for all that gathers until it is handled, so that a
+/// program that opens files in the inbox all the time does not fill the mailbox.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct Watched(Event);
+struct Watched;
 
 impl Handler<Watched> for Intake {
     type Result = ();
 
-    fn handle(&mut self, Watched(event): Watched, ctx: &mut Self::Context) {
+    fn handle(&mut self, _: Watched, ctx: &mut Self::Context) {
         let now = Instant::now();
-        match event {
-            Event::Complete(path) => {
-                self.settling.forget(&path);
-                if let Some(candidate) = self.inbox.look(&path)
-                    && !self.waiting.iter().any(|waiting| waiting.path == candidate.path)
-                {
-                    self.waiting.push_back(candidate);
+        let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut is_lost = false;
+        for event in seen {
+            match event {
+                Event::Complete(path) => {
+                    self.settling.forget(&path);
+                    if let Some(candidate) = self.inbox.look(&path)
+                        && !self.waiting.iter().any(|waiting| waiting.path == candidate.path)
+                    {
+                        self.waiting.push_back(candidate);
+                    }
                 }
-            }
-            Event::Touched { path, open } => self.settling.touched(path, open, now),
-            Event::Gone(path) => self.settling.forget(&path),
-            Event::Rescan => {
-                self.settling.events_lost(now);
-                return self.rescan(ctx);
+                Event::Touched { path, open } => self.settling.touched(path, open, now),
+                Event::Gone(path) => self.settling.forget(&path),
+                Event::Rescan => is_lost = true,
             }
         }
-        self.advance(ctx);
+        if is_lost {
+            self.settling.events_lost(now);
+            self.rescan(ctx);
+        } else {
+            self.advance(ctx);
+        }
     }
 }
 
