@@ -152,7 +152,7 @@ pub(super) struct Connector {
 struct Trouble {
     since: Instant,
     said: Instant,
-    pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    pauses: Pauses,
 }
 
 impl Connector {
@@ -242,8 +242,10 @@ impl Drop for Connector {
     }
 }
 
+pub(super) type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
+
 /// Pauses between attempts, without end.
-fn pauses(patience: Patience) -> Box<dyn Iterator<Item = Duration> + Send> {
+fn pauses(patience: Patience) -> Pauses {
     match patience {
         Patience::Wait => Box::new(slow_pauses()),
         Patience::GiveUp => Box::new(retry_pauses()),
@@ -251,7 +253,7 @@ fn pauses(patience: Patience) -> Box<dyn Iterator<Item = Duration> + Send> {
 }
 
 /// Jittered, from one second to thirty: the jitter at most doubles a pause.
-pub(super) fn slow_pauses() -> impl Iterator<Item = Duration> + Send {
+pub(super) fn slow_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
     backon::ExponentialBuilder::new()
         .with_min_delay(Duration::from_secs(1))
         .with_max_delay(Duration::from_secs(15))

@@ -288,7 +288,7 @@ impl Prefetch {
 type Arriving = (Arc<Dataset>, lapin::message::Delivery);
 
 enum Item {
-    Arrived(Arriving),
+    Arrived(Box<Arriving>),
     Failed(lapin::Error),
     /// The end of a consumer that was begun in this round.
     Ended(u64),
@@ -320,7 +320,7 @@ impl Subscription {
             self.tags.push(consumer.tag());
             let dataset = Arc::clone(dataset);
             let arrivals = consumer.map(move |delivery| match delivery {
-                Ok(delivery) => Item::Arrived((Arc::clone(&dataset), delivery)),
+                Ok(delivery) => Item::Arrived(Box::new((Arc::clone(&dataset), delivery))),
                 Err(error) => Item::Failed(error),
             });
             self.deliveries.push(Box::pin(arrivals.chain(stream::once(std::future::ready(Item::Ended(round))))));
@@ -352,7 +352,7 @@ impl Subscription {
     async fn next(&mut self) -> Result<Arriving, Fault> {
         loop {
             match self.deliveries.next().await {
-                Some(Item::Arrived(arriving)) => return Ok(arriving),
+                Some(Item::Arrived(arriving)) => return Ok(*arriving),
                 Some(Item::Failed(error)) => return Err(Fault::Lost(error)),
                 Some(Item::Ended(round)) if round < self.round => {}
                 // Its queue was deleted: declared again with the next connection.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::connection::{Broker, Connected, Connector, Fault, Patience, close, reply_code, slow_pauses, text};
+use super::connection::{Broker, Connected, Connector, Fault, Patience, Pauses, close, reply_code, slow_pauses, text};
 use super::topology::Topology;
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
@@ -289,13 +289,7 @@ impl Outbox {
         if let Some(end) = progress.end.take() {
             self.loads.remove(&load.key);
             let counts = Counts { read: end.records, ..Counts::default() };
-            finished(LoadFinished {
-                key: load.key,
-                dataset: load.dataset.name.clone(),
-                source: load.source.clone(),
-                counts,
-                error: end.error,
-            });
+            finished(LoadFinished { key: load.key, dataset: load.dataset.name.clone(), counts, error: end.error });
         }
     }
 
@@ -317,7 +311,7 @@ struct Refused {
     returned: BTreeSet<u64>,
     /// To be published again.
     again: BTreeSet<u64>,
-    pauses: Option<Box<dyn Iterator<Item = Duration> + Send>>,
+    pauses: Option<Pauses>,
 }
 
 impl Refused {

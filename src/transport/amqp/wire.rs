@@ -45,7 +45,7 @@ impl Undecodable {
     }
 
     fn header(name: &str, expected: &str) -> Self {
-        Self::new("malformed_header", format!("the header `{name}` is not {expected}"))
+        Self::new("malformed_header", format!("the header `{name}` is missing or not {expected}"))
     }
 
     fn body(expected: &str, found: impl std::fmt::Display) -> Self {
@@ -165,6 +165,10 @@ impl Kind {
             Self::End => "end",
         }
     }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Chunk, Self::Rejects, Self::End].into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 struct Headers(FieldTable);
@@ -272,14 +276,16 @@ impl Envelope {
             return Self::foreign(properties, body, dataset);
         }
         let kind = fields.text("kind")?;
+        let kind =
+            Kind::from_name(&kind).ok_or_else(|| Undecodable::new("unknown_kind", format!("the header `kind` is `{kind}`")))?;
         let in_headers = fields.text("dataset")?;
         if in_headers != dataset.name {
             let detail = format!("the header `dataset` is `{in_headers}`, but it was in the queue of `{}`", dataset.name);
             return Err(Undecodable::new("wrong_dataset", detail));
         }
         let load_key = fields.text("load_key")?.parse().map_err(|_| Undecodable::header("load_key", "a UUID"))?;
-        let (kind, part) = match kind.as_str() {
-            "chunk" => {
+        let (kind, part) = match kind {
+            Kind::Chunk => {
                 let position = fields.position()?;
                 let framing = match properties.content_type().as_ref().map(ShortString::as_str) {
                     Some(JSON) => Framing::Array,
@@ -291,12 +297,11 @@ impl Envelope {
                 };
                 (EnvelopeKind::Chunk { position, framing }, position.seq.to_string())
             }
-            "rejects" => {
+            Kind::Rejects => {
                 let position = fields.position()?;
                 (EnvelopeKind::Rejects(position), position.seq.to_string())
             }
-            "end" => (EnvelopeKind::End, "end".to_owned()),
-            other => return Err(Undecodable::new("unknown_kind", format!("the header `kind` is `{other}`"))),
+            Kind::End => (EnvelopeKind::End, "end".to_owned()),
         };
         let load = Load { key: load_key, dataset: Arc::clone(dataset), source: fields.text("source")? };
         let key = MessageKey::of(&[load_key.as_bytes(), part.as_bytes()]);
