@@ -100,6 +100,14 @@ impl Receipt {
             Self::Delivery(delivery) => delivery.ack(),
         }
     }
+
+    /// The piece can never be loaded; `reason` is one word. Only another program's message can be such a piece.
+    pub fn refuse(self, reason: &str, detail: &str) {
+        match self {
+            Self::Budget(permit) => drop(permit),
+            Self::Delivery(delivery) => delivery.dead_letter(reason, detail),
+        }
+    }
 }
 
 /// Parser → Batcher: a piece whose records are rows or rejects.

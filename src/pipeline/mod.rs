@@ -193,7 +193,8 @@ impl Stages {
                 publisher = Some(report_fault(work, faults));
             }
             if records.is_some() {
-                let (phase, is_phase) = watch::channel(if options.once && files.is_none() { Phase::UntilEmpty } else { Phase::Run });
+                let (phase, is_phase) =
+                    watch::channel(if options.once && files.is_none() { Phase::UntilEmpty } else { Phase::Run });
                 let work = Consumer::new(broker.broker.clone(), topology, patience, config.stream.in_flight_bytes);
                 broker.watch(work.connected());
                 let work = work.run(parsers_in, is_phase);

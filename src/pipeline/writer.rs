@@ -60,8 +60,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
         keys.insert(load_id, Arc::clone(load));
         match &mut piece.content {
             ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if is_fresh => {
-                let of_dataset =
-                    fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
+                let of_dataset = fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
                 of_dataset.1.push((load_id, chunk));
             }
             ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
@@ -125,11 +124,7 @@ async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> Stor
 }
 
 /// Writes the chunks' lines; says of each piece whether it is a chunk that was not loaded before.
-async fn claim_chunks(
-    connection: &mut Connection,
-    pieces: &[ParsedPiece],
-    ids: &HashMap<Uuid, i64>,
-) -> StoreResult<Vec<bool>> {
+async fn claim_chunks(connection: &mut Connection, pieces: &[ParsedPiece], ids: &HashMap<Uuid, i64>) -> StoreResult<Vec<bool>> {
     let line = |piece: &ParsedPiece| match &piece.content {
         ParsedContent::Chunk(chunk) => Some(ChunkLine {
             load_id: ids[&piece.load.key],
@@ -244,10 +239,9 @@ impl Handler<Batch> for Writer {
                 Ok(committed) => {
                     for (i, piece) in pieces.into_iter().enumerate() {
                         if committed.contradicting.contains(&i) {
-                            piece.receipt.refuse(
-                                "message_id",
-                                "another message with this message_id, and another body, was loaded before",
-                            );
+                            piece
+                                .receipt
+                                .refuse("message_id", "another message with this message_id, and another body, was loaded before");
                         } else {
                             piece.receipt.settle();
                         }

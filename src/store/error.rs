@@ -101,11 +101,11 @@ fn postgres_class(code: &str) -> Class {
 /// By primary result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
     match code.parse::<u32>().map_or(0, |extended| extended & 0xff) {
-        5 | 6 => Class::Unavailable,     // BUSY, LOCKED
-        13 | 7 => Class::Full,           // FULL, NOMEM
-        8 => Class::ReadOnly,            // READONLY
-        18..=20 => Class::BadRow,        // TOOBIG, CONSTRAINT, MISMATCH
-        3 | 14 | 23 => Class::Refused,   // PERM, CANTOPEN, AUTH
+        5 | 6 => Class::Unavailable,   // BUSY, LOCKED
+        13 | 7 => Class::Full,         // FULL, NOMEM
+        8 => Class::ReadOnly,          // READONLY
+        18..=20 => Class::BadRow,      // TOOBIG, CONSTRAINT, MISMATCH
+        3 | 14 | 23 => Class::Refused, // PERM, CANTOPEN, AUTH
         _ => Class::Other,
     }
 }

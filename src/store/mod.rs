@@ -5,7 +5,6 @@ pub mod append; // rows into a raw table
 pub mod connection; // one connection to either database
 pub mod error; // what went wrong, by what can be done about it
 pub mod ledger; // loads and chunks
-pub mod messages; // messages of other programs, each once
 pub mod lock; // what one process does at a time
 pub mod messages; // of other programs: which are loaded
 pub mod model; // the modelled tables

@@ -289,7 +289,13 @@ impl Outbox {
         if let Some(end) = progress.end.take() {
             self.loads.remove(&load.key);
             let counts = Counts { read: end.records, ..Counts::default() };
-            finished(LoadFinished { key: load.key, dataset: load.dataset.name.clone(), counts, error: end.error });
+            finished(LoadFinished {
+                key: load.key,
+                dataset: load.dataset.name.clone(),
+                source: load.source.clone(),
+                counts,
+                error: end.error,
+            });
         }
     }
 
