@@ -186,7 +186,9 @@ fn a_read_only_sqlite_file_says_so_and_stays_readable() {
     let program = binary.path().join("dataloader");
     std::fs::copy(env!("CARGO_BIN_EXE_dataloader"), &program).expect("cargo builds the binary before the tests");
     let run = |args: &'static str| {
-        let script = format!("if [ \"$(id -u)\" = 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" {args}; else \"$0\" {args}; fi");
+        let script = format!(
+            "if [ \"$(id -u)\" = 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" {args}; else \"$0\" {args}; fi"
+        );
         Invocation::new("sh", sandbox.path()).args(["-c", &script, program.to_str().expect("a plain name")]).run()
     };
     let outcome = run("load --dataset events").code(1);
@@ -219,7 +221,8 @@ fn a_server_that_dies_during_a_load_leaves_the_state_before() {
     for mode in [StopMode::Immediate, StopMode::Fast] {
         let (load, fifo) = load_halfway(&sandbox);
         wait_until("the COPY runs", || {
-            let copies = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'copy %' AND state = 'active'";
+            let copies =
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'copy %' AND state = 'active'";
             !sandbox.lines(copies).is_empty()
         });
         server.stop(mode);

@@ -16,5 +16,11 @@ mod upsert; // what replaces what
 mod model; // the modelled tables
 mod ledger; // loads and chunks
 mod rejects; // what could not be loaded
+mod alike; // the same rows on both databases
+mod bad_input; // what is broken
+mod faults; // databases that are away, refuse, die, are full
+mod crash; // kill -9
 
-mod amqp; // RabbitMQ between reader and parsers
+mod menu; // every choice, typed into a pipe
+mod drop; // files into the inbox
+mod health; // alive and connected, or why not
