@@ -15,17 +15,18 @@ Usage: ./run.sh COMMAND
   test               all tests; starts the servers they need and stops them again
   check              formatting, lints, documentation, shell scripts
   bench              the benches, side by side with psql and sqlite3 on a private server
-  deploy             the batch application in Docker            (comes in a later release)
-  destroy            removes what deploy made                   (comes in a later release)
-  deploy-rabbitmq    the streaming application in Docker        (comes in a later release)
-  destroy-rabbitmq   removes what deploy-rabbitmq made          (comes in a later release)
-  e2e                end-to-end tests of both deployments       (comes in a later release)
+  deploy             the batch application in Docker: builds, starts, tests it, opens its menu
+  destroy            removes what deploy made, data included; the images stay
+  deploy-rabbitmq    the streaming application in Docker, over RabbitMQ, likewise
+  destroy-rabbitmq   removes what deploy-rabbitmq made, data included; the images stay
+  e2e                end-to-end tests of both deployments, on a copy of this directory
   help               this text
 
 Environment:
   DATABASE_URL       test: use this PostgreSQL server; the tests make and drop databases of their own on it,
                      so its user must be allowed to create databases
   AMQP_URL           test: use this RabbitMQ server
+  .env.example       names what the deployments take from the environment or from .env
 TEXT
 }
 
@@ -210,7 +211,11 @@ case ${1#--} in
     test) run_tests ;;
     check) run_checks ;;
     bench) run_benches ;;
-    deploy | destroy | deploy-rabbitmq | destroy-rabbitmq | e2e) fail "${1#--} comes in a later release" ;;
+    deploy) exec scripts/deploy.sh up batch ;;
+    destroy) exec scripts/deploy.sh down batch ;;
+    deploy-rabbitmq) exec scripts/deploy.sh up rabbitmq ;;
+    destroy-rabbitmq) exec scripts/deploy.sh down rabbitmq ;;
+    e2e) exec tests/e2e.sh ;;
     help) usage ;;
     *)
         usage >&2

@@ -1,0 +1,263 @@
+#!/usr/bin/env bash
+# The two Docker deployments. Everything of a deployment carries the label of its Compose project, dataloader-batch or
+# dataloader-rabbitmq; what does not is never touched.
+#
+#   deploy.sh up batch|rabbitmq        builds, starts, waits until healthy, tests, opens the screen
+#   deploy.sh down batch|rabbitmq      removes containers, networks and volumes; the images stay
+set -euo pipefail
+
+readonly HEALTHY_SECONDS=180
+# Characters that mean the same inside a URL and outside.
+readonly URL_SAFE='^[A-Za-z0-9._~-]+$'
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'run.sh: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+usage() {
+    sed -n '5,6s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+}
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
+
+need_docker() {
+    local answer
+    command -v docker >/dev/null || fail "no docker here: install it from https://docs.docker.com/get-docker/"
+    answer=$(docker info 2>&1 >/dev/null) || fail "Docker does not answer: is it running, and may you use it? It says: ${answer##*$'\n'}"
+}
+
+compose=()
+
+need_compose() {
+    local version
+    if docker compose version >/dev/null 2>&1; then
+        compose=(docker compose)
+    elif command -v docker-compose >/dev/null; then
+        version=$(docker-compose version --short)
+        version=${version#v}
+        case $version in
+            0.* | 1.?.* | 1.1?.* | 1.2[0-8].*) fail "docker-compose $version is too old: 1.29 or later, or the plugin \`docker compose\`" ;;
+        esac
+        compose=(docker-compose)
+    else
+        fail "no Docker Compose here: see https://docs.docker.com/compose/install/"
+    fi
+    # The caller's own COMPOSE_* are about other projects; .env's are for commands by hand.
+    unset COMPOSE_FILE
+    export COMPOSE_PROJECT_NAME=$project COMPOSE_PROFILES=$architecture
+    compose+=(--project-name "$project")
+}
+
+# containers [FILTER...]: the ids of this deployment's.
+containers() {
+    local filter filters=()
+    for filter in "label=com.docker.compose.project=$project" "$@"; do filters+=(--filter "$filter"); done
+    docker ps --all --quiet "${filters[@]}"
+}
+
+# container_of SERVICE
+container_of() { containers "label=com.docker.compose.service=$1" label=com.docker.compose.oneoff=False | head -n 1; }
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+# setting NAME DEFAULT: as Compose finds it, in the environment, in .env, else the default.
+setting() {
+    local name=$1 value
+    if [[ ${!name+set} ]]; then
+        value=${!name}
+    else
+        value=$(sed -n "s/^[[:space:]]*$name=//p" .env | tail -n 1 | tr -d "\r\"'")
+    fi
+    echo "${value:-${2-}}"
+}
+
+prepare_settings() {
+    local name
+    if [[ ! -e .env ]]; then
+        (umask 077 && cp .env.example .env && chmod 600 .env)
+        say "made .env from .env.example, with new passwords"
+    fi
+    for name in POSTGRES_PASSWORD RABBITMQ_PASSWORD; do
+        [[ $(setting "$name") ]] || fill_in "$name" "$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
+    done
+    for name in POSTGRES_USER POSTGRES_DB POSTGRES_PASSWORD RABBITMQ_USER RABBITMQ_PASSWORD; do
+        [[ $(setting "$name" dataloader) =~ $URL_SAFE ]] || fail "$name may hold letters, digits and . _ ~ - only: it becomes part of a URL"
+    done
+}
+
+# fill_in NAME VALUE: in .env, in place of nothing.
+fill_in() {
+    (
+        umask 077
+        sed "s/^$1=[[:space:]]*\$/$1=$2/" .env >.env.new
+        if ! grep -q "^$1=$2\$" .env.new; then echo "$1=$2" >>.env.new; fi
+        mv .env.new .env
+    )
+}
+
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# check_port NAME DEFAULT WHAT: that nobody else has the port. Prints it.
+check_port() {
+    local name=$1 port
+    port=$(setting "$name" "$2")
+    if [[ ! $port =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then fail "$name=$port is no port: a number from 1 to 65535"; fi
+    if answers "$port" && [[ ! $(containers "publish=$port") ]]; then
+        fail "port $port, for $3, is in use on 127.0.0.1: choose another one as $name in .env or the environment, as in $name=$((port + 100))"
+    fi
+    echo "$port"
+}
+
+check_ports() {
+    if [[ $architecture == batch ]]; then
+        # One service in both deployments, so the file knows one name for its port.
+        POSTGRES_PORT=$(check_port BATCH_POSTGRES_PORT 5433 PostgreSQL)
+        export POSTGRES_PORT
+    else
+        check_port POSTGRES_PORT 5434 PostgreSQL >/dev/null
+        check_port AMQP_PORT 5672 RabbitMQ >/dev/null
+        check_port MANAGEMENT_PORT 15672 "RabbitMQ's management page" >/dev/null
+    fi
+}
+
+# ---- up --------------------------------------------------------------------------------------------------------------
+
+up() {
+    local began=$SECONDS status=0
+    need_docker
+    need_compose
+    prepare_settings
+    check_ports
+    say "building the images; the first time takes minutes, while Rust compiles"
+    "${compose[@]}" build "$application" tests
+    say "starting ${services[*]} as project $project"
+    "${compose[@]}" up -d --no-build || status=$?
+    if [[ $status != 0 ]]; then
+        show_logs
+        fail "not started: see above. A port that is taken (\"already allocated\", \"in use\") is changed in .env"
+    fi
+    wait_until_healthy
+    say "all healthy after $((SECONDS - began)) s; running the tests against them"
+    run_tests || status=$?
+    if [[ $status != 0 ]]; then
+        say "the tests failed (exit code $status). The services still run; ./run.sh $destroy removes them"
+        exit "$status"
+    fi
+    say "deployed and tested in $((SECONDS - began)) s"
+    open_screen
+}
+
+wait_until_healthy() {
+    local deadline=$((SECONDS + HEALTHY_SECONDS)) waiting
+    while true; do
+        waiting=$(not_ready)
+        [[ $waiting ]] || return 0
+        if ((SECONDS >= deadline)) || grep -qE ' (exited|dead)' <<<"$waiting"; then
+            show_logs
+            fail "not healthy: $(tr '\n' ';' <<<"$waiting"). ./run.sh $destroy removes what runs"
+        fi
+        sleep 1
+    done
+}
+
+# The containers that do not run or are not healthy, one to a line, each with its state.
+not_ready() {
+    local ids=() id
+    while read -r id; do ids+=("$id"); done < <(containers label=com.docker.compose.oneoff=False)
+    docker inspect --format '{{.Name}} {{.State.Status}}{{if .State.Health}} {{.State.Health.Status}}{{end}}' "${ids[@]}" |
+        sed -n -e '/ running$/d' -e '/ running healthy$/d' -e 's|^/||p'
+}
+
+# Of those that are not ready, or of all when it is not clear which they are.
+show_logs() {
+    local name names=()
+    while read -r name _; do names+=("$name"); done < <(not_ready 2>/dev/null)
+    if [[ ${#names[@]} == 0 ]]; then
+        "${compose[@]}" logs --tail=20 >&2 || true
+        return
+    fi
+    for name in "${names[@]}"; do
+        say "the last lines of $name:"
+        docker logs --tail 40 "$name" >&2 || true
+    done
+}
+
+run_tests() {
+    local status=0 vhost=dataloader-tests user
+    if [[ $architecture == batch ]]; then
+        "${compose[@]}" run --rm --no-deps -T tests
+        return
+    fi
+    user=$(setting RABBITMQ_USER dataloader)
+    # Left over where an earlier run was interrupted; deleting it takes its queues along.
+    in_broker delete_vhost "$vhost" >/dev/null 2>&1 || true
+    in_broker add_vhost "$vhost"
+    in_broker set_permissions -p "$vhost" "$user" '.*' '.*' '.*'
+    AMQP_URL=amqp://$user:$(setting RABBITMQ_PASSWORD)@rabbitmq:5672/$vhost \
+        "${compose[@]}" run --rm --no-deps -T -e AMQP_URL tests || status=$?
+    in_broker delete_vhost "$vhost"
+    return "$status"
+}
+
+in_broker() { docker exec "$(container_of rabbitmq)" rabbitmqctl -q "$@"; }
+
+open_screen() {
+    local name
+    name=$(docker inspect --format '{{slice .Name 1}}' "$(container_of "$application")")
+    # Any terminal understands enough of this one; the container may not know its own.
+    local command=(docker exec -it -e TERM=xterm-256color "$name" dataloader-screen)
+    if [[ -t 0 && -t 1 ]]; then
+        "${command[@]}" || true
+        say "everything keeps running."
+    fi
+    say "the menu and psql:      ${command[*]}"
+    say "the menu alone:         docker exec -it $name dataloader menu"
+    if [[ $architecture == rabbitmq ]]; then
+        say "RabbitMQ's own page:    http://127.0.0.1:$(setting MANAGEMENT_PORT 15672) (user and password are in .env)"
+    fi
+    say "to remove everything:   ./run.sh $destroy"
+}
+
+# ---- down ------------------------------------------------------------------------------------------------------------
+
+# By label, without Compose: it needs neither the settings of the day nor to know which services there were.
+down() {
+    local label=label=com.docker.compose.project=$project removed
+    need_docker
+    removed=$(
+        containers | xargs -r docker rm --force --volumes &&
+            docker network ls --quiet --filter "$label" | xargs -r docker network rm &&
+            docker volume ls --quiet --filter "$label" | xargs -r docker volume rm
+    )
+    if [[ $removed ]]; then
+        say "removed the containers, networks and volumes of $project"
+    else
+        say "nothing of $project is here"
+    fi
+}
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+[[ $# == 2 ]] || usage
+architecture=$2
+project=dataloader-$architecture
+case $architecture in
+    batch)
+        application=dataloader destroy=destroy
+        services=(postgres dataloader)
+        ;;
+    rabbitmq)
+        application=cli destroy=destroy-rabbitmq
+        services=(postgres rabbitmq producer consumer cli)
+        ;;
+    *) usage ;;
+esac
+case $1 in
+    up) up ;;
+    down) down ;;
+    *) usage ;;
+esac
