@@ -40,7 +40,7 @@ RUN mkdir -p /psql/usr/local/bin \
 FROM ${DEBIAN_IMAGE} AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates tmux libgssapi-krb5-2 libldap-2.5-0 libreadline8 libssl3 \
- && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY --from=psql /psql/ /
 # Volumes take over the owner of the directory they are mounted on; read-only mounts have theirs here as well.
 RUN useradd --system --uid 10001 --home-dir /app --shell /bin/bash dataloader \
@@ -72,7 +72,7 @@ FROM runtime AS tests
 USER root
 RUN apt-get update \
  && apt-get install -y --no-install-recommends procps \
- && rm -rf /var/lib/apt/lists/*
+ && apt-get clean && rm -rf /var/lib/apt/lists/*
 # The paths that the tests were compiled with: their files, and the program where cargo would have put it.
 COPY dataloader.toml /src/
 COPY raw_data /src/raw_data
