@@ -24,3 +24,5 @@ mod crash; // kill -9
 mod menu; // every choice, typed into a pipe
 mod drop; // files into the inbox
 mod health; // alive and connected, or why not
+
+mod amqp; // RabbitMQ between reader and parsers

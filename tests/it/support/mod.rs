@@ -3,6 +3,7 @@
 #![allow(dead_code)] // A toolbox: not every tool is in use at every time.
 
 mod database; // a sandbox's database, read as text alike on both stores
+mod fifo; // input that does not end
 mod process; // the binary: run to its end, or in the background
 mod records; // what it loads
 mod sandbox;
@@ -11,6 +12,7 @@ mod servers; // servers that a test may stop, kill and restart
 use std::time::{Duration, Instant};
 
 pub use database::{Cell, Store};
+pub use fifo::Fifo;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
