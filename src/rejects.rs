@@ -1,6 +1,6 @@
 //! `dataloader rejects`: what could not be loaded; listed, exported for repair, tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::{Config, Transport};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
 use crate::output::Output;
@@ -22,6 +22,9 @@ use crate::store::model::{self, Days};
 use crate::store::rejects::{Cursor, OpenReject, delete, page};
 use crate::store::{Connection, Database, Day, GIVE_UP_AFTER, Rows, StoreResult};
 use crate::table::{Align, Table};
+use crate::transport::amqp::connection::Broker;
+use crate::transport::amqp::dead_letters::{self, DeadLetterEntry};
+use crate::transport::amqp::topology::Topology;
 
 /// How many rejects are in memory at a time; each has at most 8 MiB, nearly all far less.
 const PAGE: u32 = 100;
@@ -63,9 +66,19 @@ pub async fn list(config: &Config, datasets: &[Arc<Dataset>], output: Output) ->
         Ok(())
     })
     .await?;
-    output.result(&serde_json::json!({ "rejects": rejects }), |out| {
+    let dead_letters = match dead_letter_queue(config)? {
+        Some((broker, topology)) => dead_letters::list(&broker, &topology).await?,
+        None => Vec::new(),
+    };
+    let is_named = |letter: &DeadLetterEntry| match &letter.dataset {
+        Some(name) => datasets.iter().any(|dataset| dataset.name == *name),
+        None => datasets.len() == config.datasets.len(),
+    };
+    let dead_letters: Vec<DeadLetterEntry> = dead_letters.into_iter().filter(is_named).collect();
+    output.result(&serde_json::json!({ "rejects": rejects, "dead_letters": dead_letters }), |out| {
         if rejects.is_empty() {
-            return writeln!(out, "no open rejects");
+            writeln!(out, "no open rejects")?;
+            return write_dead_letters(out, &dead_letters);
         }
         let columns = [
             ("load", Align::Right),
@@ -88,8 +101,46 @@ pub async fn list(config: &Config, datasets: &[Arc<Dataset>], output: Output) ->
                 reject.source.clone(),
             ]);
         }
-        writeln!(out, "{table}")
+        writeln!(out, "{table}")?;
+        write_dead_letters(out, &dead_letters)
     })
+}
+
+/// Where the messages are that could not be decoded; none without RabbitMQ.
+fn dead_letter_queue(config: &Config) -> Result<Option<(Broker, Topology)>> {
+    Ok(match config.transport {
+        Transport::Inproc => None,
+        Transport::Amqp => Some((Broker::new(&config.amqp_url)?, Topology::new(&config.queue_prefix, &config.datasets)?)),
+    })
+}
+
+fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::Result<()> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let columns = [
+        ("dead letter of", Align::Left),
+        ("bytes", Align::Right),
+        ("reason", Align::Left),
+        ("detail", Align::Left),
+        ("app_id", Align::Left),
+        ("message_id", Align::Left),
+        ("source", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for letter in letters {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        table.row([
+            text(&letter.dataset),
+            letter.bytes.to_string(),
+            letter.reason.clone(),
+            letter.detail.clone(),
+            text(&letter.app_id),
+            text(&letter.message_id),
+            text(&letter.source),
+        ]);
+    }
+    writeln!(out, "\n{table}")
 }
 
 /// Writes the original records to standard output, one to a line: NDJSON as far as they are JSON.
@@ -130,6 +181,8 @@ pub struct DatasetReplay {
     pub loaded: u64,
     /// Still rejected.
     pub rejected: u64,
+    /// Dead letters that are in the dataset's queue again.
+    pub republished: u64,
 }
 
 /// Parses the open rejects again and appends those that now load, which leave `raw.rejects` in the same transaction.
@@ -139,6 +192,11 @@ pub struct DatasetReplay {
 pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
     let mut connection = database.open(&config.datasets).await?;
+    let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
+    let republished = match dead_letter_queue(config)? {
+        Some((broker, topology)) => dead_letters::replay(&broker, &topology, &names).await?,
+        None => BTreeMap::new(),
+    };
     let mut replay = Replay { datasets: Vec::new() };
     for dataset in datasets {
         let done = async {
@@ -153,6 +211,7 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
             read: counts.read,
             loaded: counts.loaded,
             rejected: counts.rejected,
+            republished: republished.get(&dataset.name).copied().unwrap_or(0),
         });
     }
     connection.close().await;
@@ -236,10 +295,13 @@ impl Replay {
     /// # Errors
     /// If they cannot be written.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        for DatasetReplay { dataset, read, loaded, rejected } in &self.datasets {
+        for DatasetReplay { dataset, read, loaded, rejected, republished } in &self.datasets {
             match read {
                 0 => writeln!(out, "{dataset}: no open rejects")?,
                 _ => writeln!(out, "{dataset}: {read} replayed, {loaded} loaded, {rejected} still rejected")?,
+            }
+            if *republished > 0 {
+                writeln!(out, "{dataset}: {republished} dead letters are in the queue again")?;
             }
         }
         Ok(())
