@@ -8,6 +8,7 @@ mod process; // the binary: run to its end, or in the background
 mod records; // what it loads
 mod sandbox;
 mod servers; // servers that a test may stop, kill and restart
+mod stream; // a pipeline, its inbox, and what must be true afterwards
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ pub use process::{Background, Invocation, Outcome, Signal};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
+pub use stream::{Choices, events_over_days, only_file};
 
 /// How long anything may take before a test gives up on it: far more than needed, so that a loaded machine fails nothing.
 pub const PATIENCE: Duration = Duration::from_secs(60);
