@@ -6,6 +6,7 @@ on_both_stores!(
     changed_records_replace_those_of_the_same_key,
     identical_records_of_one_file_stay_as_many,
     keys_compare_nulls_as_equal,
+    many_null_keys_take_no_longer_than_others,
     a_row_that_moves_to_another_day_leaves_the_old_one,
     the_delta_holds_the_latest_run,
     a_dataset_without_a_day_is_replaced_in_full,
@@ -86,6 +87,18 @@ fn keys_compare_nulls_as_equal(sandbox: &Sandbox) {
     let by_site =
         "SELECT coalesce(site, '-'), total_readings, unique_readings, sensors FROM {modelled.readings_by_date_site} ORDER BY 1";
     assert_eq!(sandbox.lines(by_site), ["-|2|2|1", "n|2|2|1"]);
+}
+
+/// Were every row compared with every other, this would outlast all patience.
+fn many_null_keys_take_no_longer_than_others(sandbox: &Sandbox) {
+    const HALF: usize = 20_000;
+    sandbox.write("dataloader.toml", READINGS);
+    let with_key: String = (0..HALF).map(|sensor| format!("{{\"sensor\":{sensor},\"at\":\"2024-05-01\"}}\n")).collect();
+    sandbox.write("raw_data/readings/x.jsonl", with_key + &"{\"at\":\"2024-05-01\"}\n".repeat(HALF));
+    assert_eq!(replaced(sandbox, &[]), 0);
+    assert_eq!(replaced(sandbox, &[]), 2 * HALF as u64);
+    let totals = "SELECT total_readings, unique_readings, sensors FROM {modelled.readings_by_date}";
+    assert_eq!(sandbox.lines(totals), [format!("{}|{}|{HALF}", 2 * HALF, HALF + 1)]);
 }
 
 fn a_row_that_moves_to_another_day_leaves_the_old_one(sandbox: &Sandbox) {
