@@ -133,7 +133,7 @@ up() {
     prepare_settings
     check_ports
     say "building the images; the first time takes minutes, while Rust compiles"
-    "${compose[@]}" build "$application" tests
+    COMPOSE_PROFILES=$architecture,tests "${compose[@]}" build "$application" tests
     say "starting ${services[*]} as project $project"
     "${compose[@]}" up -d --no-build || status=$?
     if [[ $status != 0 ]]; then
@@ -189,7 +189,7 @@ show_logs() {
 run_tests() {
     local status=0 vhost=dataloader-tests user
     if [[ $architecture == batch ]]; then
-        "${compose[@]}" run --rm --no-deps -T tests
+        COMPOSE_PROFILES=tests "${compose[@]}" run --rm --no-deps -T tests
         return
     fi
     user=$(setting RABBITMQ_USER dataloader)
@@ -197,7 +197,7 @@ run_tests() {
     in_broker delete_vhost "$vhost" >/dev/null 2>&1 || true
     in_broker add_vhost "$vhost"
     in_broker set_permissions -p "$vhost" "$user" '.*' '.*' '.*'
-    AMQP_URL=amqp://$user:$(setting RABBITMQ_PASSWORD)@rabbitmq:5672/$vhost \
+    AMQP_URL=amqp://$user:$(setting RABBITMQ_PASSWORD)@rabbitmq:5672/$vhost COMPOSE_PROFILES=tests \
         "${compose[@]}" run --rm --no-deps -T -e AMQP_URL tests || status=$?
     in_broker delete_vhost "$vhost"
     return "$status"

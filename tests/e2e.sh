@@ -160,7 +160,7 @@ test_batch() {
     type_in batch 0 2024-02-29
     await "one day is loaded" day_is_loaded
     expect "events, after loading a day of them again" "$SAMPLE_EVENTS" "$(sql batch 'SELECT count(*) FROM raw.events')"
-    type_in batch 1 'select sum(total_events) as sum_below from modelled.events_by_date;'
+    type_in batch 1 'select sum(total_events) as sum_below from modelled.events_by_date \g'
     await "psql below answers" shows batch 1 sum_below
     type_in batch 0 3
     await "leaving the menu leaves the screen" screen_is_gone batch
