@@ -24,3 +24,14 @@ mod crash; // kill -9
 mod menu; // every choice, typed into a pipe
 mod drop; // files into the inbox
 mod health; // alive and connected, or why not
+
+mod amqp; // RabbitMQ between reader and parsers
+
+// Stream, in the order in which a file meets it.
+mod stream_once; // what the inbox holds, then an end
+mod stream_watch; // files that arrive while it runs: which, when, and where they go
+mod stream_rejects; // records and files that cannot be loaded
+mod stream_model; // the modelled tables follow; other commands beside the pipeline
+mod stream_killed; // exactly once, whoever dies
+mod stream_outage; // the database goes away and comes back
+mod stream_drain; // how a run ends: signals, panics, health
