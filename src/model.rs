@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::error::Result;
 use crate::store::model::{self, Days, Difference};
-use crate::store::{Connection, Database, Dialect, GIVE_UP_AFTER, StoreResult};
+use crate::store::{Connection, Database, GIVE_UP_AFTER, StoreResult};
 
 /// What a refresh did.
 #[derive(Debug, Clone, Serialize)]
@@ -42,10 +42,7 @@ pub async fn refresh(config: &Config, full: bool, check: bool) -> Result<Refresh
 async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, check: bool) -> StoreResult<Refreshed> {
     let mut refreshed = Refreshed { datasets: Vec::new(), checked: check, differences: Vec::new() };
     for dataset in config.datasets.iter().filter(|dataset| dataset.day.is_some()) {
-        connection.begin().await?;
-        if connection.dialect() == Dialect::Postgres {
-            connection.run("set local work_mem = '256MB'").await?;
-        }
+        connection.begin_bulk().await?;
         let days = if full { Days::All } else { Days::none() };
         let days = model::refresh(connection, dataset, days).await?;
         connection.commit().await?;

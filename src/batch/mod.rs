@@ -278,12 +278,8 @@ async fn load_in_transaction(
     progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
     let done = async {
-        connection.begin().await?;
-        if connection.dialect() == Dialect::Postgres {
-            lock::transaction(connection, Lock::Load).await?;
-            // Hash tables of the upsert and the model in memory, for this transaction only.
-            connection.run("set local work_mem = '256MB'").await?;
-        }
+        connection.begin_bulk().await?;
+        lock::transaction(connection, Lock::Load).await?;
         let mut limit = RejectLimit::new(options.max_rejects);
         let mut timer = Instant::now();
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {

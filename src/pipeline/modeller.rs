@@ -14,7 +14,6 @@ use super::messages::ModelChanged;
 
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::store::Dialect;
 use crate::store::model::{self, Days};
 
 /// A dataset with changed days.
@@ -138,10 +137,7 @@ async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Option<usize>> {
         if !model::is_pending(connection, dataset).await? {
             return Ok(Some(0));
         }
-        connection.begin().await?;
-        if connection.dialect() == Dialect::Postgres {
-            connection.run("set local work_mem = '256MB'").await?;
-        }
+        connection.begin_bulk().await?;
         let days = model::refresh(connection, dataset, Days::none()).await?;
         connection.commit().await?;
         Ok(days)

@@ -44,7 +44,7 @@ async fn ask(database: &Database, connection: &mut Option<Connection>) -> bool {
             Err(_) => return false,
         },
     };
-    let answered = asked.fetch_int("select 1", &[]).await.is_ok();
+    let answered = asked.answers().await;
     if answered {
         *connection = Some(asked);
     }

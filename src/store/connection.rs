@@ -239,6 +239,24 @@ impl Connection {
         self.run(begin).await.map(drop)
     }
 
+    /// Begins a transaction that moves or groups many rows: PostgreSQL may keep its hash tables in memory, for this transaction
+    /// only.
+    ///
+    /// # Errors
+    /// As [`Connection::begin`].
+    pub async fn begin_bulk(&mut self) -> StoreResult<()> {
+        self.begin().await?;
+        match self.dialect() {
+            Dialect::Postgres => self.run("set local work_mem = '256MB'").await.map(drop),
+            Dialect::Sqlite => Ok(()),
+        }
+    }
+
+    /// Whether the database answers.
+    pub async fn answers(&mut self) -> bool {
+        self.run("select 1").await.is_ok()
+    }
+
     /// Commits the transaction.
     ///
     /// # Errors
