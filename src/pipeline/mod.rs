@@ -123,7 +123,7 @@ struct Files {
     reader: Addr<Reader>,
     /// The reader ends with the chunk in work when this is set.
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// The stages that load records.
@@ -153,6 +153,12 @@ impl Stages {
         let (idle_in, idle) = oneshot::channel();
         let mut idle_in = Some(idle_in);
 
+        // Without a database nothing is claimed.
+        if config.role != Role::Producer {
+            let mut first = links.database(options);
+            first.repeat(async |connection| schema::ensure(connection, &config.datasets).await).await?;
+            first.close().await;
+        }
         // The intake and the writer stand at the two ends of a circle: the intake is there first.
         let (parsers_in, parsers_out) = crossbeam_channel::bounded(config.stream.parsers);
         let (publisher_in, publisher_out) = mpsc::channel(PUBLISHER_QUEUE);
@@ -174,7 +180,7 @@ impl Stages {
                 if let (Transport::Inproc, Some(files)) = (config.transport, &files) {
                     finished.push(files.intake.clone().recipient());
                 }
-                Some(Records::start(config, options, links, parsers_out, finished, claims, stats, faults).await?)
+                Some(Records::start(config, options, links, parsers_out, finished, claims, stats, faults)?)
             }
         };
         let (mut publisher, mut consumer) = (None, None);
@@ -214,13 +220,14 @@ impl Stages {
     }
 
     /// Lets everything in flight reach the database or the broker, in the order of the data; returns what was loaded.
-    async fn drain(self, once: bool) -> Result<LoadSummary> {
+    async fn drain(mut self, once: bool) -> Result<LoadSummary> {
         let gone = |_| Error::failed("a stage stopped while the run ended");
-        if let Some(Files { intake, reader, stop, thread }) = self.files {
+        // Borrowed: an actor without addresses stops, and whoever stops before the summary is there has failed.
+        if let Some(Files { intake, reader, stop, threads }) = &mut self.files {
             intake.send(Stop).await.map_err(gone)?;
             stop.store(true, Ordering::Relaxed);
             reader.send(Close).await.map_err(gone)?;
-            let ended = join(vec![thread]);
+            let ended = join(std::mem::take(threads));
             match &self.publisher {
                 None => ended.await?,
                 // With the broker away the reader waits for the publisher, which would wait for the reader's end.
@@ -238,9 +245,9 @@ impl Stages {
             let _ = phase.send(if once { Phase::UntilEmpty } else { Phase::Drain });
             task.await.map_err(|_| Error::failed("the consumer panicked"))??;
         }
-        if let Some(Records { threads, batcher, modeller }) = self.records {
+        if let Some(Records { threads, batcher, modeller }) = &mut self.records {
             // The end of whoever gave them pieces is theirs; all they had is in the batcher's mailbox then.
-            join(threads).await?;
+            join(std::mem::take(threads)).await?;
             batcher.send(Drain).await.map_err(gone)?;
             modeller.send(RefreshAll).await.map_err(gone)?;
         }
@@ -256,13 +263,13 @@ impl Files {
         let (reader, thread) = Reader::new(outlet, budget, Arc::clone(&stop), faults).map_err(thread_error)?;
         let reader = reader.start();
         let intake = Intake::new(inbox, claims, config, reader.clone(), mode, faults).start();
-        Ok(Self { intake, reader, stop, thread })
+        Ok(Self { intake, reader, stop, threads: vec![thread] })
     }
 }
 
 impl Records {
     #[expect(clippy::too_many_arguments, reason = "what the stages of one half have in common with the other")]
-    async fn start(
+    fn start(
         config: &Config,
         options: RunOptions,
         links: &Links,
@@ -272,10 +279,6 @@ impl Records {
         stats: Arc<Stats>,
         faults: &Faults,
     ) -> Result<Self> {
-        let mut first = links.database(options);
-        first.repeat(async |connection| schema::ensure(connection, &config.datasets).await).await?;
-        first.close().await;
-
         let modeller = Modeller::new(links.database(options), config.stream.model_delay, &config.datasets, faults).start();
         let (link, writers_modeller, writers_faults) = (links.database(options), modeller.clone(), faults.clone());
         let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
