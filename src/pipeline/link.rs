@@ -1,6 +1,8 @@
 //! What a run is connected to: the database, through connections that outlive its absences, and the broker.
 
 use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::RunOptions;
@@ -15,6 +17,8 @@ pub struct Links {
     pub database: Database,
     /// With `--transport amqp`.
     pub broker: Option<BrokerLink>,
+    /// A database that once let this process in and now refuses is being restored or reconfigured: worth waiting for.
+    was_connected: Arc<AtomicBool>,
 }
 
 /// How long a statement of the stream waits for SQLite's write lock before it is tried again from the start.
@@ -34,12 +38,17 @@ impl Links {
                 connected: RefCell::default(),
             }),
         };
-        Ok(Self { database: Database::new(&config.database, LOCK_WAIT)?, broker })
+        Ok(Self { database: Database::new(&config.database, LOCK_WAIT)?, broker, was_connected: Arc::default() })
     }
 
     /// A connection to the database for a stage.
     pub fn database(&self, options: RunOptions) -> Link {
-        Link::new(self.database.clone(), options.patience())
+        Link {
+            database: self.database.clone(),
+            patience: options.patience(),
+            connection: None,
+            was_connected: Arc::clone(&self.was_connected),
+        }
     }
 
     /// Whether every connection to the broker that this run has is up; also where it has none.
@@ -67,19 +76,14 @@ pub struct Link {
     database: Database,
     patience: Patience,
     connection: Option<Connection>,
-    /// A database that once let us in and now refuses is being restored or reconfigured: worth waiting for.
-    was_connected: bool,
+    /// Shared by all links of the process.
+    was_connected: Arc<AtomicBool>,
 }
 
 /// How often waiting is mentioned in the log.
 const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 impl Link {
-    /// A link that is not connected yet.
-    pub fn new(database: Database, patience: Patience) -> Self {
-        Self { database, patience, connection: None, was_connected: false }
-    }
-
     /// Runs a piece of work on the connection until it is done. When the database is away, busy or full, it is rolled back,
     /// and after a jittered pause repeated as a whole on a new connection.
     ///
@@ -101,7 +105,7 @@ impl Link {
             };
             let can_wait = match error.class() {
                 Class::Unavailable | Class::Full => true,
-                Class::Refused => self.was_connected,
+                Class::Refused => self.was_connected.load(Ordering::Relaxed),
                 Class::BadRow | Class::ReadOnly | Class::Other => false,
             };
             let since = *away_since.get_or_insert_with(Instant::now);
@@ -124,7 +128,7 @@ impl Link {
             None => {
                 let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect_once()).await;
                 let connection = connected.unwrap_or_else(|_| Err(StoreError::new(Class::Unavailable, "no answer")))?;
-                self.was_connected = true;
+                self.was_connected.store(true, Ordering::Relaxed);
                 self.connection.insert(connection)
             }
         };
