@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Difference};
 use crate::store::{Connection, Database, GIVE_UP_AFTER, StoreResult};
 
@@ -42,13 +43,22 @@ pub async fn refresh(config: &Config, full: bool, check: bool) -> Result<Refresh
 async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, check: bool) -> StoreResult<Refreshed> {
     let mut refreshed = Refreshed { datasets: Vec::new(), checked: check, differences: Vec::new() };
     for dataset in config.datasets.iter().filter(|dataset| dataset.day.is_some()) {
-        connection.begin_bulk().await?;
+        if check {
+            // Before the snapshot, which then holds all that other refreshes have done.
+            lock::session(connection, Lock::Model(&dataset.name)).await?;
+            connection.begin_snapshot().await?;
+        } else {
+            connection.begin_bulk().await?;
+        }
         let days = if full { Days::All } else { Days::none() };
         let days = model::refresh(connection, dataset, days).await?;
-        connection.commit().await?;
         refreshed.datasets.push(RefreshedDataset { dataset: dataset.name.clone(), days });
         if check {
             refreshed.differences.extend(model::check(connection, dataset).await?);
+        }
+        connection.commit().await?;
+        if check {
+            lock::release(connection, Lock::Model(&dataset.name)).await?;
         }
     }
     Ok(refreshed)

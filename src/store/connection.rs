@@ -252,6 +252,19 @@ impl Connection {
         }
     }
 
+    /// Begins such a transaction in which all statements see the same rows: what others commit meanwhile is in none.
+    ///
+    /// # Errors
+    /// As [`Connection::begin`].
+    pub async fn begin_snapshot(&mut self) -> StoreResult<()> {
+        self.begin_bulk().await?;
+        match self.dialect() {
+            Dialect::Postgres => self.run("set transaction isolation level repeatable read").await.map(drop),
+            // Every transaction of SQLite is one.
+            Dialect::Sqlite => Ok(()),
+        }
+    }
+
     /// Whether the database answers.
     pub async fn answers(&mut self) -> bool {
         self.run("select 1").await.is_ok()
