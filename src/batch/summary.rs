@@ -85,12 +85,13 @@ impl LoadSummary {
         Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false }
     }
 
-    /// Adds a file that is over.
-    pub fn add_file(&mut self, dataset: &str, counts: Counts, has_failed: bool) {
+    /// Adds a file that is over, so long after the start of the run.
+    pub fn add_file(&mut self, dataset: &str, counts: Counts, has_failed: bool, elapsed: Duration) {
         if let Some(summary) = self.datasets.iter_mut().find(|summary| summary.dataset == dataset) {
             summary.files += 1;
             summary.counts += counts;
             summary.failed += usize::from(has_failed);
+            summary.elapsed = elapsed;
         }
     }
 

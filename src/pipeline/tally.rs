@@ -31,7 +31,7 @@ impl Handler<LoadFinished> for Tally {
     type Result = ();
 
     fn handle(&mut self, LoadFinished { dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
-        self.summary.add_file(&dataset, counts, error.is_some());
+        self.summary.add_file(&dataset, counts, error.is_some(), self.started.elapsed());
         match error {
             None => tracing::info!(%dataset, file = %source, read = counts.read, rejected = counts.rejected, "loaded"),
             Some(error) => tracing::warn!(%dataset, file = %source, loaded = counts.loaded, "failed: {error}"),
