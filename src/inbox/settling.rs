@@ -50,6 +50,11 @@ impl Settling {
         }
     }
 
+    /// Whether the file is known.
+    pub fn contains(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
     /// The file was claimed, or is gone.
     pub fn forget(&mut self, path: &Path) {
         self.files.remove(path);

@@ -1,6 +1,8 @@
 //! Intake: watches the inbox, claims files, hands them to the reader, and puts them where they belong when they are done.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,15 +31,22 @@ pub enum Mode {
 
 /// The files that this process has claimed, by load key; shared with whoever must note that one crashed it.
 #[derive(Debug, Clone, Default)]
-pub struct Claims(Arc<Mutex<HashMap<Uuid, Claim>>>);
+pub struct Claims {
+    held: Arc<Mutex<HashMap<Uuid, Claim>>>,
+    has_crashed: Arc<AtomicBool>,
+}
 
 impl Claims {
     fn with<T>(&self, use_claims: impl FnOnce(&mut HashMap<Uuid, Claim>) -> T) -> T {
-        use_claims(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_claims(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes, durably, that working on this load crashed the process.
+    /// Notes, durably, that working on this load crashed the process: the first time only, as a process ends but once, even
+    /// when several parsers meet what they cannot take.
     pub fn crashed(&self, key: Uuid) {
+        if self.has_crashed.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let claim = self.with(|claims| claims.get(&key).cloned());
         if let Some(Err(error)) = claim.map(|claim| claim.record_crash()) {
             tracing::warn!("{error}");
@@ -54,6 +63,8 @@ pub struct Intake {
     settling: Settling,
     /// Complete, but too many are claimed already.
     waiting: VecDeque<Candidate>,
+    /// The paths of those.
+    waiting_paths: HashSet<PathBuf>,
     leftovers: VecDeque<Leftover>,
     claims: Claims,
     /// Loads that are over, whose files could not be put in their place yet.
@@ -76,6 +87,7 @@ impl Intake {
             seen: Arc::default(),
             settling: Settling::new(config.stream.settle),
             waiting: VecDeque::new(),
+            waiting_paths: HashSet::new(),
             leftovers: VecDeque::new(),
             claims,
             unplaced: Vec::new(),
@@ -94,10 +106,29 @@ impl Intake {
         if let Err(error) = self.list() {
             tracing::warn!("{error}");
         }
+        self.advance(ctx);
+    }
+
+    /// Tries again what could not be put in its place.
+    fn place_again(&mut self) {
         for finished in std::mem::take(&mut self.unplaced) {
             self.place(finished);
         }
-        self.advance(ctx);
+        self.tell_if_done();
+    }
+
+    fn wait_in_line(&mut self, candidate: Candidate) {
+        if self.waiting_paths.insert(candidate.path.clone()) {
+            self.waiting.push_back(candidate);
+        }
+    }
+
+    /// Whether a file that the watcher tells of is to be loaded: with `--once` those alone that were there at the start.
+    fn is_wanted(&self, path: &Path) -> bool {
+        match self.mode {
+            Mode::Watch => true,
+            Mode::Once(_) => self.settling.contains(path),
+        }
     }
 
     fn list(&mut self) -> Result<()> {
@@ -111,7 +142,7 @@ impl Intake {
         let now = Instant::now();
         for candidate in self.inbox.scan()? {
             let untouched = SystemTime::now().duration_since(candidate.changed).unwrap_or_default();
-            if !self.waiting.iter().any(|waiting| waiting.path == candidate.path) {
+            if !self.waiting_paths.contains(&candidate.path) {
                 self.settling.found(&candidate, untouched, now);
             }
         }
@@ -127,12 +158,15 @@ impl Intake {
             return;
         }
         let inbox = &self.inbox;
-        self.waiting.extend(self.settling.ready(Instant::now(), |path| inbox.look(path)));
+        for candidate in self.settling.ready(Instant::now(), |path| inbox.look(path)) {
+            self.wait_in_line(candidate);
+        }
         let mut claimed = Vec::new();
         while self.claims.with(|claims| claims.len()) < MAX_CLAIMS {
             let claim = if let Some(leftover) = self.leftovers.pop_front() {
                 self.inbox.reclaim(&leftover)
             } else if let Some(candidate) = self.waiting.pop_front() {
+                self.waiting_paths.remove(&candidate.path);
                 self.inbox.claim(&candidate)
             } else {
                 break;
@@ -223,6 +257,7 @@ impl Actor for Intake {
             Err(error) => tracing::warn!("{error}; the inbox is listed every {:?} instead", self.rescan_interval),
         }
         ctx.run_interval(self.rescan_interval, |intake, ctx| {
+            intake.place_again();
             // With --once only what was there at the start counts.
             if matches!(intake.mode, Mode::Watch) {
                 intake.rescan(ctx);
@@ -247,21 +282,22 @@ impl Handler<Watched> for Intake {
         let mut is_lost = false;
         for event in seen {
             match event {
-                Event::Complete(path) => {
+                Event::Complete(path) if self.is_wanted(&path) => {
                     self.settling.forget(&path);
-                    if let Some(candidate) = self.inbox.look(&path)
-                        && !self.waiting.iter().any(|waiting| waiting.path == candidate.path)
-                    {
-                        self.waiting.push_back(candidate);
+                    if let Some(candidate) = self.inbox.look(&path) {
+                        self.wait_in_line(candidate);
                     }
                 }
-                Event::Touched { path, open } => self.settling.touched(path, open, now),
+                Event::Touched { path, open } if self.is_wanted(&path) => self.settling.touched(path, open, now),
+                Event::Complete(_) | Event::Touched { .. } => {}
                 Event::Gone(path) => self.settling.forget(&path),
                 Event::Rescan => is_lost = true,
             }
         }
         if is_lost {
             self.settling.events_lost(now);
+        }
+        if is_lost && matches!(self.mode, Mode::Watch) {
             self.rescan(ctx);
         } else {
             self.advance(ctx);
