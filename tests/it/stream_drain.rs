@@ -8,7 +8,9 @@ use dataloader::record::chunk::{Chunk, ChunkBody};
 use dataloader::record::parse::{Parsed, Parser};
 use dataloader::store::Rows;
 
-use crate::support::{Invocation, Outcome, Sandbox, Signal, Store, events_over_days, many_events, on_both_stores, only_file, wait_until};
+use crate::support::{
+    Invocation, Outcome, Sandbox, Signal, Store, events_over_days, many_events, on_both_stores, only_file, wait_until,
+};
 
 on_both_stores!(
     a_signal_finishes_what_is_in_flight_and_keeps_the_rest_claimed,
@@ -21,7 +23,9 @@ fn a_signal_finishes_what_is_in_flight_and_keeps_the_rest_claimed(sandbox: &Sand
     let contents = events_over_days("a", 60_000);
     let mut pipeline = sandbox.start_pipeline();
     sandbox.drop_in("events", "a.jsonl", &contents);
-    wait_until("rows are there", || sandbox.try_query("SELECT 1 FROM {raw.batches} WHERE seq = 0").is_ok_and(|rows| !rows.is_empty()));
+    wait_until("rows are there", || {
+        sandbox.try_query("SELECT 1 FROM {raw.batches} WHERE seq = 0").is_ok_and(|rows| !rows.is_empty())
+    });
     pipeline.signal(Signal::Terminate);
     pipeline.wait_for_stderr("finishing what is in flight");
     let stopped = pipeline.wait().ok();
@@ -108,7 +112,8 @@ fn pipeline_with_a_parser_that_panics() {
 
 fn a_parser_that_panics_ends_the_run_and_the_third_time_fails_the_file(sandbox: &Sandbox) {
     // Poison in many chunks: however many parsers meet it, one run is one crash.
-    let poisoned: String = (0..6).map(|part| events_over_days("poison", 1_000) + &events_over_days(&part.to_string(), 10)).collect();
+    let poisoned: String =
+        (0..6).map(|part| events_over_days("poison", 1_000) + &events_over_days(&part.to_string(), 10)).collect();
     sandbox.drop_in("events", "a.jsonl", &poisoned);
     for crash in 1..=3 {
         let crashed = run_with_a_parser_that_panics(sandbox).code(1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Background, Choices, Sandbox, Signal, events_over_days, on_both_stores};
+use crate::support::{Background, Choices, Sandbox, Signal, events_over_days, on_both_stores, wait_until};
 
 on_both_stores!(
     killed_at_any_moment_every_record_is_loaded_once,
@@ -66,7 +66,7 @@ fn killed_while_it_files_away_every_record_is_loaded_once(sandbox: &Sandbox) {
         }
         let finished = sandbox.finished("events");
         let mut process = sandbox.pipeline([]).spawn();
-        while process.is_running() && sandbox.finished("events") == finished {}
+        wait_until("it files something away", || !process.is_running() || sandbox.finished("events") > finished);
         kill_after(process, Duration::from_micros(choices.below(40_000)));
     }
     sandbox.run_once().ok();

@@ -45,7 +45,7 @@ fn the_menu_and_drop_feed_a_pipeline_in_another_process(sandbox: &Sandbox) {
     sandbox.wait_until_finished("orgs", 1);
     pipeline.signal(Signal::Interrupt);
     pipeline.wait().ok();
-    assert_eq!(sandbox.count("raw.events"), 4 * 36 + 4);
+    assert_eq!(sandbox.count("raw.events"), 4 * 50 + 4);
     sandbox.assert_settled();
 }
 
@@ -75,13 +75,13 @@ fn a_file_is_taken_when_its_writer_has_closed_it() {
     let path = sandbox.file("inbox/events/slow.json");
     let mut slow = fs::File::create(&path).expect("the inbox is writable");
     write!(slow, "[{}", event("1", "ada", "2024-05-01 10:00:00")).expect("it is open");
-    slow.flush().expect("it is open");
-    // Far longer than the settle time: what is dropped meanwhile shows how time passes.
+    // Pauses as long as the settle time: what is dropped meanwhile shows that they are noticed.
     for number in 1..=3 {
         std::thread::sleep(std::time::Duration::from_millis(250));
         sandbox.drop_in("events", format!("{number}.jsonl"), events_over_days(&number.to_string(), 1));
         sandbox.wait_until_finished("events", number);
         assert!(path.exists(), "it is still being written");
+        write!(slow, " ").expect("it is open");
     }
     write!(slow, ",{}]", event("2", "ada", "2024-05-01 10:00:00")).expect("it is open");
     drop(slow);
@@ -153,7 +153,9 @@ fn any_name_is_loaded_and_kept() {
     expected.sort();
     assert_eq!(kept, expected);
     let sources = sandbox.lines("SELECT source FROM {raw.loads}");
-    for name in [r"/inbox/events/latin-\xe9\xff.json", "/inbox/events/it's \"quoted\".json", &format!("/long-{}.json", "x".repeat(245))] {
+    for name in
+        [r"/inbox/events/latin-\xe9\xff.json", "/inbox/events/it's \"quoted\".json", &format!("/long-{}.json", "x".repeat(245))]
+    {
         assert!(sources.iter().any(|source| source.ends_with(name)), "{name}: {sources:?}");
     }
     sandbox.assert_settled();
@@ -192,7 +194,7 @@ fn what_is_not_a_finished_file_of_a_dataset_is_left_alone() {
 fn an_inbox_that_is_removed_is_made_again_and_watched() {
     let sandbox = Sandbox::new(Store::Sqlite);
     let pipeline = sandbox.start_pipeline();
-    fs::remove_dir_all(sandbox.file("inbox")).expect("the inbox is there");
+    fs::rename(sandbox.file("inbox"), sandbox.file("away")).expect("the inbox is there");
     wait_until("the inbox is made again", || sandbox.file("inbox/orgs/failed").is_dir());
     sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
     sandbox.wait_until_finished("events", 1);
@@ -203,15 +205,16 @@ fn an_inbox_that_is_removed_is_made_again_and_watched() {
 }
 
 #[test]
-fn a_file_whose_place_is_taken_waits_for_it() {
+fn a_file_whose_place_cannot_be_reached_waits_for_it() {
     let sandbox = Sandbox::new(Store::Sqlite);
     let pipeline = sandbox.start_pipeline();
     let processed = sandbox.file("inbox/events/processed");
     fs::remove_dir(&processed).expect("it is empty");
-    fs::write(&processed, "not a directory").expect("the inbox is writable");
+    std::os::unix::fs::symlink(sandbox.file("not/mounted/yet"), &processed).expect("the inbox is writable");
     sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
     wait_until("the log says so", || pipeline.stderr().contains("to processed/"));
-    fs::remove_file(&processed).expect("just written");
+    assert_eq!(sandbox.count("raw.events"), 3, "its records are safe");
+    fs::create_dir_all(sandbox.file("not/mounted/yet")).expect("the sandbox is writable");
     sandbox.wait_until_finished("events", 1);
     pipeline.signal(Signal::Terminate);
     pipeline.wait().ok();
@@ -225,7 +228,7 @@ fn the_inbox_may_be_elsewhere() {
     write_samples(&sandbox);
     sandbox.run(["drop", "--inbox", "in/box"]).ok();
     sandbox.pipeline(["--once", "--inbox", "in/box"]).run().ok();
-    assert_eq!(sandbox.count("raw.events"), 36);
+    assert_eq!(sandbox.count("raw.events"), 50);
     assert!(!sandbox.file("inbox").exists());
     assert_eq!(fs::read_dir(sandbox.file("in/box/events/processed")).expect("it was made").count(), 1);
 }

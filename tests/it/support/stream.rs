@@ -162,10 +162,12 @@ impl Sandbox {
             let contents = fs::read_to_string(entry.path()).expect("what was dropped here is UTF-8");
             assert_eq!(found.insert(name.clone(), contents), None, "{name} is there twice");
         }
-        let expected: BTreeMap<String, String> = dropped.iter().map(|(name, contents, _)| (name.clone(), contents.clone())).collect();
+        let expected: BTreeMap<String, String> =
+            dropped.iter().map(|(name, contents, _)| (name.clone(), contents.clone())).collect();
         assert!(found == expected, "processed/ holds {:?}", found.keys());
 
-        let mut loads: Vec<String> = dropped.iter().map(|(name, _, records)| format!("{name}|loaded|{records}|{records}")).collect();
+        let mut loads: Vec<String> =
+            dropped.iter().map(|(name, _, records)| format!("{name}|loaded|{records}|{records}")).collect();
         loads.sort();
         let mut ledger = self.lines("SELECT source, status, records_read, rows_loaded FROM {raw.loads}");
         for load in &mut ledger {
