@@ -14,7 +14,7 @@ Usage: ./run.sh COMMAND
 
   test               all tests; starts the servers they need and stops them again
   check              formatting, lints, documentation, shell scripts
-  bench              the benches, side by side with psql and sqlite3 on a private server
+  bench              the benches, side by side with psql and sqlite3 on private servers
   deploy             the batch application in Docker: builds, starts, tests it, opens its menu
   destroy            removes what deploy made, data included; the images stay
   deploy-rabbitmq    the streaming application in Docker, over RabbitMQ, likewise
@@ -26,6 +26,9 @@ Environment:
   DATABASE_URL       test: use this PostgreSQL server; the tests make and drop databases of their own on it,
                      so its user must be allowed to create databases
   AMQP_URL           test: use this RabbitMQ server
+  DATALOADER_BENCH_ROWS    bench: only these measurements, by the beginnings of their names, as in "load stream"
+  DATALOADER_BENCH_EVENTS  bench: so many events, instead of a million; the figures that count are those of a million
+  DATALOADER_BENCH_RUNS    bench: so many runs of each, instead of five
   .env.example       names what the deployments take from the environment or from .env
 TEXT
 }
@@ -153,7 +156,6 @@ run_tests() {
 
 run_benches() {
     need_cargo
-    [[ -e benches/compare.rs ]] || fail "no bench to run: benches/compare.rs is missing"
     cargo bench --locked --no-run
     # Always private servers: figures from a machine and a configuration unknown compare with nothing.
     unset DATABASE_URL AMQP_URL
@@ -161,11 +163,13 @@ run_benches() {
 }
 
 run_each_bench() {
-    local bench
-    cargo bench --locked --bench compare
+    local bench rows
+    read -ra rows <<<"${DATALOADER_BENCH_ROWS-}"
+    cargo bench --locked --bench compare -- "${rows[@]}"
+    [[ ${#rows[@]} == 0 ]] || return 0
     for bench in benches/*.rs; do
         bench=${bench#benches/}
-        if [[ $bench != compare.rs ]]; then cargo bench --locked --bench "${bench%.rs}"; fi
+        cargo bench --locked --bench "${bench%.rs}"
     done
 }
 

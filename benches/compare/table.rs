@@ -3,22 +3,26 @@
 use std::fmt;
 
 pub const HEADER: &str = "\
-measurement                      ours       peer                        ratio     target
------------------------------------------------------------------------------------------";
+measurement                        ours         peer                        ratio   target
+-------------------------------------------------------------------------------------------------";
 
 /// A figure with its unit.
 #[derive(Clone, Copy)]
 pub enum Measure {
+    Seconds(f64),
     /// Shown in milliseconds; held in seconds.
     Milliseconds(f64),
+    /// Shown in microseconds; held in seconds.
+    Microseconds(f64),
     /// Shown in millions of bytes; held in bytes.
     Megabytes(u64),
+    PerSecond(f64),
 }
 
 impl Measure {
     fn value(self) -> f64 {
         match self {
-            Self::Milliseconds(seconds) => seconds,
+            Self::Seconds(value) | Self::Milliseconds(value) | Self::Microseconds(value) | Self::PerSecond(value) => value,
             #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
             Self::Megabytes(bytes) => bytes as f64,
         }
@@ -27,44 +31,82 @@ impl Measure {
 
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.value();
         f.pad(&match self {
-            Self::Milliseconds(seconds) => format!("{:.1} ms", seconds * 1e3),
-            Self::Megabytes(bytes) => format!("{:.1} MB", Self::Megabytes(*bytes).value() / 1e6),
+            Self::Seconds(_) => format!("{value:.2} s"),
+            Self::Milliseconds(_) => format!("{:.1} ms", value * 1e3),
+            Self::Microseconds(_) => format!("{:.2} µs", value * 1e6),
+            Self::Megabytes(_) => format!("{:.1} MB", value / 1e6),
+            Self::PerSecond(_) => format!("{value:.0}/s"),
         })
     }
 }
 
+/// What a figure should be.
+enum Target {
+    /// At most this times the peer's.
+    Ratio(f64),
+    AtMost(Measure),
+    AtLeast(Measure),
+}
+
 /// One line of the table.
-pub enum Row {
-    /// Seconds beside a peer's; the target is the largest ratio.
-    Ratio { name: &'static str, ours: f64, peer_name: &'static str, peer: f64, target: f64 },
-    /// A figure with an upper limit.
-    Limit { name: &'static str, ours: Measure, target: Measure },
+pub struct Row {
+    name: String,
+    ours: Measure,
+    /// Its name and its seconds.
+    peer: Option<(&'static str, f64)>,
+    target: Option<Target>,
 }
 
 impl Row {
-    pub fn ratio(name: &'static str, ours: f64, peer_name: &'static str, peer: f64, target: f64) -> Self {
-        Self::Ratio { name, ours, peer_name, peer, target }
+    /// Seconds beside a peer's; the target is the largest ratio.
+    pub fn ratio(name: impl Into<String>, ours: f64, peer_name: &'static str, peer: f64, target: f64) -> Self {
+        let (ours, peer, target) = (Measure::Seconds(ours), Some((peer_name, peer)), Some(Target::Ratio(target)));
+        Self { name: name.into(), ours, peer, target }
     }
 
-    pub fn limit(name: &'static str, ours: Measure, target: Measure) -> Self {
-        Self::Limit { name, ours, target }
+    /// A figure with an upper limit.
+    pub fn at_most(name: impl Into<String>, ours: Measure, target: Measure) -> Self {
+        Self { name: name.into(), ours, peer: None, target: Some(Target::AtMost(target)) }
+    }
+
+    /// A figure with a lower limit.
+    pub fn at_least(name: impl Into<String>, ours: Measure, target: Measure) -> Self {
+        Self { name: name.into(), ours, peer: None, target: Some(Target::AtLeast(target)) }
+    }
+
+    /// A figure that is good to know.
+    pub fn figure(name: impl Into<String>, ours: Measure) -> Self {
+        Self { name: name.into(), ours, peer: None, target: None }
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = |met: bool| if met { "ok" } else { "missed" };
-        match self {
-            Self::Ratio { name, ours, peer_name, peer, target } => {
-                let ratio = ours / peer;
-                let (ours, peer) = (format!("{ours:.2} s"), format!("{peer:.2} s {peer_name}"));
-                write!(f, "{name:<32} {ours:<10} {peer:<26} {ratio:>6.2}   ≤ {target:<8.1} {}", verdict(ratio <= *target))
-            }
-            Self::Limit { name, ours, target } => {
-                let met = verdict(ours.value() <= target.value());
-                write!(f, "{name:<32} {ours:<10} {:<26} {:>6}   ≤ {target:<8} {met}", "", "")
-            }
-        }
+        let Self { name, ours, peer, target } = self;
+        let ratio = peer.map(|(_, peer)| ours.value() / peer);
+        let peer = peer.map(|(name, seconds)| format!("{} {name}", Measure::Seconds(seconds))).unwrap_or_default();
+        let shown_ratio = ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
+        write!(f, "{name:<34} {ours:<12} {peer:<26} {shown_ratio:>6}")?;
+        let (target, met) = match target {
+            None => return Ok(()),
+            Some(Target::Ratio(most)) => (format!("≤ {most:.1}"), ratio.is_some_and(|ratio| ratio <= *most)),
+            Some(Target::AtMost(most)) => (format!("≤ {most}"), ours.value() <= most.value()),
+            Some(Target::AtLeast(least)) => (format!("≥ {least}"), ours.value() >= least.value()),
+        };
+        write!(f, "   {target:<12} {}", if met { "ok" } else { "missed" })
     }
+}
+
+/// The middle one; of an even number the lower of the two in the middle.
+pub fn median(values: &[f64]) -> f64 {
+    percentile(values, 50)
+}
+
+/// The smallest that so many percent of the values do not exceed.
+pub fn percentile(values: &[f64], percent: usize) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[(values.len() * percent).div_ceil(100).max(1) - 1]
 }

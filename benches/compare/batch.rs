@@ -1,0 +1,143 @@
+//! Batch: `load` beside scripts for psql and sqlite3.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use dataloader::batch::extract::{Extracted, extract};
+use dataloader::batch::input::Input;
+use dataloader::config::{Config, DatabaseUrl, Settings};
+use dataloader::record::parse::DayRange;
+use dataloader::store::{Appender, Database, GIVE_UP_AFTER, RawTable};
+
+use crate::Result;
+use crate::bench::{Bench, DATALOADER, peer_script};
+use crate::process::Measured;
+use crate::server::{OURS, PEER};
+use crate::table::{Measure, Row, median};
+
+/// The batch command of every row; the other datasets have no files here.
+const LOAD: [&str; 5] = ["load", "--dataset", "events", "--format", "json"];
+const HELP_RUNS: usize = 20;
+
+/// `load` into an empty master, then into one that holds the same rows, beside the psql script in the same states.
+pub fn load(bench: &Bench) -> Result<Vec<Row>> {
+    let (mut ours, mut peers) = ([vec![], vec![]], [vec![], vec![]]);
+    for _ in 0..bench.runs {
+        bench.fresh_database()?;
+        for times in &mut ours {
+            bench.server.checkpoint()?;
+            times.push(bench.dataloader(&bench.server.url(OURS), &LOAD).timed()?);
+        }
+        bench.server.expect_events(OURS, "raw.events", bench.events)?;
+
+        bench.server.recreate(PEER)?;
+        bench.server.psql(PEER).arg("-f").arg(peer_script("load_tables.sql")).timed()?;
+        for times in &mut peers {
+            bench.server.checkpoint()?;
+            let mut psql = bench.server.psql(PEER);
+            times.push(psql.arg("-f").arg(peer_script("load.sql")).stdin(File::open(&bench.csv)?).timed()?);
+        }
+        bench.server.expect_events(PEER, "events", bench.events)?;
+    }
+    let ([our_empty, our_same], [peer_empty, peer_same]) = (ours, peers);
+    Ok(vec![
+        Row::ratio("load, empty master", median(&our_empty), "psql script", median(&peer_empty), 0.6),
+        Row::ratio("load, same rows in master", median(&our_same), "psql script", median(&peer_same), 0.6),
+    ])
+}
+
+/// Split, parse, COPY and nothing else, beside psql's `\copy`; both into one logged table without indexes, each with a new
+/// connection.
+pub fn raw(bench: &Bench) -> Result<Vec<Row>> {
+    let (mut ours, mut peers) = (vec![], vec![]);
+    for _ in 0..bench.runs {
+        bench.fresh_database()?;
+        bench.server.psql(OURS).args(["-c", r#"drop index raw."events.day""#]).timed()?;
+        bench.server.checkpoint()?;
+        let start = Instant::now();
+        bench.runtime.block_on(copy(&bench.json, &bench.server.url(OURS)))?;
+        ours.push(start.elapsed().as_secs_f64());
+        bench.server.expect_events(OURS, "raw.events", bench.events)?;
+
+        bench.server.recreate(PEER)?;
+        bench.server.psql(PEER).arg("-f").arg(peer_script("load_tables.sql")).timed()?;
+        bench.server.checkpoint()?;
+        peers.push(bench.server.psql(PEER).args(["-c", COPY_CSV]).stdin(File::open(&bench.csv)?).timed()?);
+        bench.server.expect_events(PEER, "events", bench.events)?;
+    }
+    Ok(vec![Row::ratio("JSON to rows in one table", median(&ours), r"psql \copy of CSV", median(&peers), 0.9)])
+}
+
+/// The peers' fastest way in.
+pub const COPY_CSV: &str = r"\copy events from pstdin (format csv)";
+
+async fn copy(json: &Path, url: &str) -> Result<()> {
+    let flags = Settings { database: Some(DatabaseUrl::parse(url)?), ..Settings::default() };
+    let config = Config::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("dataloader.toml")), flags)?;
+    let dataset = config.dataset_named("events")?;
+    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
+    let (inputs, parsers) = (vec![Input::File(json.to_owned())], config.stream.parsers);
+    let mut extracted = extract(&dataset, inputs, DayRange::ALL, database.dialect(), parsers, &Arc::default());
+
+    let mut connection = database.connect().await?;
+    connection.begin().await?;
+    let mut appender = Appender::begin(&mut connection, &dataset, RawTable::Master, None).await?;
+    while let Some(message) = extracted.recv().await {
+        match message {
+            Extracted::Chunk(chunk) => appender.push(&chunk.rows).await?,
+            Extracted::End { .. } => {}
+            Extracted::Failed { error, .. } => return Err(error.into()),
+        }
+    }
+    appender.finish().await?;
+    connection.commit().await?;
+    connection.close().await;
+    Ok(())
+}
+
+/// `load` into a new SQLite file, beside the sqlite3 script.
+pub fn load_sqlite(bench: &Bench) -> Result<Vec<Row>> {
+    let (mut ours, mut peers) = (vec![], vec![]);
+    for _ in 0..bench.runs {
+        let database = bench.fresh_file("ours.db")?;
+        let url = format!("sqlite://{}", database.display());
+        bench.dataloader(&url, &["migrate"]).timed()?;
+        ours.push(bench.dataloader(&url, &LOAD).timed()?);
+
+        let database = bench.fresh_file("peer.db")?;
+        sqlite3(bench, &database, "load_sqlite_tables.sql")?.timed()?;
+        peers.push(sqlite3(bench, &database, "load_sqlite.sql")?.timed()?);
+    }
+    Ok(vec![Row::ratio("load, SQLite", median(&ours), "sqlite3 script", median(&peers), 1.0)])
+}
+
+fn sqlite3(bench: &Bench, database: &Path, script: &str) -> Result<Command> {
+    let mut command = Command::new("sqlite3");
+    command.current_dir(bench.dir.path()).arg("-bail").arg(database).stdin(File::open(peer_script(script))?);
+    Ok(command)
+}
+
+/// The most memory that `load` of one large array ever holds.
+pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
+    let file = bench.large_file()?;
+    bench.fresh_database()?;
+    let peak = bench.dataloader(&bench.server.url(OURS), &LOAD).arg(file).peak_memory()?;
+    bench.server.expect_events(OURS, "raw.events", bench.large_events())?;
+    Ok(vec![Row::at_most("load, memory, 3 GB array", Measure::Megabytes(peak), Measure::Megabytes(100_000_000))])
+}
+
+/// What a person waits for the program to start.
+pub fn help(bench: &Bench) -> Result<Vec<Row>> {
+    let url = bench.server.url(OURS);
+    let times: Result<Vec<_>> = (0..HELP_RUNS).map(|_| bench.dataloader(&url, &["--help"]).timed()).collect();
+    Ok(vec![Row::at_most("--help", Measure::Milliseconds(median(&times?)), Measure::Milliseconds(0.010))])
+}
+
+/// The program alone.
+pub fn size(_: &Bench) -> Result<Vec<Row>> {
+    let bytes = fs::metadata(DATALOADER)?.len();
+    Ok(vec![Row::at_most("binary size", Measure::Megabytes(bytes), Measure::Megabytes(25_000_000))])
+}

@@ -1,0 +1,174 @@
+//! How long a small file takes from the inbox to the tables.
+
+use std::fs;
+use std::path::Path;
+use std::slice;
+use std::time::{Duration, Instant};
+
+use dataloader::config::{Config, DatabaseUrl, Settings};
+use dataloader::generate::generate;
+use dataloader::store::model::{self, Days};
+use dataloader::store::{Database, Day, GIVE_UP_AFTER};
+
+use crate::Result;
+use crate::bench::Bench;
+use crate::process::{Measured, Running};
+use crate::server::OURS;
+use crate::table::{Measure, Row, median, percentile};
+
+/// Between two looks at the tables: an error of the latencies, to their disadvantage.
+const GLANCE: Duration = Duration::from_millis(1);
+pub const DROPS: u64 = 200;
+/// A history of so many times the events, on so many days.
+const HISTORY: u64 = 10;
+const HISTORY_DAYS: u64 = 1_000;
+const HISTORY_DROPS: u64 = 50;
+/// The day of the history that changes.
+const CHANGED_DAY: &str = "2021-05-15";
+const FILE_EVENTS: u64 = 36;
+const MODELLED: Measure = Measure::Milliseconds(0.300);
+
+/// What drops are waited for, each a query of a number of events.
+pub struct Watched<'a> {
+    raw: &'a str,
+    modelled: &'a str,
+}
+
+/// All events of small tables.
+pub const ALL: Watched<'_> = Watched {
+    raw: "select count(*) from raw.events",
+    modelled: "select coalesce(sum(total_events), 0)::bigint from modelled.events_by_date",
+};
+
+/// Seconds of each drop, from the renaming into the inbox until another connection sees it.
+pub struct Latencies {
+    pub visible: Vec<f64>,
+    pub modelled: Vec<f64>,
+}
+
+/// Drops files, each after the one before is modelled. `file` gives the text of each; the first is not counted.
+pub fn drop_files(
+    bench: &Bench,
+    inbox: &Path,
+    pipeline: &mut [Running],
+    drops: u64,
+    watched: &Watched<'_>,
+    file: impl Fn(u64) -> Result<Vec<u8>>,
+) -> Result<Latencies> {
+    let mut observer = bench.observe(GLANCE)?;
+    let mut latencies = Latencies { visible: vec![], modelled: vec![] };
+    let written = bench.dir.path().join("drop.json");
+    for i in 0..=drops {
+        let (raw, modelled) = (observer.int(watched.raw)?, observer.int(watched.modelled)?);
+        fs::write(&written, file(i)?)?;
+        let start = Instant::now();
+        fs::rename(&written, inbox.join(format!("events/drop-{i}.json")))?;
+        let events = i64::try_from(FILE_EVENTS)?;
+        let visible = observer.wait_for(watched.raw, raw + events, pipeline)?;
+        let modelled = observer.wait_for(watched.modelled, modelled + events, pipeline)?;
+        // The first also waits for the pipeline to start.
+        if i > 0 {
+            latencies.visible.push((visible - start).as_secs_f64());
+            latencies.modelled.push((modelled - start).as_secs_f64());
+        }
+    }
+    Ok(latencies)
+}
+
+/// A small file of events on all days of a month.
+pub fn small_file(seed: u64) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    generate(FILE_EVENTS, seed, &mut text)?;
+    Ok(text)
+}
+
+/// Drops while nothing else goes on.
+pub fn drops(bench: &Bench) -> Result<Vec<Row>> {
+    bench.fresh_database()?;
+    let inbox = bench.inbox(&[])?;
+    let mut run = bench.start_run(&inbox, &[])?;
+    let Latencies { visible, modelled } = drop_files(bench, &inbox, slice::from_mut(&mut run), DROPS, &ALL, small_file)?;
+    run.stop()?;
+    let ms = Measure::Milliseconds;
+    Ok(vec![
+        Row::at_most("drop to visible, median", ms(median(&visible)), ms(0.025)),
+        Row::at_most("drop to visible, 99 %", ms(percentile(&visible, 99)), ms(0.100)),
+        Row::at_most("drop to modelled, 99 %", ms(percentile(&modelled, 99)), MODELLED),
+    ])
+}
+
+/// Drops on one day of a long history, and what it costs to model that day.
+pub fn history(bench: &Bench) -> Result<Vec<Row>> {
+    let url = bench.server.url(OURS);
+    bench.fresh_database()?;
+    let rows = bench.events * HISTORY;
+    bench.server.psql(OURS).args(["-c", &history_rows(rows)]).timed()?;
+    let full = bench.dataloader(&url, &["model", "--full"]).timed()?;
+    bench.server.psql(OURS).args(["-c", "vacuum analyze"]).timed()?;
+    bench.server.checkpoint()?;
+
+    let inbox = bench.inbox(&[])?;
+    let mut run = bench.start_run(&inbox, &[])?;
+    let raw = format!("select count(*) from raw.events where received_at::date = '{CHANGED_DAY}'");
+    let modelled =
+        format!("select coalesce(sum(total_events), 0)::bigint from modelled.events_by_date where date = '{CHANGED_DAY}'");
+    let watched = Watched { raw: &raw, modelled: &modelled };
+    let latencies = drop_files(bench, &inbox, slice::from_mut(&mut run), HISTORY_DROPS, &watched, file_of_changed_day)?;
+    run.stop()?;
+
+    let day_rows = bench.observe(GLANCE)?.int(&raw)?;
+    let refreshes: Result<Vec<_>> = (0..bench.runs).map(|_| bench.runtime.block_on(refresh_changed_day(&url))).collect();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let per_row = median(&refreshes?) / day_rows as f64;
+    let millions = rows / 1_000_000;
+    Ok(vec![
+        Row::at_most(
+            format!("drop to modelled, {millions} M rows, 99 %"),
+            Measure::Milliseconds(percentile(&latencies.modelled, 99)),
+            MODELLED,
+        ),
+        Row::figure("refresh per row of the day", Measure::Microseconds(per_row)),
+        Row::figure(format!("model --full, {millions} M rows"), Measure::Seconds(full)),
+    ])
+}
+
+/// Events in the order of their time, as a history comes about; the same number on every day.
+fn history_rows(rows: u64) -> String {
+    let (users, seconds) = ((rows / 5).max(1), HISTORY_DAYS * 86_400);
+    format!(
+        r#"drop index raw."events.day";
+        insert into raw.events (id, event_type, username, user_email, user_type, organization_name, plan_name, received_at)
+        select md5(u::text), (array['User Created', 'User Updated', 'User Deleted'])[1 + i % 3], 'user ' || u,
+               'user' || u || '@example.com', (array['Admin', 'User', 'Creator'])[1 + u % 3], 'organization ' || u % 20,
+               (array['Small', 'Medium', 'Enterprise'])[1 + u % 4],
+               timestamp '2020-01-01' + interval '1 second' * (i * {seconds}.0 / {rows})
+        from (select i, i * 7919 % {users} as u from generate_series(0, {rows} - 1::bigint) i) e;
+        create index "events.day" on raw.events ((received_at::date))"#
+    )
+}
+
+fn file_of_changed_day(seed: u64) -> Result<Vec<u8>> {
+    let text = String::from_utf8(small_file(seed)?)?;
+    let key = r#""received_at": ""#;
+    let moved = text.split(key).enumerate().map(|(i, part)| match i {
+        0 => part.to_owned(),
+        _ => format!("{key}{CHANGED_DAY}{}", &part[CHANGED_DAY.len()..]),
+    });
+    Ok(moved.collect::<String>().into_bytes())
+}
+
+/// The refresh alone, as the stream does it; returns its seconds.
+async fn refresh_changed_day(url: &str) -> Result<f64> {
+    let flags = Settings { database: Some(DatabaseUrl::parse(url)?), ..Settings::default() };
+    let config = Config::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("dataloader.toml")), flags)?;
+    let dataset = config.dataset_named("events")?;
+    let mut connection = Database::new(&config.database, GIVE_UP_AFTER)?.connect().await?;
+    let start = Instant::now();
+    connection.begin().await?;
+    connection.run("set local work_mem = '256MB'").await?;
+    model::refresh(&mut connection, &dataset, Days::These(Day::parse(CHANGED_DAY).into_iter().collect())).await?;
+    connection.commit().await?;
+    let seconds = start.elapsed().as_secs_f64();
+    connection.close().await;
+    Ok(seconds)
+}

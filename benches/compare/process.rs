@@ -1,0 +1,105 @@
+//! Programs under measurement.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// What the rows measure of a command that must succeed.
+pub trait Measured {
+    /// Seconds from start to end.
+    fn timed(&mut self) -> Result<f64>;
+    /// Bytes of resident memory at the most.
+    fn peak_memory(&mut self) -> Result<u64>;
+}
+
+impl Measured for Command {
+    fn timed(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        let output = self.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
+        let seconds = start.elapsed().as_secs_f64();
+        if output.status.success() {
+            return Ok(seconds);
+        }
+        let program = self.get_program().display();
+        Err(format!("{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()).into())
+    }
+
+    fn peak_memory(&mut self) -> Result<u64> {
+        let mut child = self.stdout(Stdio::null()).spawn()?;
+        let mut peak = 0;
+        let ended = loop {
+            // The kernel keeps the high-water mark, so a look now and then misses only the last moment.
+            if let Some(bytes) = high_water_mark(child.id()) {
+                peak = bytes;
+            }
+            if let Some(ended) = child.try_wait()? {
+                break ended;
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        if ended.success() { Ok(peak) } else { Err(format!("{}: {ended}", self.get_program().display()).into()) }
+    }
+}
+
+/// `VmHWM` of a process, in bytes.
+fn high_water_mark(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// A process that is watched while it works; killed when dropped.
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts it; what it says on standard error goes to the file `log`.
+    pub fn start(mut command: Command, log: PathBuf) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
+        Ok(Self { child, log })
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// If it failed; with what it said.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        match self.child.try_wait()? {
+            None => Ok(false),
+            Some(status) if status.success() => Ok(true),
+            Some(status) => Err(format!("dataloader: {status}: {}", fs::read_to_string(&self.log)?.trim()).into()),
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> Result<()> {
+        self.child.wait()?;
+        self.has_ended().map(drop)
+    }
+
+    /// Lets it finish what is in flight, and waits for its end.
+    pub fn stop(&mut self) -> Result<()> {
+        // std only knows SIGKILL.
+        Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).timed()?;
+        self.wait()
+    }
+
+    /// Bytes of resident memory at the most, so far.
+    pub fn peak_memory(&self) -> Result<u64> {
+        high_water_mark(self.child.id()).ok_or_else(|| "the process has ended".into())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error says that it has ended, which is what this is for.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,104 @@
+//! Stream, in one process: how fast files go through `run`, and how much memory they take.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::slice;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::batch::COPY_CSV;
+use crate::bench::{Bench, LOOK, peer_script};
+use crate::process::Measured;
+use crate::server::{OURS, Observer, PEER, PrivateServer};
+use crate::table::{Measure, Row, median};
+
+/// How many files are loaded; a file's last rows are committed with this.
+pub const LOADED: &str = "select count(*) from raw.loads where status = 'loaded'";
+const OUTAGE: Duration = Duration::from_secs(60);
+const MEMORY: Measure = Measure::Megabytes(100_000_000);
+
+/// One file, then the same events as many files, beside `\copy` into a table with the same index; and the models after that.
+pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
+    let small = bench.small_files()?;
+    let (mut one, mut many, mut copies) = (vec![], vec![], vec![]);
+    let (mut refreshes, mut models) = (vec![], vec![]);
+    for _ in 0..bench.runs {
+        let Times { committed, refreshed } = run_once(bench, slice::from_ref(&bench.json))?;
+        one.push(committed);
+        refreshes.push(refreshed);
+
+        bench.server.recreate(PEER)?;
+        let mut psql = bench.server.psql(PEER);
+        psql.arg("-f").arg(peer_script("load_tables.sql")).args(["-c", "create index on events ((received_at::date))"]).timed()?;
+        bench.server.checkpoint()?;
+        copies.push(bench.server.psql(PEER).args(["-c", COPY_CSV]).stdin(File::open(&bench.csv)?).timed()?);
+        bench.server.expect_events(PEER, "events", bench.events)?;
+        bench.server.psql(PEER).args(["-c", "analyze events"]).timed()?;
+        let settings = ["-c", "set work_mem = '256MB'", "-c", "set jit = off", "-c", "begin", "-f"];
+        models.push(bench.server.psql(PEER).args(settings).arg(peer_script("model.sql")).args(["-c", "commit"]).timed()?);
+
+        many.push(run_once(bench, small)?.committed);
+    }
+    let files = format!("stream, {} files", small.len());
+    Ok(vec![
+        Row::ratio("stream, one file", median(&one), r"psql \copy of CSV", median(&copies), 1.3),
+        Row::ratio("stream, model after it", median(&refreshes), "psql queries", median(&models), 0.6),
+        Row::ratio(files, median(&many), "one file", median(&one), 1.3),
+    ])
+}
+
+/// Seconds.
+pub struct Times {
+    /// From the start of the process until another connection sees the last row.
+    pub committed: f64,
+    /// From then to the end of the process, which goes by with the refresh of all days.
+    pub refreshed: f64,
+}
+
+/// `run --once` of these files, which hold all the events, into an empty database.
+pub fn run_once(bench: &Bench, files: &[PathBuf]) -> Result<Times> {
+    bench.fresh_database()?;
+    let inbox = bench.inbox(files)?;
+    let mut observer = bench.observe(LOOK)?;
+    let start = Instant::now();
+    let mut run = bench.start_run(&inbox, &["--once"])?;
+    let committed = observer.wait_for(LOADED, i64::try_from(files.len())?, slice::from_mut(&mut run))?;
+    run.wait()?;
+    let refreshed = committed.elapsed().as_secs_f64();
+    bench.server.expect_events(OURS, "raw.events", bench.events)?;
+    Ok(Times { committed: (committed - start).as_secs_f64(), refreshed })
+}
+
+/// The most memory that `run` of one large array ever holds.
+pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
+    bench.fresh_database()?;
+    let inbox = bench.inbox(&[bench.large_file()?.to_owned()])?;
+    let peak = bench.dataloader(&bench.server.url(OURS), &["run", "--once", "--inbox"]).arg(inbox).peak_memory()?;
+    bench.server.expect_events(OURS, "raw.events", bench.large_events())?;
+    Ok(vec![Row::at_most("stream, memory, 3 GB array", Measure::Megabytes(peak), MEMORY)])
+}
+
+/// The same while the database is away for a minute in the middle; on a server of its own.
+pub fn outage(bench: &Bench) -> Result<Vec<Row>> {
+    let postgres = PrivateServer::start()?;
+    let url = postgres.server.url(OURS);
+    bench.fresh_database_on(&postgres.server)?;
+    let inbox = bench.inbox(&[bench.large_file()?.to_owned()])?;
+    let observe = || Observer::new(&bench.runtime, &url, LOOK);
+
+    let mut run = bench.start_run_on(&url, &inbox, &[])?;
+    observe()?.wait_for("select count(*) from raw.batches", 1, slice::from_mut(&mut run))?;
+    postgres.stop()?;
+    thread::sleep(OUTAGE);
+    postgres.restart()?;
+    let mut observer = observe()?;
+    if observer.int(LOADED)? != 0 {
+        return Err("the file was loaded before the database went away: DATALOADER_BENCH_EVENTS is too small".into());
+    }
+    observer.wait_for(LOADED, 1, slice::from_mut(&mut run))?;
+    let peak = run.peak_memory()?;
+    run.stop()?;
+    postgres.server.expect_events(OURS, "raw.events", bench.large_events())?;
+    Ok(vec![Row::at_most("stream, memory, database away", Measure::Megabytes(peak), MEMORY)])
+}
