@@ -153,6 +153,9 @@ struct Trouble {
     since: Instant,
     said: Instant,
     pauses: Pauses,
+    /// Before the next attempt.
+    pause: Duration,
+    error: lapin::Error,
 }
 
 impl Connector {
@@ -176,7 +179,7 @@ impl Connector {
             let error = match self.broker.connect_once(self.name).await {
                 Ok(connection) => {
                     if self.ever_connected {
-                        tracing::info!("connected to RabbitMQ at {} again", self.broker);
+                        tracing::info!("connected again to RabbitMQ at {}", self.broker);
                     } else {
                         tracing::debug!("connected to RabbitMQ at {}", self.broker);
                     }
@@ -189,7 +192,7 @@ impl Connector {
             if is_refusal(&error) && !self.ever_connected {
                 return Err(self.broker.unreachable(&error));
             }
-            self.trouble(&error)?;
+            self.trouble(error)?;
             self.pause().await;
         }
     }
@@ -203,29 +206,44 @@ impl Connector {
     ///
     /// # Errors
     /// If patience ends here.
-    pub fn lost(&mut self, error: &lapin::Error) -> Result<()> {
+    pub fn lost(&mut self, error: lapin::Error) -> Result<()> {
         self.connected.0.store(false, Ordering::Relaxed);
         self.trouble(error)
     }
 
-    fn trouble(&mut self, error: &lapin::Error) -> Result<()> {
+    /// The broker stayed away, for whoever has waited long enough.
+    pub fn stayed_away(&self) -> Error {
+        match &self.trouble {
+            Some(trouble) => self.broker.unreachable(&trouble.error),
+            None => Error::unreachable(format!("RabbitMQ at {} does not answer", self.broker)),
+        }
+    }
+
+    fn trouble(&mut self, error: lapin::Error) -> Result<()> {
         let now = Instant::now();
         let first = self.trouble.is_none();
-        let trouble = self.trouble.get_or_insert_with(|| Trouble { since: now, said: now, pauses: pauses(self.patience) });
-        if self.patience == Patience::GiveUp && trouble.since.elapsed() >= GIVE_UP_AFTER {
-            return Err(self.broker.unreachable(error));
+        let trouble = self.trouble.get_or_insert_with(|| Trouble {
+            since: now,
+            said: now,
+            pauses: pauses(self.patience),
+            pause: Duration::ZERO,
+            error: error.clone(),
+        });
+        trouble.pause = trouble.pauses.next().unwrap_or_default();
+        trouble.error = error;
+        if self.patience == Patience::GiveUp && trouble.since.elapsed() + trouble.pause > GIVE_UP_AFTER {
+            return Err(self.broker.unreachable(&trouble.error));
         }
         if first || trouble.said.elapsed() >= SAY_SO_EVERY {
             trouble.said = now;
-            let text = self.broker.url.scrub(&text(error));
-            tracing::warn!("no connection to RabbitMQ at {}: {text}; trying again", self.broker);
+            let text = self.broker.url.scrub(&text(&trouble.error));
+            tracing::warn!("no use of RabbitMQ at {} for now: {text}; trying again", self.broker);
         }
         Ok(())
     }
 
-    async fn pause(&mut self) {
-        let pause = self.trouble.as_mut().and_then(|trouble| trouble.pauses.next()).unwrap_or_default();
-        tokio::time::sleep(pause).await;
+    async fn pause(&self) {
+        tokio::time::sleep(self.trouble.as_ref().map_or(Duration::ZERO, |trouble| trouble.pause)).await;
     }
 }
 
@@ -242,7 +260,7 @@ impl Drop for Connector {
     }
 }
 
-pub(super) type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
+type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
 
 /// Pauses between attempts, without end.
 fn pauses(patience: Patience) -> Pauses {
@@ -253,7 +271,7 @@ fn pauses(patience: Patience) -> Pauses {
 }
 
 /// Jittered, from one second to thirty: the jitter at most doubles a pause.
-pub(super) fn slow_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
+fn slow_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
     backon::ExponentialBuilder::new()
         .with_min_delay(Duration::from_secs(1))
         .with_max_delay(Duration::from_secs(15))

@@ -110,7 +110,7 @@ impl Consumer {
                     return Err(error);
                 }
                 Err(Fault::Lost(error)) => {
-                    self.connector.lost(&error)?;
+                    self.connector.lost(error)?;
                     // The broker delivers all of it again. Settled first, most of it is then known as loaded, and memory
                     // never holds it twice.
                     while self.outstanding > 0 {

@@ -1,8 +1,9 @@
 //! Pieces to the broker: published persistent and mandatory, held until the broker has confirmed them. What a lost connection
 //! left unconfirmed is published again; a consumer knows a chunk that it has seen by its load and `seq`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::connection::{Broker, Connected, Connector, Fault, Patience, Pauses, close, reply_code, slow_pauses, text};
+use super::connection::{Broker, Connected, Connector, Fault, Patience, close, reply_code, text};
 use super::topology::Topology;
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ use crate::store::ledger::Counts;
 /// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. Their bytes are
 /// bounded by the budget that every piece holds a part of.
 const WINDOW: usize = 512;
-/// How long a publisher that is to end waits for a broker that is connected but confirms nothing.
+/// How long a broker that is connected may confirm nothing.
 const STALLED: Duration = Duration::from_secs(30);
 
 const PRECONDITION_FAILED: u16 = 406;
@@ -36,6 +37,8 @@ pub struct Publisher {
     connector: Connector,
     patience: Patience,
     outbox: Outbox,
+    /// An alarm: the broker does not read what we send.
+    is_blocked: bool,
 }
 
 /// How a session with one connection ended well.
@@ -45,7 +48,7 @@ impl Publisher {
     /// A publisher that is not yet connected.
     pub fn new(broker: Broker, topology: Topology, patience: Patience) -> Self {
         let connector = Connector::new(broker, "dataloader producer", patience);
-        Self { topology, connector, patience, outbox: Outbox::default() }
+        Self { topology, connector, patience, outbox: Outbox::default(), is_blocked: false }
     }
 
     /// Whether it is connected, for those who watch over it.
@@ -74,15 +77,13 @@ impl Publisher {
                     close(&connection).await;
                     return Err(error);
                 }
-                Err(Fault::Lost(error)) => self.connector.lost(&error)?,
+                Err(Fault::Lost(error)) => self.connector.lost(error)?,
             }
         }
     }
 
     /// `None` when there is nothing left to connect for.
     async fn connect(&mut self, pieces: &mpsc::Receiver<Piece>) -> Result<Option<Connection>> {
-        let stayed_away = Error::unreachable(format!("RabbitMQ at {} stayed away", self.connector))
-            .hint("files that are not published stay claimed; the next start publishes them");
         let nothing_left = self.outbox.unconfirmed.is_empty();
         let closed = async {
             // Nothing else tells when the last sender is gone without taking what is in the channel.
@@ -99,7 +100,8 @@ impl Publisher {
         }
         tokio::select! {
             connected = self.connector.connect() => connected.map(Some),
-            () = tokio::time::sleep(GIVE_UP_AFTER) => Err(stayed_away),
+            // Files that are not published stay claimed; the next start publishes them.
+            () = tokio::time::sleep(GIVE_UP_AFTER) => Err(self.connector.stayed_away()),
         }
     }
 
@@ -109,17 +111,16 @@ impl Publisher {
         pieces: &mut mpsc::Receiver<Piece>,
         finished: &mut impl FnMut(LoadFinished),
     ) -> Result<Done, Fault> {
-        // Before anything that the broker may answer with silence.
+        self.is_blocked = false;
         let mut events = Box::pin(connection.events_listener());
         self.topology.declare(connection).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let mut confirms = FuturesUnordered::new();
-        let mut refused = Refused::default();
-        let mut again: BTreeSet<u64> = self.outbox.unconfirmed.keys().copied().collect();
+        let mut to_publish: VecDeque<u64> = self.outbox.unconfirmed.keys().copied().collect();
         let mut last_progress = Instant::now();
         loop {
-            if let Some(serial) = again.pop_first() {
+            if let Some(serial) = to_publish.pop_front() {
                 let confirm = self.publish(&channel, serial, &mut events, last_progress).await?;
                 confirms.push(confirmation(serial, confirm));
             }
@@ -127,75 +128,63 @@ impl Publisher {
             if ending && self.outbox.unconfirmed.is_empty() {
                 return Ok(Done);
             }
-            let window_open = again.is_empty() && confirms.len() < WINDOW && !ending;
+            let window_open = to_publish.is_empty() && confirms.len() < WINDOW && !ending;
             tokio::select! {
                 biased;
                 Some(first) = confirms.next(), if !confirms.is_empty() => {
-                    // All that is ready, before any of it counts: see `Refused`.
                     let mut ready = vec![first];
                     while let Some(Some(next)) = confirms.next().now_or_never() {
                         ready.push(next);
                     }
-                    let confirmed = refused.sort(ready, &self.outbox).map_err(|error| self.explain(error))?;
-                    if !confirmed.is_empty() {
-                        self.connector.progress();
-                        last_progress = Instant::now();
-                        refused.pauses = None;
-                    }
-                    for serial in confirmed {
+                    for serial in taken(ready).map_err(|error| self.explain(error))? {
                         self.outbox.confirm(serial, finished);
                     }
-                    if !refused.again.is_empty() {
-                        refused.pause().await;
-                        self.topology.declare(connection).await?;
-                        again.append(&mut refused.again);
-                    }
+                    self.connector.progress();
+                    last_progress = Instant::now();
                 }
-                Some(event) = events.next() => heed(event)?,
+                Some(event) = events.next() => self.heed(event)?,
                 piece = pieces.recv(), if window_open => {
                     if let Some(piece) = piece {
                         if self.outbox.unconfirmed.is_empty() {
                             last_progress = Instant::now();
                         }
-                        again.insert(self.outbox.take(piece));
+                        to_publish.push_back(self.outbox.take(piece));
                     }
                 }
-                () = std::future::ready(()), if !again.is_empty() => {}
-                () = self.stalled(ending, last_progress) => return Err(Fault::Fatal(self.blocked())),
+                () = std::future::ready(()), if !to_publish.is_empty() => {}
+                () = self.stalled(ending, last_progress) => return Err(self.stall()),
             }
         }
     }
 
     /// Hands a message to the connection. While the broker blocks it, this waits.
     async fn publish(
-        &self,
+        &mut self,
         channel: &Channel,
         serial: u64,
         events: &mut (impl Stream<Item = Event> + Unpin),
         last_progress: Instant,
     ) -> Result<PublisherConfirm, Fault> {
-        let message = &self.outbox.unconfirmed[&serial].message;
-        let publishing = channel.basic_publish(
-            self.topology.exchange(),
-            message.routing_key.clone(),
-            BasicPublishOptions { mandatory: true, ..Default::default() },
-            &message.body,
-            message.properties.clone(),
-        );
+        let message = Arc::clone(&self.outbox.unconfirmed[&serial].message);
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let (routing_key, properties) = (message.routing_key.clone(), message.properties.clone());
+        let publishing = channel.basic_publish(self.topology.exchange(), routing_key, options, &message.body, properties);
         tokio::pin!(publishing);
         loop {
             tokio::select! {
                 biased;
                 published = &mut publishing => return published.map_err(|error| self.explain(error)),
-                Some(event) = events.next() => heed(event)?,
-                () = self.stalled(false, last_progress) => return Err(Fault::Fatal(self.blocked())),
+                Some(event) = events.next() => self.heed(event)?,
+                () = self.stalled(false, last_progress) => return Err(self.stall()),
             }
         }
     }
 
-    /// Comes when one who is to end has waited long enough for a confirmation.
+    /// Comes when the broker has confirmed nothing for so long that something must be wrong. An alarm may last: only who is to
+    /// end does not wait for its end.
     fn stalled(&self, ending: bool, last_progress: Instant) -> impl Future<Output = ()> + use<> {
-        let limit = (ending || self.patience == Patience::GiveUp) && !self.outbox.unconfirmed.is_empty();
+        let may_wait = self.is_blocked && self.patience == Patience::Wait && !ending;
+        let limit = !may_wait && !self.outbox.unconfirmed.is_empty();
         async move {
             match limit {
                 true => sleep_until(last_progress + STALLED).await,
@@ -204,9 +193,31 @@ impl Publisher {
         }
     }
 
-    fn blocked(&self) -> Error {
-        Error::unreachable(format!("RabbitMQ at {} has taken no message for {} seconds", self.connector, STALLED.as_secs()))
-            .hint("look for alarms of disk or memory with `rabbitmqctl status`")
+    fn stall(&self) -> Fault {
+        let seconds = STALLED.as_secs();
+        if self.is_blocked {
+            let error = format!("RabbitMQ at {} has taken no messages for {seconds} seconds", self.connector);
+            return Fault::Fatal(Error::unreachable(error).hint("look for alarms of disk or memory with `rabbitmqctl status`"));
+        }
+        Fault::Lost(io::Error::new(io::ErrorKind::TimedOut, format!("no confirmation for {seconds} seconds")).into())
+    }
+
+    /// # Errors
+    /// If the event is the end of the connection.
+    fn heed(&mut self, event: Event) -> Result<(), Fault> {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                self.is_blocked = true;
+                tracing::warn!("RabbitMQ takes no messages for now: {reason}; waiting");
+            }
+            Event::ConnectionUnblocked => {
+                self.is_blocked = false;
+                tracing::info!("RabbitMQ takes messages again");
+            }
+            Event::Error(error) => return Err(Fault::Lost(error)),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// A channel that was closed because of one message would be closed by it again and again.
@@ -226,16 +237,30 @@ async fn confirmation(serial: u64, confirm: PublisherConfirm) -> (u64, lapin::Re
     (serial, confirm.await)
 }
 
+/// The messages that these confirmations, all that are ready, are for.
+///
+/// A message that no queue takes comes back before it is confirmed, and lapin hands what came back to the next confirmations,
+/// whosever they are. So of a message that came back, either its own confirmation carries something, or one that was ready
+/// before does: when one does, none of them counts.
+///
 /// # Errors
-/// If the event is the end of the connection.
-fn heed(event: Event) -> Result<(), Fault> {
-    match event {
-        Event::ConnectionBlocked(reason) => tracing::warn!("RabbitMQ takes no messages for now: {reason}; waiting"),
-        Event::ConnectionUnblocked => tracing::info!("RabbitMQ takes messages again"),
-        Event::Error(error) => return Err(Fault::Lost(error)),
-        _ => {}
+/// If the broker did not take a message. All is then published again through another connection, after the queues are declared:
+/// in this one the broker may remember a queue that was deleted, and send to it what is meant for its successor.
+fn taken(ready: Vec<(u64, lapin::Result<Confirmation>)>) -> lapin::Result<Vec<u64>> {
+    let mut taken = Vec::with_capacity(ready.len());
+    for (serial, confirmation) in ready {
+        match confirmation? {
+            Confirmation::Ack(None) => taken.push(serial),
+            other => {
+                let why = match other.take_message() {
+                    Some(_) => "a message came back: its queue is gone",
+                    None => "a message was not taken",
+                };
+                return Err(io::Error::other(why).into());
+            }
+        }
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// What is published and not yet confirmed, in the order it came.
@@ -247,7 +272,7 @@ struct Outbox {
 }
 
 struct Outgoing {
-    message: Message,
+    message: Arc<Message>,
     load: Arc<Load>,
     end: Option<FileEnd>,
     /// Dropped with the message.
@@ -271,7 +296,7 @@ impl Outbox {
             Content::End(end) => Some(end.clone()),
             Content::Chunk(_) | Content::Foreign(_) => None,
         };
-        let message = encode(&load, content);
+        let message = Arc::new(encode(&load, content));
         self.unconfirmed.insert(serial, Outgoing { message, load, end, _receipt: receipt });
         serial
     }
@@ -296,65 +321,6 @@ impl Outbox {
                 counts,
                 error: end.error,
             });
-        }
-    }
-
-    fn with_id(&self, message_id: &str) -> Option<u64> {
-        let is_it =
-            |outgoing: &Outgoing| outgoing.message.properties.message_id().as_ref().is_some_and(|id| id.as_str() == message_id);
-        self.unconfirmed.iter().find(|(_, outgoing)| is_it(outgoing)).map(|(serial, _)| *serial)
-    }
-}
-
-/// Messages that the broker could not route or did not take.
-///
-/// An unroutable message comes back before it is confirmed, and lapin hands it over with the next confirmation, whosever that
-/// is: with several under way often another message's. So a return is told by its own id; and since the confirmation that
-/// carries it is ready no later than the message's own, no confirmation counts before all that are ready were looked at.
-#[derive(Default)]
-struct Refused {
-    /// Returned, with their own confirmation still to come.
-    returned: BTreeSet<u64>,
-    /// To be published again.
-    again: BTreeSet<u64>,
-    pauses: Option<Pauses>,
-}
-
-impl Refused {
-    /// The messages that are confirmed.
-    fn sort(&mut self, ready: Vec<(u64, lapin::Result<Confirmation>)>, outbox: &Outbox) -> Result<Vec<u64>, lapin::Error> {
-        let mut acknowledged = Vec::with_capacity(ready.len());
-        for (serial, confirmation) in ready {
-            let confirmation = confirmation?;
-            if confirmation.is_ack() {
-                acknowledged.push(serial);
-            } else {
-                self.again.insert(serial);
-            }
-            if let Some(message) = confirmation.take_message() {
-                let id = message.properties.message_id().as_ref().map_or("", |id| id.as_str());
-                self.returned.extend(outbox.with_id(id));
-            }
-        }
-        acknowledged.retain(|serial| {
-            let returned = self.returned.remove(serial);
-            if returned {
-                self.again.insert(*serial);
-            }
-            !returned
-        });
-        Ok(acknowledged)
-    }
-
-    /// None before the first attempt to put things right.
-    async fn pause(&mut self) {
-        let messages = self.again.len();
-        match &mut self.pauses {
-            None => {
-                tracing::warn!("RabbitMQ did not take {messages} message(s), perhaps for want of a queue; declaring all again");
-                self.pauses = Some(Box::new(slow_pauses()));
-            }
-            Some(pauses) => tokio::time::sleep(pauses.next().unwrap_or_default()).await,
         }
     }
 }

@@ -11,7 +11,7 @@ use dataloader::transport::amqp::connection::Patience;
 use dataloader::transport::amqp::consumer::Phase;
 use dataloader::transport::amqp::dead_letters;
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 
 use super::commit;
 use super::rig::{IN_FLIGHT, Rig, RunningPublisher, Seen, broker, lines};
@@ -77,7 +77,7 @@ fn a_disk_alarm_holds_the_publisher_and_not_the_consumer() {
     let publisher = rig.publisher(Patience::Wait);
     let (first, parts) = publisher.publish(&rig.dataset("events"), &lines(20_000));
     publisher.wait_finished(first);
-    node.ctl(&["set_disk_free_limit", "1000TB"]);
+    node.ctl(&["set_disk_free_limit", "100000GB"]);
     wait_until("the alarm is up", || node.ctl(&["list_connections", "state"]).contains("block"));
     let (second, more) = publisher.publish(&rig.dataset("events"), &lines(2_000));
     // What is in the queues can be loaded all the same, and what cannot waits for its turn.
@@ -151,7 +151,7 @@ fn wrong_credentials_and_vhosts_are_refused_at_once_and_shown_without_the_passwo
     ];
     for (url, expected) in cases {
         let wrong = Rig::on(&url);
-        let publisher = wrong.publisher(Patience::Wait).end(&wrong).expect_err("refused");
+        let publisher = wrong.publisher(Patience::Wait).end_by_itself(&wrong).expect_err("refused");
         let consumer = wrong.consumer(Patience::Wait, commit).end(&wrong, Phase::Run).expect_err("refused");
         let list = wrong.runtime.block_on(dead_letters::list(&broker(&url), &wrong.topology())).expect_err("refused");
         for error in [publisher, consumer, list] {
@@ -202,14 +202,17 @@ fn a_queue_with_other_arguments_is_an_error_that_says_which() {
     let rig = Rig::new();
     rig.with_channel(async |channel| {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        channel.queue_declare(rig.queue("events").into(), options, FieldTable::default()).await.expect("a classic queue");
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
+        channel.queue_declare(rig.queue("dead").into(), options, arguments).await.expect("somebody else's queue");
     });
     let publisher = rig.publisher(Patience::Wait).end_by_itself(&rig);
     let consumer = rig.consumer(Patience::Wait, commit).end(&rig, Phase::Run);
     for error in [publisher.expect_err("it differs"), consumer.expect_err("it differs")] {
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
-        for part in [&rig.queue("events"), "x-queue-type", "classic", "--queue-prefix"] {
+        for part in [&rig.queue("dead"), "x-delivery-limit", "'1000000'", "'20'", "--queue-prefix"] {
             assert!(text.contains(part), "{text}");
         }
     }

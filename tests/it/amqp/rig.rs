@@ -1,6 +1,6 @@
 //! A publisher, a broker and a consumer without the rest of the pipeline, so that a test decides what becomes of each piece.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -14,7 +14,7 @@ use dataloader::transport::amqp::consumer::{Consumer, Phase};
 use dataloader::transport::amqp::publisher::Publisher;
 use dataloader::transport::amqp::topology::Topology;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -113,12 +113,16 @@ impl Rig {
         });
     }
 
-    /// Takes a message out of a queue.
+    /// Takes a message out of a queue, as its sender published it.
     pub fn get(&self, dataset: &str) -> (BasicProperties, Vec<u8>) {
         self.with_channel(async |channel| {
             let got = channel.basic_get(self.queue(dataset).into(), BasicGetOptions { no_ack: true }).await;
             let delivery = got.expect("a queue").expect("a message").delivery;
-            (delivery.properties, delivery.data)
+            let by_sender = |name: &ShortString| !name.as_str().starts_with("x-");
+            let headers: BTreeMap<_, _> = delivery.properties.headers().iter().flatten().collect();
+            let headers = headers.into_iter().filter(|(name, _)| by_sender(name));
+            let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
+            (delivery.properties.clone().with_headers(headers.into()), delivery.data)
         })
     }
 
