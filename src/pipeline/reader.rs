@@ -10,8 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::faults::{Faults, StageWatch};
 use super::messages::{Content, FileEnd, Load, Piece, ReadFile, Receipt};
+use crate::dataset::Dataset;
 use crate::error::io_text;
 use crate::inbox::Claim;
+use crate::record::chunk::Chunk;
 use crate::record::decompress::decompress;
 use crate::record::split::{SplitError, Splitter};
 use crate::transport::Outlet;
@@ -143,7 +145,7 @@ fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> R
         let (bytes, records, chunks) = (splitter.bytes(), splitter.records(), splitter.chunks());
         let end = match next {
             Ok(Some(chunk)) => {
-                let bytes = chunk.bytes();
+                let bytes = footprint(&chunk, &claim.dataset);
                 match pass(Content::Chunk(chunk), bytes) {
                     Reading::Ended => continue,
                     Reading::Stopped => return Reading::Stopped,
@@ -155,6 +157,15 @@ fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> R
         };
         return pass(Content::End(end), END_BYTES);
     }
+}
+
+/// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times
+/// their size.
+fn footprint(chunk: &Chunk, dataset: &Dataset) -> usize {
+    /// What a value of a row takes beside its text, at most.
+    const VALUE_BYTES: usize = 64;
+    let values = chunk.records() * (dataset.columns.len() as u64 + 1);
+    2 * chunk.bytes() + usize::try_from(values).unwrap_or(usize::MAX / 2 / VALUE_BYTES) * VALUE_BYTES
 }
 
 /// What an end takes of the budget: it is small, and there can be many.

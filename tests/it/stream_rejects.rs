@@ -130,8 +130,9 @@ fn refused_records_are_loaded_when_the_constraint_is_gone(sandbox: &Sandbox) {
     sandbox.wait_until_finished("events", 1);
     let replay = |loaded: u64, rejected: u64| {
         let summary = sandbox.run(["rejects", "replay", "--dataset", "events", "--format", "json"]).ok().json();
-        let expected = serde_json::json!([{"dataset": "events", "read": 3, "loaded": loaded, "rejected": rejected}]);
-        assert_eq!(summary["datasets"], expected);
+        let events = &summary["datasets"][0];
+        let counts = (events["read"].as_u64(), events["loaded"].as_u64(), events["rejected"].as_u64());
+        assert_eq!(counts, (Some(3), Some(loaded), Some(rejected)));
     };
     // Beside the running pipeline, first without and then with success.
     replay(0, 3);

@@ -76,7 +76,7 @@ impl Sandbox {
     /// The names of the files in a directory of the inbox, sorted; none when it is missing.
     pub fn names_in(&self, directory: &str) -> Vec<Vec<u8>> {
         let entries = fs::read_dir(self.file("inbox").join(directory)).into_iter().flatten().flatten();
-        let files = entries.filter(|entry| !entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
         let mut names: Vec<Vec<u8>> = files.map(|entry| entry.file_name().as_bytes().to_vec()).collect();
         names.sort();
         names
