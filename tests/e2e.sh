@@ -57,10 +57,10 @@ compose() {
 # sql batch|cli QUERY
 sql() { "$1" psql -XAtc "$2"; }
 
-# deploy VERB: without a terminal. Keeps what it said in $copy/log.
+# deploy VERB: without a terminal. Keeps what it said in the file log.
 deploy() {
     local began=$SECONDS
-    ./run.sh "$1" </dev/null 2>&1 | tee "$copy/log" >&2 || fail "./run.sh $1"
+    ./run.sh "$1" </dev/null 2>&1 | tee log >&2 || fail "./run.sh $1"
     say "ok: ./run.sh $1 took $((SECONDS - began)) s"
 }
 
@@ -83,6 +83,7 @@ screen_is_gone() { ! "$1" tmux -L dataloader has-session -t dataloader 2>/dev/nu
 
 # Polled while servers are away: an error is no answer yet.
 events_are() { [[ $(sql "$1" 'SELECT count(*) FROM raw.events' 2>/dev/null) == "$2" ]]; }
+more_events_than() { (($(sql cli 'SELECT count(*) FROM raw.events') > $1)); }
 all_files_are_closed() {
     local open
     open=$(sql cli "SELECT count(*) FROM raw.loads WHERE status = 'loading'" 2>/dev/null) && [[ $open == 0 ]]
@@ -197,7 +198,7 @@ test_rabbitmq() {
     local n
     for n in 1 2 3; do
         type_in cli 0 1
-        exactly "the sample, dropped $n times" $((n * SAMPLE_EVENTS))
+        exactly "the sample, dropped $n time(s)" $((n * SAMPLE_EVENTS))
     done
     cat >raw_data/events/custom_sample.json <<'JSON'
 [{"id": "custom-1", "event_type": "User Created", "username": "me", "received_at": "2024-03-04 08:00:00"},
@@ -211,13 +212,14 @@ JSON
 
     step "rabbitmq: the consumer killed, the broker restarted, while files are dropped"
     cli sh -c 'dataloader generate --events 20000 >/tmp/many.json'
-    drop_many 5 &
+    drop_one_by_one 8 &
     local dropping=$!
+    await "some of them are being loaded" more_events_than "$total"
     docker kill "$(consumers)" >/dev/null
     docker restart --time 60 "$(ids dataloader-rabbitmq rabbitmq)" >/dev/null
     docker start "$(consumers)" >/dev/null
     wait "$dropping" || fail "dropping files"
-    total=$((total + 5 * 20000))
+    total=$((total + 8 * 20000))
     exactly "with consumer and broker lost in between" "$total"
     await "producer and consumer are healthy again" healthy "$(ids dataloader-rabbitmq producer)" "$(consumers)"
 
@@ -244,6 +246,11 @@ JSON
 }
 
 drop_many() { cli dataloader drop /tmp/many.json --times "$1" >/dev/null; }
+# Spread over some seconds, by the time that it takes to start the program in a container.
+drop_one_by_one() {
+    local left=$1
+    for ((; left > 0; left--)); do drop_many 1; done
+}
 all_consumers_are_healthy() {
     local id
     for id in $(consumers); do healthy "$id" || return 1; done
