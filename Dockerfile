@@ -5,7 +5,7 @@ ARG RUST_IMAGE=rust:1-bookworm
 ARG DEBIAN_IMAGE=debian:bookworm-slim
 ARG POSTGRES_IMAGE=postgres:17-bookworm
 
-# ---- dependencies: all crates, apart from our own code, again only when Cargo.toml or Cargo.lock change ----------
+# ---- dependencies: all crates, apart from our own code, again only when Cargo.toml or Cargo.lock change --------------
 FROM ${RUST_IMAGE} AS dependencies
 # `release` is what ships; `dev` compiles in a fraction of the time and runs at a fraction of the speed.
 ARG PROFILE=release

@@ -124,6 +124,13 @@ check_ports() {
     fi
 }
 
+# The containers' user is none of this machine's: it sees of raw_data what is open to all.
+check_readable() {
+    local closed
+    closed=$(find raw_data dataloader.toml ! -perm -004 -print | head -n 1)
+    [[ ! $closed ]] || say "WARNING: $closed cannot be read by everybody, so the program in the container will not read it: chmod -R a+rX raw_data dataloader.toml"
+}
+
 # ---- up --------------------------------------------------------------------------------------------------------------
 
 up() {
@@ -132,6 +139,7 @@ up() {
     need_compose
     prepare_settings
     check_ports
+    check_readable
     say "building the images; the first time takes minutes, while Rust compiles"
     COMPOSE_PROFILES=$architecture,tests "${compose[@]}" build "$application" tests
     say "starting ${services[*]} as project $project"
