@@ -87,7 +87,11 @@ impl Inbox {
 
         // Another file may have got the name after this one was opened; then that is the one that was claimed.
         let file = if disk::is_at(&file, &path)? { Some(file) } else { lock_at(&path)? };
-        let patience = if candidate.open { self.settle * PATIENCE } else { self.settle };
+        let patience = match candidate {
+            Candidate { complete: true, .. } => Duration::ZERO,
+            Candidate { open: true, .. } => self.settle * PATIENCE,
+            _ => self.settle,
+        };
         let held = |file| Held { patience, ..self.hold(place, file, path, name.to_owned(), candidate.stamp) };
         Ok(file.map(held).map(|held| held.into_claim(key)))
     }

@@ -21,6 +21,7 @@ mod names; // which files count, and what they are called on their way
 mod disk; // writes and moves that survive a crash
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -46,6 +47,7 @@ const PATIENCE: u32 = 20;
 /// The directories of an inbox. Several, in one process or many, can share them.
 #[derive(Debug)]
 pub struct Inbox {
+    root: PathBuf,
     places: Vec<Arc<Place>>,
     settle: Duration,
 }
@@ -72,6 +74,8 @@ pub struct Candidate {
     pub stamp: Stamp,
     /// When it was last written, renamed or linked, by the file system's clock.
     pub changed: SystemTime,
+    /// Its writer has closed it or renamed it in.
+    pub complete: bool,
     /// As far as events tell somebody may still write to it; it only has been still for long.
     pub open: bool,
     place: Arc<Place>,
@@ -105,7 +109,8 @@ impl Inbox {
                 unsynced: AtomicBool::new(false),
             })
         };
-        let inbox = Self { places: datasets.iter().map(place).collect(), settle };
+        let places = datasets.iter().map(place).collect();
+        let inbox = Self { root, places, settle };
         inbox.make_directories()?;
         Ok(inbox)
     }
@@ -175,12 +180,19 @@ impl Inbox {
     }
 }
 
+impl fmt::Display for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.root.display().fmt(f)
+    }
+}
+
 /// Regular files only, so neither symbolic links nor directories.
 fn candidate(place: &Arc<Place>, path: PathBuf, metadata: &Metadata) -> Option<Candidate> {
     metadata.is_file().then(|| Candidate {
         path,
         stamp: Stamp::of(metadata),
         changed: changed(metadata),
+        complete: false,
         open: false,
         place: Arc::clone(place),
     })

@@ -25,13 +25,18 @@ impl Claim {
         ClaimReader { claim: self.clone(), position: 0, still: self.held.stamp }
     }
 
-    /// Whether the file grows beyond what was read. To be asked when the text ended inside a record: waits for more, twenty times
-    /// the settle time if somebody may have the file open, else once, and at most until more is there.
+    /// Whether the file, which was read to its end, grows. To be asked when the text ended inside a record: waits for more, twenty
+    /// times the settle time if somebody may have the file open, not at all if its writer has closed it, else once, and at most
+    /// until more is there.
     ///
     /// # Errors
     /// If the file cannot be looked at.
     pub fn more_coming(&self) -> io::Result<bool> {
-        grows(self.bytes_read(), self.held.patience, || self.stamp(), thread::sleep)
+        let position = self.bytes_read();
+        if self.held.ended_at.load(Ordering::Relaxed) != position {
+            return Ok(false);
+        }
+        grows(position, self.held.patience, || self.stamp(), thread::sleep)
     }
 
     fn stamp(&self) -> io::Result<Stamp> {

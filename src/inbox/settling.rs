@@ -150,7 +150,14 @@ mod tests {
         let place =
             Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), unsynced: AtomicBool::new(false) };
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(size);
-        Candidate { path: dir().join(name), stamp: Stamp { size, modified: changed }, changed, open: false, place: Arc::new(place) }
+        Candidate {
+            path: dir().join(name),
+            stamp: Stamp { size, modified: changed },
+            changed,
+            complete: false,
+            open: false,
+            place: Arc::new(place),
+        }
     }
 
     fn names(ready: &[Candidate]) -> Vec<&str> {

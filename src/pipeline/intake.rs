@@ -263,6 +263,9 @@ impl Actor for Intake {
                 intake.rescan(ctx);
             }
         });
+        if matches!(self.mode, Mode::Watch) {
+            tracing::info!("watching {}", self.inbox);
+        }
         self.rescan(ctx);
     }
 }
@@ -284,7 +287,8 @@ impl Handler<Watched> for Intake {
             match event {
                 Event::Complete(path) if self.is_wanted(&path) => {
                     self.settling.forget(&path);
-                    if let Some(candidate) = self.inbox.look(&path) {
+                    if let Some(mut candidate) = self.inbox.look(&path) {
+                        candidate.complete = true;
                         self.wait_in_line(candidate);
                     }
                 }

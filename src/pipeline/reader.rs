@@ -132,31 +132,54 @@ fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> R
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
     };
-    let text = match (cannot_start, decompress(claim.open())) {
-        (None, Ok(text)) => text,
-        (Some(error), _) => return pass(Content::End(failed(error, 0, 0, 0)), END_BYTES),
-        (None, Err(error)) => {
-            return pass(Content::End(failed(format!("cannot read the file: {}", io_text(&error)), 0, 0, 0)), END_BYTES);
-        }
-    };
-    let mut splitter = Splitter::new(text);
+    if let Some(error) = cannot_start {
+        return pass(Content::End(failed(error, 0, 0, 0)), END_BYTES);
+    }
+    let mut passed = 0;
     loop {
-        let next = splitter.next_chunk();
-        let (bytes, records, chunks) = (splitter.bytes(), splitter.records(), splitter.chunks());
-        let end = match next {
-            Ok(Some(chunk)) => {
-                let bytes = footprint(&chunk, &claim.dataset);
-                match pass(Content::Chunk(chunk), bytes) {
-                    Reading::Ended => continue,
-                    Reading::Stopped => return Reading::Stopped,
-                }
-            }
-            Ok(None) => FileEnd { chunks, records, bytes, error: None },
-            Err(SplitError::Io(error)) => failed(format!("cannot read the file: {}", io_text(&error)), bytes, records, chunks),
-            Err(boundary) => failed(boundary.to_string(), bytes, records, chunks),
+        let mut last: Option<Chunk> = None;
+        let mut splitter = match decompress(claim.open()) {
+            Ok(text) => Ok(Splitter::new(text)),
+            Err(error) => Err(failed(cannot_read(&error), 0, 0, 0)),
         };
+        let end = loop {
+            let splitter = match &mut splitter {
+                Ok(splitter) => splitter,
+                Err(failed) => break failed.clone(),
+            };
+            let next = splitter.next_chunk();
+            let (bytes, records, chunks) = (splitter.bytes(), splitter.records(), splitter.chunks());
+            match next {
+                Ok(Some(chunk)) => {
+                    let Some(chunk) = last.replace(chunk).filter(|before| before.seq >= passed) else { continue };
+                    passed = chunk.seq + 1;
+                    let bytes = footprint(&chunk, &claim.dataset);
+                    if pass(Content::Chunk(chunk), bytes) == Reading::Stopped {
+                        return Reading::Stopped;
+                    }
+                }
+                Ok(None) => break FileEnd { chunks, records, bytes, error: None },
+                Err(SplitError::Io(error)) => break failed(cannot_read(&error), bytes, records, chunks),
+                Err(boundary) => break failed(boundary.to_string(), bytes, records, chunks),
+            }
+        };
+        // Where the text breaks off its writer may go on. It is then read again from the beginning, without what was passed;
+        // the last chunk was not, as it may have been cut short.
+        if end.error.is_some() && !stop.load(Ordering::Relaxed) && claim.more_coming().unwrap_or(false) {
+            continue;
+        }
+        if let Some(chunk) = last.filter(|last| last.seq >= passed) {
+            let bytes = footprint(&chunk, &claim.dataset);
+            if pass(Content::Chunk(chunk), bytes) == Reading::Stopped {
+                return Reading::Stopped;
+            }
+        }
         return pass(Content::End(end), END_BYTES);
     }
+}
+
+fn cannot_read(error: &std::io::Error) -> String {
+    format!("cannot read the file: {}", io_text(error))
 }
 
 /// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times

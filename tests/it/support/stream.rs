@@ -46,17 +46,8 @@ impl Sandbox {
     #[track_caller]
     pub fn start_pipeline(&self) -> Background {
         let mut pipeline = self.pipeline([]).spawn();
-        self.wait_until_it_watches(&mut pipeline);
+        pipeline.wait_for_stderr("watching ");
         pipeline
-    }
-
-    /// Returns once a file that is dropped is loaded without a restart.
-    #[track_caller]
-    pub fn wait_until_it_watches(&self, pipeline: &mut Background) {
-        wait_until("the pipeline has made its inbox", || {
-            assert!(pipeline.is_running(), "the pipeline ended:\n{}", pipeline.stderr());
-            self.file("inbox/orgs/failed").is_dir()
-        });
     }
 
     /// Loads what the inbox holds and ends.
