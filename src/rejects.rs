@@ -1,6 +1,6 @@
 //! `dataloader rejects`: what could not be loaded; listed, exported for repair, tried again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -181,8 +181,9 @@ pub struct DatasetReplay {
     pub loaded: u64,
     /// Still rejected.
     pub rejected: u64,
-    /// Dead letters that are in the dataset's queue again.
-    pub republished: u64,
+    /// Dead letters that are in the dataset's queue again; not there without RabbitMQ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub republished: Option<u64>,
 }
 
 /// Parses the open rejects again and appends those that now load, which leave `raw.rejects` in the same transaction.
@@ -194,8 +195,8 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
     let mut connection = database.open(&config.datasets).await?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let republished = match dead_letter_queue(config)? {
-        Some((broker, topology)) => dead_letters::replay(&broker, &topology, &names).await?,
-        None => BTreeMap::new(),
+        Some((broker, topology)) => Some(dead_letters::replay(&broker, &topology, &names).await?),
+        None => None,
     };
     let mut replay = Replay { datasets: Vec::new() };
     for dataset in datasets {
@@ -211,7 +212,7 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
             read: counts.read,
             loaded: counts.loaded,
             rejected: counts.rejected,
-            republished: republished.get(&dataset.name).copied().unwrap_or(0),
+            republished: republished.as_ref().map(|letters| letters.get(&dataset.name).copied().unwrap_or(0)),
         });
     }
     connection.close().await;
@@ -300,8 +301,8 @@ impl Replay {
                 0 => writeln!(out, "{dataset}: no open rejects")?,
                 _ => writeln!(out, "{dataset}: {read} replayed, {loaded} loaded, {rejected} still rejected")?,
             }
-            if *republished > 0 {
-                writeln!(out, "{dataset}: {republished} dead letters are in the queue again")?;
+            if let Some(letters @ 1..) = republished {
+                writeln!(out, "{dataset}: {letters} dead letters are in the queue again")?;
             }
         }
         Ok(())
