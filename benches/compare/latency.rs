@@ -164,8 +164,7 @@ async fn refresh_changed_day(url: &str) -> Result<f64> {
     let dataset = config.dataset_named("events")?;
     let mut connection = Database::new(&config.database, GIVE_UP_AFTER)?.connect().await?;
     let start = Instant::now();
-    connection.begin().await?;
-    connection.run("set local work_mem = '256MB'").await?;
+    connection.begin_bulk().await?;
     model::refresh(&mut connection, &dataset, Days::These(Day::parse(CHANGED_DAY).into_iter().collect())).await?;
     connection.commit().await?;
     let seconds = start.elapsed().as_secs_f64();

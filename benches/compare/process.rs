@@ -52,6 +52,9 @@ fn high_water_mark(process: u32) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// Of the log of a process that failed, so many are shown.
+const LAST_LINES: usize = 5;
+
 /// A process that is watched while it works; killed when dropped.
 pub struct Running {
     child: Child,
@@ -68,12 +71,16 @@ impl Running {
     /// Whether it has ended.
     ///
     /// # Errors
-    /// If it failed; with what it said.
+    /// If it failed; with the last that it said.
     pub fn has_ended(&mut self) -> Result<bool> {
         match self.child.try_wait()? {
             None => Ok(false),
             Some(status) if status.success() => Ok(true),
-            Some(status) => Err(format!("dataloader: {status}: {}", fs::read_to_string(&self.log)?.trim()).into()),
+            Some(status) => {
+                let log = fs::read_to_string(&self.log)?;
+                let last: Vec<&str> = log.lines().skip(log.lines().count().saturating_sub(LAST_LINES)).collect();
+                Err(format!("dataloader: {status}: {}", last.join("\n")).into())
+            }
         }
     }
 
