@@ -1,6 +1,6 @@
 //! The promises to users, tested on the real binary: one module per promise, one test binary so that it links once.
 //!
-//! `cargo test` runs what needs no server; `./run.sh test` starts PostgreSQL and runs everything.
+//! `cargo test` runs what needs no server; `./run.sh test` starts PostgreSQL and RabbitMQ and runs everything.
 
 mod harness; // what the other tests rely on: sandboxes, queries, private servers
 mod support;

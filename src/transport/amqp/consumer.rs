@@ -156,7 +156,7 @@ impl Consumer {
             tokio::select! {
                 biased;
                 Some(event) = events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
-                _ = phase.changed() => {}
+                Ok(()) = phase.changed() => {}
                 settled = self.verdicts.1.recv() => {
                     let settled = settled.expect("this struct holds a sender");
                     self.outstanding -= 1;
