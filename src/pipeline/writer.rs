@@ -17,9 +17,9 @@ use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
-use crate::store::append::{Appender, RawTable, Refused, append_accepted};
+use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, ChunkLine, Counts, OpenLoad};
-use crate::store::{Class, Connection, Day, StoreResult, model, rejects};
+use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
 
 /// What a transaction did.
 #[derive(Debug, Default)]
@@ -153,15 +153,12 @@ async fn append(
     let mut refused = vec![Vec::new(); chunks.len()];
     match care {
         Care::Swift => {
-            let mut appender = Appender::begin(connection, dataset, RawTable::Master, None).await?;
-            for (_, chunk) in chunks.iter() {
-                appender.push(&chunk.rows).await?;
-            }
-            appender.finish().await?;
+            let rows: Vec<&Rows> = chunks.iter().map(|(_, chunk)| &chunk.rows).collect();
+            append::append(connection, dataset, &rows).await?;
         }
         Care::Thorough => {
             for ((_, chunk), refused) in chunks.iter().zip(&mut refused) {
-                *refused = append_accepted(connection, dataset, &chunk.rows).await?;
+                *refused = append::append_accepted(connection, dataset, &chunk.rows).await?;
             }
         }
     }

@@ -1,18 +1,19 @@
-//! Appending encoded rows to a raw table: binary `COPY` into PostgreSQL, many rows per `INSERT` into SQLite.
+//! Appending encoded rows to a raw table: many of them by one binary `COPY`, a pipeline's batch by one `INSERT`. SQLite knows
+//! `INSERT` only.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use sqlx::postgres::{PgConnection, PgCopyIn};
+use sqlx::postgres::{PgArguments, PgConnection, PgCopyIn};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe};
 use uuid::Uuid;
 
 use super::connection::Connection;
 use super::error::{Class, StoreError, StoreResult};
-use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, Rows, SqliteValue};
-use super::sql::{Dialect, Schema, raw_column_list};
+use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, Rows, SqliteValue, column_arrays};
+use super::sql::{Dialect, Schema, placeholders, raw_column_list, raw_columns};
 use crate::dataset::Dataset;
 use crate::error::io_text;
 
@@ -35,7 +36,7 @@ impl RawTable {
     }
 }
 
-/// An append in progress; nothing is there before [`Appender::finish`]. Dropped before, the statement fails.
+/// An append of many rows in progress; nothing is there before [`Appender::finish`]. Dropped before, the statement fails.
 pub struct Appender<'c> {
     table: String,
     columns: String,
@@ -83,24 +84,12 @@ impl<'c> Appender<'c> {
     /// # Errors
     /// If the database fails; on PostgreSQL a row that it refuses shows only in [`Appender::finish`].
     pub async fn push(&mut self, rows: &Rows) -> StoreResult<()> {
-        self.push_some(rows, 0..rows.len()).await
-    }
-
-    /// Appends some of the rows.
-    ///
-    /// # Errors
-    /// As [`Appender::push`].
-    pub async fn push_some(&mut self, rows: &Rows, range: std::ops::Range<usize>) -> StoreResult<()> {
-        match (&mut self.target, rows) {
-            (Target::Copy(copy), Rows::Postgres(rows)) => {
-                copy.send(rows.slice(range)).await?;
-                Ok(())
+        match &mut self.target {
+            Target::Copy(copy) => copy.send(postgres(rows).bytes()).await.map(drop).map_err(Into::into),
+            Target::Staged { file, .. } => file.write(postgres(rows).bytes()),
+            Target::Insert { connection } => {
+                insert_bound(connection, &self.table, &self.columns, sqlite(rows), 0..rows.len()).await
             }
-            (Target::Staged { file, .. }, Rows::Postgres(rows)) => file.write(rows.slice(range)),
-            (Target::Insert { connection }, Rows::Sqlite(rows)) => {
-                insert(connection, &self.table, &self.columns, rows, range).await
-            }
-            _ => unreachable!("rows are encoded for the store that they go to"),
         }
     }
 
@@ -158,7 +147,7 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
             continue;
         }
         connection.run("savepoint rows").await?;
-        match append_range(connection, dataset, rows, range.clone()).await {
+        match append_parts(connection, dataset, &[(rows, range.clone())]).await {
             Ok(()) => {}
             Err(error) if error.class() == Class::BadRow => {
                 connection.run("rollback to savepoint rows").await?;
@@ -177,15 +166,58 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
     Ok(refused)
 }
 
-async fn append_range(
-    connection: &mut Connection,
-    dataset: &Dataset,
-    rows: &Rows,
-    range: std::ops::Range<usize>,
-) -> StoreResult<()> {
-    let mut appender = Appender::begin(connection, dataset, RawTable::Master, None).await?;
-    appender.push_some(rows, range).await?;
-    appender.finish().await
+/// Inside a transaction: appends rows, whose load is set, to a master table.
+///
+/// # Errors
+/// If the database refuses a row or fails.
+pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Rows]) -> StoreResult<()> {
+    let parts: Vec<Part<'_>> = rows.iter().map(|rows| (*rows, 0..rows.len())).collect();
+    append_parts(connection, dataset, &parts).await
+}
+
+/// Some of the rows.
+type Part<'r> = (&'r Rows, std::ops::Range<usize>);
+
+async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>]) -> StoreResult<()> {
+    if parts.iter().all(|(_, range)| range.is_empty()) {
+        return Ok(());
+    }
+    let table = RawTable::Master.of(connection.dialect(), dataset);
+    let columns = raw_column_list(dataset);
+    match connection {
+        // Not by COPY: its end follows its data in a packet of its own, which TCP holds back until the server has acknowledged
+        // the data, by default 40 ms later. That is more than an INSERT of thousands of rows takes.
+        Connection::Postgres(connection) => {
+            let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
+            let mut arguments = PgArguments::default();
+            for array in column_arrays(dataset, &tuples) {
+                arguments.add(array).map_err(sqlx::Error::Encode)?;
+            }
+            let arrays = placeholders(raw_columns(dataset).count());
+            let sql = AssertSqlSafe(format!("insert into {table} ({columns}) select * from unnest({arrays})"));
+            sqlx::query_with(sql, arguments).execute(connection).await?;
+        }
+        Connection::Sqlite(connection) => {
+            for (rows, range) in parts {
+                insert_bound(connection, &table, &columns, sqlite(rows), range.clone()).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn postgres(rows: &Rows) -> &CopyRows {
+    match rows {
+        Rows::Postgres(rows) => rows,
+        Rows::Sqlite(_) => unreachable!("rows are encoded for the store that they go to"),
+    }
+}
+
+fn sqlite(rows: &Rows) -> &BoundRows {
+    match rows {
+        Rows::Sqlite(rows) => rows,
+        Rows::Postgres(_) => unreachable!("rows are encoded for the store that they go to"),
+    }
 }
 
 /// How many rows one INSERT of SQLite holds. More than this gains nothing, fewer cost a change of threads each.
@@ -193,7 +225,7 @@ const INSERT_ROWS: usize = 500;
 /// SQLite's limit.
 const MAX_PARAMETERS: usize = 32_766;
 
-async fn insert(
+async fn insert_bound(
     connection: &mut SqliteConnection,
     table: &str,
     columns: &str,

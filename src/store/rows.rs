@@ -1,12 +1,17 @@
-//! Rows in the form in which a store takes them, made by the parser threads: for PostgreSQL the bytes of binary `COPY`, for
-//! SQLite values ready to bind. The load that they belong to is filled in later, when the ledger has given it its number.
+//! Rows in the form in which a store takes them, made by the parser threads: for PostgreSQL the bytes of binary `COPY`, of
+//! which the arrays of an `INSERT` are cut too, for SQLite values ready to bind. The load that they belong to is filled in later, when the ledger has given it its number.
 
 use std::sync::Arc;
 
 use jiff::tz::Offset;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
 
 use super::connection::{POSTGRES_EPOCH_DAYS, POSTGRES_EPOCH_MICROS};
-use super::sql::{Day, Dialect};
+use super::sql::{Day, Dialect, raw_columns};
+use crate::dataset::{ColumnType, Dataset};
 use crate::record::row::{RowSink, Value};
 
 /// Encoded rows of one dataset.
@@ -168,6 +173,89 @@ impl CopyRows {
     }
 }
 
+/// One column of tuples as an array in PostgreSQL's binary format (`array_recv` in `arrayfuncs.c`), whose elements are written
+/// as a tuple's fields are.
+pub struct ColumnArray {
+    type_oid: Oid,
+    bytes: Vec<u8>,
+    len: i32,
+}
+
+impl ColumnArray {
+    /// Where the number of elements stands in `bytes`.
+    const LEN: std::ops::Range<usize> = 12..16;
+
+    fn new(column_type: ColumnType) -> Self {
+        let (element_oid, type_oid) = array_oids(column_type);
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&1i32.to_be_bytes()); // dimensions
+        bytes.extend_from_slice(&1i32.to_be_bytes()); // there may be nulls
+        bytes.extend_from_slice(&element_oid.to_be_bytes());
+        bytes.extend_from_slice(&0i32.to_be_bytes()); // the number of elements, known in the end
+        bytes.extend_from_slice(&1i32.to_be_bytes()); // the first one's index
+        Self { type_oid: Oid(type_oid), bytes, len: 0 }
+    }
+}
+
+impl sqlx::Type<sqlx::Postgres> for ColumnArray {
+    fn type_info() -> PgTypeInfo {
+        // Of the elements only the values know: see `produces`.
+        PgTypeInfo::with_name("anyarray")
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Postgres> for ColumnArray {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&self.bytes[..Self::LEN.start]);
+        buffer.extend_from_slice(&self.len.to_be_bytes());
+        buffer.extend_from_slice(&self.bytes[Self::LEN.end..]);
+        Ok(IsNull::No)
+    }
+
+    fn produces(&self) -> Option<PgTypeInfo> {
+        Some(PgTypeInfo::with_oid(self.type_oid))
+    }
+
+    fn size_hint(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The columns of a dataset's raw table, out of its tuples.
+pub fn column_arrays(dataset: &Dataset, tuples: &[&[u8]]) -> Vec<ColumnArray> {
+    let mut arrays: Vec<ColumnArray> = raw_columns(dataset).map(|(_, column_type)| ColumnArray::new(column_type)).collect();
+    for mut rest in tuples.iter().copied() {
+        while let Some((_fields, mut fields)) = rest.split_first_chunk::<2>() {
+            for array in &mut arrays {
+                let length = fields.first_chunk().map_or(0, |length| i32::from_be_bytes(*length));
+                // A null has the length -1.
+                let end = 4 + usize::try_from(length).unwrap_or(0);
+                array.bytes.extend_from_slice(&fields[..end]);
+                array.len += 1;
+                fields = &fields[end..];
+            }
+            rest = fields;
+        }
+    }
+    arrays
+}
+
+/// The type of a column's values and of arrays of them, as fixed in PostgreSQL's `pg_type.dat`.
+fn array_oids(column_type: ColumnType) -> (u32, u32) {
+    match column_type {
+        ColumnType::Text => (25, 1009),
+        ColumnType::BigInt => (20, 1016),
+        ColumnType::Double => (701, 1022),
+        ColumnType::Numeric => (1700, 1231),
+        ColumnType::Boolean => (16, 1000),
+        ColumnType::Date => (1082, 1182),
+        ColumnType::Timestamp => (1114, 1115),
+        ColumnType::TimestampTz => (1184, 1185),
+        ColumnType::Uuid => (2950, 2951),
+        ColumnType::Jsonb => (3802, 3807),
+    }
+}
+
 /// The value of up to four decimal digits.
 fn group(digits: &[u8]) -> i16 {
     digits.iter().fold(0, |value, digit| value * 10 + i16::from(digit - b'0'))
@@ -191,7 +279,8 @@ pub enum SqliteValue {
 }
 
 impl BoundRows {
-    fn len(&self) -> usize {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
         self.values.len().checked_div(self.width).unwrap_or(0)
     }
 

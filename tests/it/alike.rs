@@ -2,7 +2,9 @@
 
 use serde_json::Value as Json;
 
-use crate::support::{Sandbox, Store, write_samples};
+use crate::support::{Sandbox, Store, on_both_stores, write_samples};
+
+on_both_stores!(a_pipeline_writes_the_rows_of_a_load);
 
 const CONFIG: &str = r#"
 [datasets.nasty]
@@ -201,6 +203,20 @@ fn nasty_values_are_alike_in_every_table() {
     for dimension in ["a", "b", "c", "e", "f", "g", "i"] {
         assert_alike(&sandboxes, &format!("modelled.nasty_by_date_{dimension}"), &format!("date, {dimension}, {COUNTS}"), &[]);
     }
+}
+
+/// A pipeline writes its rows in another way than a batch run.
+fn a_pipeline_writes_the_rows_of_a_load(sandbox: &Sandbox) {
+    sandbox.write("dataloader.toml", CONFIG);
+    sandbox.write("raw_data/nasty/1.jsonl", nasty_file());
+    sandbox.run(["load"]).code(3);
+    let columns = "a, b, c, d, e, f, g, h, i, j, _extra";
+    let loaded = dump(sandbox, "raw.nasty", columns, &[9, 10]);
+    sandbox.execute("DELETE FROM {raw.nasty}");
+    sandbox.drop_in("nasty", "1.jsonl", nasty_file());
+    sandbox.run_once().code(3);
+    assert_eq!(dump(sandbox, "raw.nasty", columns, &[9, 10]), loaded);
+    assert!(!loaded.is_empty());
 }
 
 #[test]
