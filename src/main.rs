@@ -11,7 +11,7 @@ use dataloader::config::Config;
 use dataloader::error::{Error, Result};
 use dataloader::output::{self, Format, Output};
 use dataloader::pipeline::{self, RunOptions};
-use dataloader::store::{Database, GIVE_UP_AFTER};
+use dataloader::store::{Database, GIVE_UP_AFTER, Indexes};
 use dataloader::{drop, generate, health, load, logging, menu, model, rejects, report, signals, status};
 
 fn main() -> ExitCode {
@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> Result<u8> {
             Ok(DONE)
         }
         Command::Migrate => signals::interruptible(async {
-            Database::new(&config.database, GIVE_UP_AFTER)?.open(&config.datasets).await?.close().await;
+            Database::new(&config.database, GIVE_UP_AFTER)?.open(&config.datasets, Indexes::Make).await?.close().await;
             output.result(&serde_json::json!({ "database": config.database.to_string() }), |out| {
                 writeln!(out, "the tables in {} are up to date", config.database)
             })?;

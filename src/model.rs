@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Difference};
-use crate::store::{Connection, Database, GIVE_UP_AFTER, StoreResult};
+use crate::store::{Connection, Database, GIVE_UP_AFTER, Indexes, StoreResult};
 
 /// What a refresh did.
 #[derive(Debug, Clone, Serialize)]
@@ -34,7 +34,7 @@ pub struct RefreshedDataset {
 /// If the database fails.
 pub async fn refresh(config: &Config, full: bool, check: bool) -> Result<Refreshed> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Make).await?;
     let refreshed = refresh_on(&mut connection, config, full, check).await.map_err(|error| database.explain(error));
     connection.close().await;
     refreshed

@@ -20,7 +20,7 @@ use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days};
 use crate::store::rejects::{Cursor, OpenReject, delete, page};
-use crate::store::{Connection, Database, Day, GIVE_UP_AFTER, Rows, StoreResult};
+use crate::store::{Connection, Database, Day, GIVE_UP_AFTER, Indexes, Rows, StoreResult};
 use crate::table::{Align, Table};
 use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::dead_letters::{self, DeadLetterEntry};
@@ -36,7 +36,7 @@ async fn for_each_page(
     mut take: impl FnMut(Vec<OpenReject>) -> io::Result<()>,
 ) -> Result<()> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let mut after: Cursor = (0, 0);
     loop {
@@ -192,7 +192,7 @@ pub struct DatasetReplay {
 /// If the database fails; nothing has changed then.
 pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let republished = match dead_letter_queue(config)? {
         Some((broker, topology)) => Some(dead_letters::replay(&broker, &topology, &names).await?),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::store::{Connection, Database, Dialect, Field, GIVE_UP_AFTER, StoreResult, model, sql};
+use crate::store::{Connection, Database, Dialect, Field, GIVE_UP_AFTER, Indexes, StoreResult, model, sql};
 use crate::table::{Align, Table};
 
 /// The modelled tables of some datasets.
@@ -61,7 +61,7 @@ impl Serialize for TableReport {
 /// If the database fails.
 pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
     let mut report = Report { datasets: Vec::new() };
     for dataset in datasets {
         let mut tables = Vec::new();

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::store::sql::Schema;
-use crate::store::{Connection, Database, Field, GIVE_UP_AFTER, StoreResult};
+use crate::store::{Connection, Database, Field, GIVE_UP_AFTER, Indexes, StoreResult};
 use crate::table::{Align, Table};
 
 /// The ledger.
@@ -61,7 +61,7 @@ const LISTED_LOADS: u32 = 20;
 /// If the database fails.
 pub async fn status(config: &Config) -> Result<Status> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
     let status = read(&mut connection, &config.datasets).await.map_err(|error| database.explain(error));
     connection.close().await;
     status

@@ -26,7 +26,9 @@ use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days};
-use crate::store::{Appender, Connection, Database, Day, Dialect, RawTable, StoreError, StoreResult, rejects, upsert};
+use crate::store::{
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, rejects, schema, upsert,
+};
 
 use extract::{Extracted, ParsedChunk, Progress, extract};
 use input::{Input, files_of};
@@ -100,7 +102,7 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         validate(config, options, &mut runs, progress).await?;
     } else {
         let database = Database::new(&config.database, LOCK_WAIT)?;
-        let mut connection = database.open(&config.datasets).await?;
+        let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
         let loaded = match load_in_transaction(&mut connection, config, options, &mut runs, progress).await {
             Ok(()) => Ok(()),
             Err(Failure::Store(error)) => Err(database.explain(error)),
@@ -149,8 +151,6 @@ struct DatasetRun {
     files: Vec<FileRun>,
     days: BTreeSet<Day>,
     replaced: u64,
-    /// The table was empty before: all its days are this run's.
-    fills_table: bool,
     /// The first rejects, in the order of file and ordinal.
     shown: Vec<ShownReject>,
     elapsed: Duration,
@@ -181,15 +181,7 @@ impl DatasetRun {
                 chunks: Vec::new(),
             })
             .collect();
-        Self {
-            dataset: Arc::clone(dataset),
-            files,
-            days: BTreeSet::new(),
-            replaced: 0,
-            fills_table: false,
-            shown: Vec::new(),
-            elapsed: Duration::ZERO,
-        }
+        Self { dataset: Arc::clone(dataset), files, days: BTreeSet::new(), replaced: 0, shown: Vec::new(), elapsed: Duration::ZERO }
     }
 
     fn inputs(&self) -> Vec<Input> {
@@ -289,8 +281,7 @@ async fn load_in_transaction(
         }
         limit.finish().map_err(Failure::Run)?;
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
-            let days = if run.fills_table { Days::All } else { Days::These(std::mem::take(&mut run.days)) };
-            model::refresh(connection, &run.dataset, days).await?;
+            model::refresh(connection, &run.dataset, Days::These(std::mem::take(&mut run.days))).await?;
             run.elapsed += timer.elapsed();
             timer = Instant::now();
         }
@@ -350,9 +341,8 @@ async fn load_dataset(
         }
     }
     run.check_any_loadable()?;
-    let upserted = upsert::upsert(connection, &dataset).await?;
-    run.replaced = upserted.replaced;
-    run.fills_table = upserted.into_empty;
+    run.replaced = upsert::upsert(connection, &dataset).await?;
+    schema::index_days(connection, &dataset).await?;
     book(connection, run, &ids).await?;
     Ok(())
 }

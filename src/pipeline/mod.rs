@@ -26,7 +26,7 @@ use crate::config::{Config, Role, Transport};
 use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
 use crate::signals::Signals;
-use crate::store::{GIVE_UP_AFTER, schema};
+use crate::store::{GIVE_UP_AFTER, Indexes, schema};
 use crate::transport::Outlet;
 use crate::transport::amqp::connection::Patience;
 use crate::transport::amqp::consumer::{Consumer, Phase};
@@ -156,7 +156,7 @@ impl Stages {
         // Without a database nothing is claimed.
         if config.role != Role::Producer {
             let mut first = links.database(options);
-            first.repeat(async |connection| schema::ensure(connection, &config.datasets).await).await?;
+            first.repeat(async |connection| schema::ensure(connection, &config.datasets, Indexes::Make).await).await?;
             first.close().await;
         }
         // The intake and the writer stand at the two ends of a circle: the intake is there first.

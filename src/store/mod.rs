@@ -23,6 +23,7 @@ pub use append::{Appender, RawTable};
 pub use connection::{Arg, Connection, ConnectionOptions, Field};
 pub use error::{Class, StoreError, StoreResult};
 pub use rows::Rows;
+pub use schema::Indexes;
 pub use sql::{Day, Dialect};
 
 use crate::config::DatabaseUrl;
@@ -92,9 +93,9 @@ impl Database {
     ///
     /// # Errors
     /// If the database refuses or stays away, or its tables do not fit the datasets.
-    pub async fn open(&self, datasets: &[Arc<Dataset>]) -> Result<Connection> {
+    pub async fn open(&self, datasets: &[Arc<Dataset>], indexes: Indexes) -> Result<Connection> {
         let mut connection = self.connect().await?;
-        schema::ensure(&mut connection, datasets).await.map_err(|error| self.explain(error))?;
+        schema::ensure(&mut connection, datasets, indexes).await.map_err(|error| self.explain(error))?;
         Ok(connection)
     }
 

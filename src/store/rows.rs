@@ -280,7 +280,7 @@ pub enum SqliteValue {
 
 impl BoundRows {
     /// How many rows there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.values.len().checked_div(self.width).unwrap_or(0)
     }
 

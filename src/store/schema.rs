@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::Connection;
+use super::connection::{Arg, Connection};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -25,20 +25,28 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
     migrator
 }
 
+/// What becomes of an index that is missing. A batch run makes it when the rows are there, by [`index_days`]: to build one takes
+/// half as long as to keep it up to date. Others that write or refresh need it at once; and who only reads waits for nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Indexes {
+    Make,
+    Leave,
+}
+
 /// Brings the database to what this program and these datasets need; does nothing, and locks nothing, where it is so already.
 ///
 /// # Errors
 /// If a table differs from its definition in more than missing columns, if the database was made by a newer version of the
 /// program, or if it fails.
-pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<()> {
-    if is_migrated(connection).await? && plan(connection, datasets).await?.is_empty() {
+pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
+    if is_migrated(connection).await? && plan(connection, datasets, indexes).await?.is_empty() {
         return Ok(());
     }
     match connection.dialect() {
         // DDL of two sessions at once fails even with IF NOT EXISTS: one at a time.
         Dialect::Postgres => {
             lock::session(connection, Lock::Schema).await?;
-            let done = migrate_and_apply(connection, datasets).await;
+            let done = migrate_and_apply(connection, datasets, indexes).await;
             if done.is_err() {
                 // Unlocking would fail in the aborted transaction, and hide why it was.
                 drop(connection.rollback().await);
@@ -46,11 +54,11 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> S
             lock::release(connection, Lock::Schema).await?;
             done
         }
-        Dialect::Sqlite => migrate_and_apply(connection, datasets).await,
+        Dialect::Sqlite => migrate_and_apply(connection, datasets, indexes).await,
     }
 }
 
-async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<()> {
+async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
     match connection {
         Connection::Postgres(connection) => {
             sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await.map_err(StoreError::from)?;
@@ -63,7 +71,7 @@ async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>
         }
     }
     connection.begin().await?;
-    let statements = plan(connection, datasets).await?;
+    let statements = plan(connection, datasets, indexes).await?;
     for statement in statements {
         connection.run(statement).await?;
     }
@@ -101,7 +109,7 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
 }
 
 /// The statements that are missing between the catalogue and the definitions.
-async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Vec<String>> {
+async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Vec<String>> {
     let dialect = connection.dialect();
     let catalogue = catalogue(connection).await?;
     let definitions = dialect.table(Schema::Dataloader, "datasets");
@@ -114,6 +122,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
 
     let mut statements = Vec::new();
     for dataset in datasets {
+        let mut is_indexed = has_day_index(connection, dataset).await?;
         for (table, is_delta) in [(dataset.name.clone(), false), (format!("{}_delta", dataset.name), true)] {
             match catalogue.get(&dialect.bare_table(Schema::Raw, &table)) {
                 Some(columns) => statements.extend(missing_columns(dialect, dataset, &table, columns)?),
@@ -123,7 +132,11 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
         let definition = model::definition(dataset);
         let old = known.get(&dataset.name);
         if old != Some(&definition) {
-            statements.extend(replace_day_index(dialect, dataset));
+            if is_indexed {
+                // Of a day that may be another one now.
+                statements.push(format!("drop index {}", day_index(dialect, dataset)));
+                is_indexed = false;
+            }
             statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
             let name = &dataset.name;
             // A definition is made of identifiers and punctuation: nothing to escape.
@@ -131,6 +144,9 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
                 "insert into {definitions} (name, definition) values ('{name}', '{definition}') \
                  on conflict (name) do update set definition = excluded.definition"
             ));
+        }
+        if !is_indexed && indexes == Indexes::Make {
+            statements.extend(create_day_index(dialect, dataset));
         }
     }
     Ok(statements)
@@ -167,20 +183,48 @@ fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) 
     format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
 }
 
-/// The refresh of a day reads that day only.
-fn replace_day_index(dialect: Dialect, dataset: &Dataset) -> Vec<String> {
-    // A dot cannot be in a dataset's name, so no table has this one.
-    let name = quote(&format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name)));
-    let qualified = match dialect {
-        Dialect::Postgres => format!("raw.{name}"),
-        Dialect::Sqlite => name.clone(),
-    };
-    let mut statements = vec![format!("drop index if exists {qualified}")];
-    if let Some(day) = dataset.day_column() {
-        let raw = dialect.table(Schema::Raw, &dataset.name);
-        statements.push(format!("create index {name} on {raw} (({}))", dialect.day(day)));
+/// Inside a transaction that wrote the dataset's rows: makes the index of their days, where it is missing.
+///
+/// # Errors
+/// If the database fails.
+pub async fn index_days(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    if !has_day_index(connection, dataset).await?
+        && let Some(statement) = create_day_index(connection.dialect(), dataset)
+    {
+        connection.run(statement).await?;
     }
-    statements
+    Ok(())
+}
+
+/// With it the refresh of a day reads that day only.
+fn create_day_index(dialect: Dialect, dataset: &Dataset) -> Option<String> {
+    let day = dialect.day(dataset.day_column()?);
+    let name = quote(&day_index_name(dialect, dataset));
+    // Another process may have made it while this one waited for the table.
+    Some(format!("create index if not exists {name} on {} (({day}))", dialect.table(Schema::Raw, &dataset.name)))
+}
+
+/// Without its schema. A dot cannot be in a dataset's name, so no table has this one.
+fn day_index_name(dialect: Dialect, dataset: &Dataset) -> String {
+    format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name))
+}
+
+/// Its quoted name, ready for SQL.
+fn day_index(dialect: Dialect, dataset: &Dataset) -> String {
+    let name = quote(&day_index_name(dialect, dataset));
+    match dialect {
+        Dialect::Postgres => format!("raw.{name}"),
+        Dialect::Sqlite => name,
+    }
+}
+
+async fn has_day_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+    let sql = match connection.dialect() {
+        Dialect::Postgres => "select count(*) from pg_indexes where schemaname = 'raw' and indexname = $1",
+        Dialect::Sqlite => "select count(*) from sqlite_schema where type = 'index' and name = $1",
+    };
+    let name = day_index_name(connection.dialect(), dataset);
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
 }
 
 /// `ALTER TABLE` for each column that the definition has and the table has not.

@@ -20,21 +20,12 @@ pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> Stor
     connection.run(sql).await.map(drop)
 }
 
-/// What an upsert did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Upserted {
-    /// Master rows that were deleted.
-    pub replaced: u64,
-    /// The master had no rows: all its days are the delta's.
-    pub into_empty: bool,
-}
-
-/// Inside a transaction: moves the delta's rows into the master. Days that lose rows are marked as changed where the delta's
-/// own days do not tell.
+/// Inside a transaction: moves the delta's rows into the master; returns how many rows of the master they replace. Days that
+/// lose rows are marked as changed where the delta's own days do not tell.
 ///
 /// # Errors
 /// If the database fails or refuses a row.
-pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Upserted> {
+pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<u64> {
     let dialect = connection.dialect();
     let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
     let mut replaced = 0;
@@ -60,7 +51,7 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
     }
     let columns = raw_column_list(dataset);
     connection.run(format!("insert into {master} ({columns}) select {columns} from {delta}")).await?;
-    Ok(Upserted { replaced, into_empty: !has_rows })
+    Ok(replaced)
 }
 
 /// Conditions on a master row, one for each combination of nulls that the delta's keys have; together they hold for the rows

@@ -38,10 +38,17 @@ impl<'a> Counts<'a> {
         let mut statements = vec![self.create(TOTALS, &self.totals())];
         for (i, values) in self.counted().iter().enumerate() {
             let (repeated, surplus) = (format!("{REPEATED}_{i}"), format!("{SURPLUS}_{i}"));
-            statements.push(self.create(&repeated, &self.repeated(values)));
-            if self.dialect == Dialect::Postgres {
-                // So that the join hashes this and not the rows.
-                statements.push(format!("analyze {repeated}"));
+            let find = self.create(&repeated, &self.repeated(values));
+            match self.dialect {
+                Dialect::Postgres => statements.extend([
+                    // Sorting goes to all processors; filling a hash table with what mostly occurs once does not.
+                    "set local enable_hashagg = off".to_owned(),
+                    find,
+                    "set local enable_hashagg to default".to_owned(),
+                    // So that the join hashes this and not the rows.
+                    format!("analyze {repeated}"),
+                ]),
+                Dialect::Sqlite => statements.push(find),
             }
             statements.push(self.create(&surplus, &self.surplus(values, &repeated)));
         }
@@ -100,33 +107,46 @@ impl<'a> Counts<'a> {
         format!("select {select}{counts} {} group by {by}", self.source)
     }
 
-    /// The values that a day has more than once.
+    /// The identities that more than one row has.
     fn repeated(&self, values: &Counted) -> String {
-        let select: Vec<String> =
-            values.columns.iter().enumerate().map(|(i, column)| format!("{} as v{i}", self.sortable(*column))).collect();
-        let by = (2..=values.columns.len() + 1).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
-        // The day last: where it is part of the key, the key alone tells the rows apart.
+        let identity = self.identity(values);
+        let select: Vec<String> = identity.iter().enumerate().map(|(i, part)| format!("{part} as i{i}")).collect();
+        let by = (1..=identity.len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         format!(
-            "select {day} as d, {select} {source}{filter} group by {by}, 1 having count(*) > 1",
-            day = self.day,
+            "select {select} {source}{filter} group by {by} having count(*) > 1",
             select = select.join(", "),
             source = self.source,
             filter = self.only_values(values),
         )
     }
 
-    /// How often each of them occurs per day and combination of dimensions.
+    /// How often the values of those rows occur per day and combination of dimensions.
     fn surplus(&self, values: &Counted, repeated: &str) -> String {
         let (select, by) = self.grouping();
+        let columns: Vec<String> = values.columns.iter().map(|column| self.sortable(*column)).collect();
+        let select_values: String = columns.iter().enumerate().map(|(i, column)| format!(", {column} as v{i}")).collect();
+        // In a key nulls are equal.
+        let equals = if self.dialect == Dialect::Sqlite && values.is_key { "is" } else { "=" };
         let conditions: Vec<String> =
-            values.columns.iter().enumerate().map(|(i, column)| self.same(*column, &format!("x.v{i}"), values.is_key)).collect();
-        let names = (0..values.columns.len()).map(|i| format!("x.v{i}")).collect::<Vec<_>>().join(", ");
-        let from = self.source.replacen(
-            " where ",
-            &format!(" join {repeated} x on {} = x.d and {} where ", self.day, conditions.join(" and ")),
-            1,
-        );
-        format!("select {select}, {names}, count(*) as n {from} group by {by}, {names}")
+            self.identity(values).iter().enumerate().map(|(i, part)| format!("{part} {equals} x.i{i}")).collect();
+        let from = self.source.replacen(" where ", &format!(" join {repeated} x on {} where ", conditions.join(" and ")), 1);
+        format!(
+            "select {select}{select_values}, count(*) as n {from}{filter} group by {by}, {columns}",
+            filter = self.only_values(values),
+            columns = columns.join(", "),
+        )
+    }
+
+    /// What rows of a day with the same values have in common. In PostgreSQL a hash, never null and quick to sort: that others
+    /// may have it too does not matter, since it only picks the rows that are then grouped by their values. In SQLite, which has
+    /// no such function, the values; the day last: where it is part of the key, the key alone tells the rows apart.
+    fn identity(&self, values: &Counted) -> Vec<String> {
+        let mut parts: Vec<String> = values.columns.iter().map(|column| self.sortable(*column)).collect();
+        parts.push(self.day.clone());
+        match self.dialect {
+            Dialect::Postgres => vec![format!("hash_record_extended(row({}), 0)", parts.join(", "))],
+            Dialect::Sqlite => parts,
+        }
     }
 
     /// The day and the dimensions, as a select list with the names `d, g0, g1, …` and as a `group by`.
@@ -157,28 +177,6 @@ impl<'a> Counts<'a> {
     /// Nulls are no value of a distinct count; of a key they are.
     fn only_values(&self, values: &Counted) -> String {
         if values.is_key { String::new() } else { format!(" and {} is not null", self.column(values.columns[0])) }
-    }
-
-    /// The column equals `other`; in a key nulls are equal too. By operators that both databases hash or index.
-    fn same(&self, index: usize, other: &str, nulls: bool) -> String {
-        let column = self.sortable(index);
-        match (nulls, self.dialect) {
-            (false, _) => format!("{column} = {other}"),
-            (true, Dialect::Sqlite) => format!("{column} is {other}"),
-            (true, Dialect::Postgres) => {
-                let any = match self.dataset.columns[index].column_type {
-                    ColumnType::Text => "''",
-                    ColumnType::BigInt | ColumnType::Double | ColumnType::Numeric => "0",
-                    ColumnType::Boolean => "false",
-                    ColumnType::Date => "date 'epoch'",
-                    ColumnType::Timestamp => "timestamp 'epoch'",
-                    ColumnType::TimestampTz => "timestamptz 'epoch'",
-                    ColumnType::Uuid => "uuid '00000000-0000-0000-0000-000000000000'",
-                    ColumnType::Jsonb => "jsonb 'null'",
-                };
-                format!("coalesce({column}, {any}) = coalesce({other}, {any}) and ({column} is null) = ({other} is null)")
-            }
-        }
     }
 }
 

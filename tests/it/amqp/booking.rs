@@ -5,7 +5,7 @@ use std::time::Duration;
 use dataloader::config::DatabaseUrl;
 use dataloader::store::ledger::{ChunkLine, Counts, insert_chunks};
 use dataloader::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
-use dataloader::store::{Connection, Database};
+use dataloader::store::{Connection, Database, Indexes};
 use uuid::Uuid;
 
 use crate::support::{Sandbox, on_both_stores};
@@ -19,7 +19,7 @@ on_both_stores!(
 async fn connect(sandbox: &Sandbox) -> Connection {
     let url = DatabaseUrl::parse(&sandbox.database_url()).expect("the sandbox's own");
     let database = Database::new(&url, Duration::from_secs(10)).expect("a valid URL");
-    database.open(&[]).await.expect("the database is there")
+    database.open(&[], Indexes::Leave).await.expect("the database is there")
 }
 
 fn run(test: impl Future<Output = ()>) {
