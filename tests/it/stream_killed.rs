@@ -48,6 +48,8 @@ fn killed_at_any_moment_every_record_is_loaded_once(sandbox: &Sandbox) {
         let process = sandbox.pipeline([]).spawn();
         kill_after(process, Duration::from_millis(20 + choices.below(330)));
         if kill % 10 == 9 {
+            // Where all is slow, none may have lived long enough to make the tables.
+            sandbox.run(["migrate"]).ok();
             sandbox.assert_conserved();
         }
     }
