@@ -216,10 +216,11 @@ JSON
     local dropping=$!
     await "some of them are being loaded" more_events_than "$total"
     docker kill "$(consumers)" >/dev/null
-    docker restart --time 60 "$(ids dataloader-rabbitmq rabbitmq)" >/dev/null
-    docker start "$(consumers)" >/dev/null
+    docker stop --time 60 "$(ids dataloader-rabbitmq rabbitmq)" >/dev/null
+    drop_many 2
+    docker start "$(ids dataloader-rabbitmq rabbitmq)" "$(consumers)" >/dev/null
     wait "$dropping" || fail "dropping files"
-    total=$((total + 8 * 20000))
+    total=$((total + 10 * 20000))
     exactly "with consumer and broker lost in between" "$total"
     await "producer and consumer are healthy again" healthy "$(ids dataloader-rabbitmq producer)" "$(consumers)"
 
