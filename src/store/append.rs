@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArguments, PgConnection, PgCopyIn};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe};
@@ -12,8 +13,8 @@ use uuid::Uuid;
 
 use super::connection::Connection;
 use super::error::{Class, StoreError, StoreResult};
-use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, Rows, SqliteValue, column_arrays};
-use super::sql::{Dialect, Schema, placeholders, raw_column_list, raw_columns};
+use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, RowArray, Rows, SqliteValue};
+use super::sql::{Dialect, Schema, raw_column_list, raw_columns};
 use crate::dataset::Dataset;
 use crate::error::io_text;
 
@@ -185,17 +186,15 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
     let table = RawTable::Master.of(connection.dialect(), dataset);
     let columns = raw_column_list(dataset);
     match connection {
-        // Not by COPY: its end follows its data in a packet of its own, which TCP holds back until the server has acknowledged
-        // the data, by default 40 ms later. That is more than an INSERT of thousands of rows takes.
         Connection::Postgres(connection) => {
+            let row_type = row_type(connection, dataset, &table).await?;
             let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
             let mut arguments = PgArguments::default();
-            for array in column_arrays(dataset, &tuples) {
-                arguments.add(array).map_err(sqlx::Error::Encode)?;
-            }
-            let arrays = placeholders(raw_columns(dataset).count());
-            let sql = AssertSqlSafe(format!("insert into {table} ({columns}) select * from unnest({arrays})"));
-            sqlx::query_with(sql, arguments).execute(connection).await?;
+            arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
+            // Not by COPY: its end follows its data in a packet of its own, which TCP holds back until the server has
+            // acknowledged the data, by default 40 ms later. That is more than an INSERT of thousands of rows takes.
+            let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
+            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
         }
         Connection::Sqlite(connection) => {
             for (rows, range) in parts {
@@ -204,6 +203,21 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
         }
     }
     Ok(())
+}
+
+/// The columns of a table in its own order, which is not the definition's once some were added to it: the index of each among
+/// the dataset's, and the OID of its type. They stay so until the transaction ends.
+async fn row_type(connection: &mut PgConnection, dataset: &Dataset, table: &str) -> StoreResult<Vec<(Option<usize>, u32)>> {
+    sqlx::raw_sql(AssertSqlSafe(format!("lock table {table} in row exclusive mode"))).execute(&mut *connection).await?;
+    let attributes: Vec<(String, Oid)> = sqlx::query_as(
+        "select attname::text, atttypid from pg_attribute \
+         where attrelid = $1::regclass and attnum > 0 and not attisdropped order by attnum",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await?;
+    let index = |name: &str| raw_columns(dataset).position(|(column, _)| column == name);
+    Ok(attributes.into_iter().map(|(name, type_oid)| (index(&name), type_oid.0)).collect())
 }
 
 fn postgres(rows: &Rows) -> &CopyRows {

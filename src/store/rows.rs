@@ -1,5 +1,5 @@
 //! Rows in the form in which a store takes them, made by the parser threads: for PostgreSQL the bytes of binary `COPY`, of
-//! which the arrays of an `INSERT` are cut too, for SQLite values ready to bind. The load that they belong to is filled in later, when the ledger has given it its number.
+//! which the argument of an `INSERT` is made too, for SQLite values ready to bind. The load that they belong to is filled in later, when the ledger has given it its number.
 
 use std::sync::Arc;
 
@@ -10,8 +10,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
 
 use super::connection::{POSTGRES_EPOCH_DAYS, POSTGRES_EPOCH_MICROS};
-use super::sql::{Day, Dialect, raw_columns};
-use crate::dataset::{ColumnType, Dataset};
+use super::sql::{Day, Dialect};
 use crate::record::row::{RowSink, Value};
 
 /// Encoded rows of one dataset.
@@ -70,6 +69,9 @@ pub struct CopyRows {
     ends: Vec<usize>,
 }
 
+/// The length of a field that is null.
+const NULL: i32 = -1;
+
 /// What begins a binary `COPY`: signature, flags, no header extension.
 pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// What ends it.
@@ -99,7 +101,7 @@ impl CopyRows {
         self.bytes.extend_from_slice(&fields.to_be_bytes());
         for value in values {
             match value {
-                Value::Null => self.bytes.extend_from_slice(&(-1i32).to_be_bytes()),
+                Value::Null => self.bytes.extend_from_slice(&NULL.to_be_bytes()),
                 Value::Text(text) => self.field(text.as_bytes()),
                 Value::BigInt(number) => self.field(&number.to_be_bytes()),
                 Value::Double(number) => self.field(&number.to_be_bytes()),
@@ -173,86 +175,66 @@ impl CopyRows {
     }
 }
 
-/// One column of tuples as an array in PostgreSQL's binary format (`array_recv` in `arrayfuncs.c`), whose elements are written
-/// as a tuple's fields are.
-pub struct ColumnArray {
-    type_oid: Oid,
-    bytes: Vec<u8>,
-    len: i32,
-}
+/// Rows as one argument of a statement: an array of a table's row type in PostgreSQL's binary format (`array_recv`,
+/// `record_recv`), whose fields are written as those of a tuple are.
+pub struct RowArray(Vec<u8>);
 
-impl ColumnArray {
-    /// Where the number of elements stands in `bytes`.
-    const LEN: std::ops::Range<usize> = 12..16;
+impl RowArray {
+    /// The rows of these tuples, for a table with these columns: of each the index of its field in the tuples, where they have
+    /// it, and the OID of its type.
+    pub fn new(tuples: &[&[u8]], columns: &[(Option<usize>, u32)]) -> Self {
+        const LEN: std::ops::Range<usize> = 12..16;
+        let mut array = Vec::with_capacity(tuples.iter().map(|tuples| tuples.len()).sum::<usize>() * 3 / 2);
+        array.extend_from_slice(&1i32.to_be_bytes()); // dimensions
+        array.extend_from_slice(&0i32.to_be_bytes()); // no element is null
+        array.extend_from_slice(&0i32.to_be_bytes()); // the elements' type: the statement says it
+        array.extend_from_slice(&0i32.to_be_bytes()); // how many there are, known in the end
+        array.extend_from_slice(&1i32.to_be_bytes()); // the first one's index
 
-    fn new(column_type: ColumnType) -> Self {
-        let (element_oid, type_oid) = array_oids(column_type);
-        let mut bytes = Vec::new();
-        bytes.extend_from_slice(&1i32.to_be_bytes()); // dimensions
-        bytes.extend_from_slice(&1i32.to_be_bytes()); // there may be nulls
-        bytes.extend_from_slice(&element_oid.to_be_bytes());
-        bytes.extend_from_slice(&0i32.to_be_bytes()); // the number of elements, known in the end
-        bytes.extend_from_slice(&1i32.to_be_bytes()); // the first one's index
-        Self { type_oid: Oid(type_oid), bytes, len: 0 }
-    }
-}
+        let width = i32::try_from(columns.len()).expect("PostgreSQL has at most 1,600 columns").to_be_bytes();
+        let mut len = 0i32;
+        let mut fields: Vec<&[u8]> = Vec::with_capacity(columns.len());
+        for mut rest in tuples.iter().copied() {
+            while let Some((count, mut tuple)) = rest.split_first_chunk() {
+                fields.clear();
+                for _ in 0..i16::from_be_bytes(*count) {
+                    let length = tuple.first_chunk().map_or(NULL, |length| i32::from_be_bytes(*length));
+                    let field;
+                    (field, tuple) = tuple.split_at(4 + usize::try_from(length).unwrap_or(0));
+                    fields.push(field);
+                }
+                rest = tuple;
 
-impl sqlx::Type<sqlx::Postgres> for ColumnArray {
-    fn type_info() -> PgTypeInfo {
-        // Of the elements only the values know: see `produces`.
-        PgTypeInfo::with_name("anyarray")
-    }
-}
-
-impl sqlx::Encode<'_, sqlx::Postgres> for ColumnArray {
-    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        buffer.extend_from_slice(&self.bytes[..Self::LEN.start]);
-        buffer.extend_from_slice(&self.len.to_be_bytes());
-        buffer.extend_from_slice(&self.bytes[Self::LEN.end..]);
-        Ok(IsNull::No)
-    }
-
-    fn produces(&self) -> Option<PgTypeInfo> {
-        Some(PgTypeInfo::with_oid(self.type_oid))
-    }
-
-    fn size_hint(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-/// The columns of a dataset's raw table, out of its tuples.
-pub fn column_arrays(dataset: &Dataset, tuples: &[&[u8]]) -> Vec<ColumnArray> {
-    let mut arrays: Vec<ColumnArray> = raw_columns(dataset).map(|(_, column_type)| ColumnArray::new(column_type)).collect();
-    for mut rest in tuples.iter().copied() {
-        while let Some((_fields, mut fields)) = rest.split_first_chunk::<2>() {
-            for array in &mut arrays {
-                let length = fields.first_chunk().map_or(0, |length| i32::from_be_bytes(*length));
-                // A null has the length -1.
-                let end = 4 + usize::try_from(length).unwrap_or(0);
-                array.bytes.extend_from_slice(&fields[..end]);
-                array.len += 1;
-                fields = &fields[end..];
+                let start = array.len();
+                array.extend_from_slice(&[0; 4]);
+                array.extend_from_slice(&width);
+                for (index, type_oid) in columns {
+                    array.extend_from_slice(&type_oid.to_be_bytes());
+                    match index {
+                        Some(index) => array.extend_from_slice(fields[*index]),
+                        None => array.extend_from_slice(&NULL.to_be_bytes()),
+                    }
+                }
+                let size = i32::try_from(array.len() - start - 4).expect("a record has at most 8 MiB");
+                array[start..start + 4].copy_from_slice(&size.to_be_bytes());
+                len += 1;
             }
-            rest = fields;
         }
+        array[LEN].copy_from_slice(&len.to_be_bytes());
+        Self(array)
     }
-    arrays
 }
 
-/// The type of a column's values and of arrays of them, as fixed in PostgreSQL's `pg_type.dat`.
-fn array_oids(column_type: ColumnType) -> (u32, u32) {
-    match column_type {
-        ColumnType::Text => (25, 1009),
-        ColumnType::BigInt => (20, 1016),
-        ColumnType::Double => (701, 1022),
-        ColumnType::Numeric => (1700, 1231),
-        ColumnType::Boolean => (16, 1000),
-        ColumnType::Date => (1082, 1182),
-        ColumnType::Timestamp => (1114, 1115),
-        ColumnType::TimestampTz => (1184, 1185),
-        ColumnType::Uuid => (2950, 2951),
-        ColumnType::Jsonb => (3802, 3807),
+impl sqlx::Type<sqlx::Postgres> for RowArray {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(0)) // the statement says it
+    }
+}
+
+impl sqlx::Encode<'_, sqlx::Postgres> for RowArray {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&self.0);
+        Ok(IsNull::No)
     }
 }
 

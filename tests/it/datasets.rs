@@ -126,6 +126,9 @@ fn a_column_that_the_definition_adds_is_added(sandbox: &Sandbox) {
     let rows = "SELECT id, shop, price FROM {raw.sales} ORDER BY id, sold";
     assert_eq!(sandbox.lines(rows), ["1|north|NULL", "2|north|NULL", "3|NULL|NULL", "3|south|NULL", "4|north|9.90"]);
     assert_eq!(sandbox.lines("SELECT id, price FROM {raw.sales_delta}"), ["4|9.90"]);
+    sandbox.drop_in("sales", "y.jsonl", r#"{"id":5,"sold":"2024-05-02","shop":"west","price":0.10}"#);
+    sandbox.run_once().ok();
+    assert_eq!(sandbox.lines("SELECT shop, price FROM {raw.sales} WHERE id = 5"), ["west|0.10"]);
     sandbox.run(["model", "--check"]).ok();
 }
 
