@@ -1,5 +1,6 @@
 //! The command line program: arguments → configuration → command → exit code.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, BufReader};
 use std::process::ExitCode;
@@ -99,6 +100,10 @@ fn run(cli: &Cli) -> Result<u8> {
 
 async fn load(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
+    let mut sources = BTreeSet::new();
+    if let Some(twice) = inputs.iter().find(|input| !sources.insert(input.source())) {
+        return Err(Error::usage(format!("{twice} is named twice, so that its records would be loaded twice")));
+    }
     let options = LoadOptions {
         inputs: (!inputs.is_empty()).then_some(inputs),
         max_rejects: args.max_rejects,

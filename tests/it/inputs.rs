@@ -86,6 +86,8 @@ fn files_by_name_and_standard_input(sandbox: &Sandbox) {
     }
     let outcome = sandbox.run(["load", "b.json"]).code(2);
     assert!(outcome.stderr.contains("--dataset"), "{}", outcome.stderr);
+    let outcome = sandbox.run(["load", "--dataset", "events", "b.json", "./b.json"]).code(2);
+    assert!(outcome.stderr.contains("./b.json is named twice"), "{}", outcome.stderr);
     assert_eq!(sandbox.count("raw.events"), 3);
 }
 

@@ -29,13 +29,20 @@ impl<'a> Counts<'a> {
             DayFilter::All => format!("{day} is not null"),
             DayFilter::In(list) => format!("{day} in ({list})"),
         };
-        let source = format!("from {} r where {filter}", dialect.table(Schema::Raw, &dataset.name));
+        // SQLite would read all rows in the order of the index, each from another place of the file.
+        let hint = if dialect == Dialect::Sqlite && matches!(days, DayFilter::All) { " not indexed" } else { "" };
+        let source = format!("from {} r{hint} where {filter}", dialect.table(Schema::Raw, &dataset.name));
         Self { dialect, dataset, source, day }
     }
 
     /// The statements that make the temporary tables, in order.
     pub(super) fn prepare(&self) -> Vec<String> {
-        let mut statements = vec![self.create(TOTALS, &self.totals())];
+        let mut statements = Vec::new();
+        if self.dialect == Dialect::Postgres {
+            // Where nobody has analyzed the new rows yet, PostgreSQL expects far too many groups to hand over between processes.
+            statements.push("set local parallel_tuple_cost = 0".to_owned());
+        }
+        statements.push(self.create(TOTALS, &self.totals()));
         for (i, values) in self.counted().iter().enumerate() {
             let (repeated, surplus) = (format!("{REPEATED}_{i}"), format!("{SURPLUS}_{i}"));
             let find = self.create(&repeated, &self.repeated(values));
@@ -48,7 +55,12 @@ impl<'a> Counts<'a> {
                     // So that the join hashes this and not the rows.
                     format!("analyze {repeated}"),
                 ]),
-                Dialect::Sqlite => statements.push(find),
+                // SQLite knows nothing of a new table's size: without these it may search all of it for each row, or all of a
+                // day's rows for each of it.
+                Dialect::Sqlite => {
+                    let columns = names("i", self.identity(values).len());
+                    statements.extend([find, format!("create index temp.{repeated}_index on {repeated} ({columns})")]);
+                }
             }
             statements.push(self.create(&surplus, &self.surplus(values, &repeated)));
         }
@@ -129,7 +141,9 @@ impl<'a> Counts<'a> {
         let equals = if self.dialect == Dialect::Sqlite && values.is_key { "is" } else { "=" };
         let conditions: Vec<String> =
             self.identity(values).iter().enumerate().map(|(i, part)| format!("{part} {equals} x.i{i}")).collect();
-        let from = self.source.replacen(" where ", &format!(" join {repeated} x on {} where ", conditions.join(" and ")), 1);
+        // SQLite takes the tables of a cross join in this order.
+        let join = if self.dialect == Dialect::Sqlite { "cross join" } else { "join" };
+        let from = self.source.replacen(" where ", &format!(" {join} {repeated} x on {} where ", conditions.join(" and ")), 1);
         format!(
             "select {select}{select_values}, count(*) as n {from}{filter} group by {by}, {columns}",
             filter = self.only_values(values),
