@@ -7,10 +7,11 @@ use actix::{Actor, Context, Handler, Message, MessageResult};
 use super::faults::{Faults, StageWatch};
 use super::messages::LoadFinished;
 use crate::batch::summary::LoadSummary;
-use crate::config::Config;
+use crate::config::{Config, Role};
 
 /// The actor.
 pub struct Tally {
+    role: Role,
     summary: LoadSummary,
     started: Instant,
     _watch: StageWatch,
@@ -19,7 +20,12 @@ pub struct Tally {
 impl Tally {
     /// Nothing loaded yet.
     pub fn new(config: &Config, faults: &Faults) -> Self {
-        Self { summary: LoadSummary::empty(&config.datasets), started: Instant::now(), _watch: faults.watch("tally") }
+        Self {
+            role: config.role,
+            summary: LoadSummary::empty(&config.datasets),
+            started: Instant::now(),
+            _watch: faults.watch("tally"),
+        }
     }
 }
 
@@ -33,6 +39,8 @@ impl Handler<LoadFinished> for Tally {
     fn handle(&mut self, LoadFinished { dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
         self.summary.add_file(&dataset, counts, error.is_some(), self.started.elapsed());
         match error {
+            // Whether its records are good only the consumers know.
+            None if self.role == Role::Producer => tracing::info!(%dataset, file = %source, read = counts.read, "published"),
             None => tracing::info!(%dataset, file = %source, read = counts.read, rejected = counts.rejected, "loaded"),
             Some(error) => tracing::warn!(%dataset, file = %source, loaded = counts.loaded, "failed: {error}"),
         }

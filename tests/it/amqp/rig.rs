@@ -13,7 +13,9 @@ use dataloader::transport::amqp::connection::{Broker, Patience};
 use dataloader::transport::amqp::consumer::{Consumer, Phase};
 use dataloader::transport::amqp::publisher::Publisher;
 use dataloader::transport::amqp::topology::Topology;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::runtime::Runtime;
@@ -106,10 +108,13 @@ impl Rig {
     /// Publishes messages as another program would.
     pub fn send<'a>(&self, dataset: &str, messages: impl IntoIterator<Item = (BasicProperties, &'a [u8])>) {
         self.with_channel(async |channel| {
+            // Without confirms the end of the connection could overtake the last messages.
+            channel.confirm_select(ConfirmSelectOptions::default()).await.expect("a broker with confirms");
             for (properties, body) in messages {
                 let (exchange, options) = (self.prefix.as_str().into(), BasicPublishOptions::default());
                 channel.basic_publish(exchange, dataset.into(), options, body, properties).await.expect("sent");
             }
+            channel.wait_for_confirms().await.expect("the broker has them");
         });
     }
 
