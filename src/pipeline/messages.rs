@@ -165,6 +165,8 @@ pub struct Batch {
 #[rtype(result = "()")]
 pub struct ModelChanged {
     pub dataset: Arc<Dataset>,
+    /// How many rows the commit added.
+    pub rows: u64,
 }
 
 /// Writer or publisher → Intake and Tally: all of a load is durable, or the file failed; its file can go where it belongs.

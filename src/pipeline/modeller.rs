@@ -22,6 +22,8 @@ struct Pending {
     dataset: Arc<Dataset>,
     first: Instant,
     last: Instant,
+    /// How many rows the commits since the last refresh added.
+    rows: u64,
 }
 
 /// Decides when a dataset is refreshed; pure. Soon after a lone commit; under a stream of commits so seldom that refreshing
@@ -36,22 +38,29 @@ struct Debounce {
 
 /// Under a stream of commits a refresh may take one part in so many of the time.
 const SHARE: u32 = 20;
+/// What a new row adds to the next refresh, about: a guess that keeps a refresh from starting in the middle of a large file.
+const PER_ROW: Duration = Duration::from_micros(4);
+/// So long at most such a guess puts a refresh off.
+const PUT_OFF: Duration = Duration::from_secs(30);
 
 impl Debounce {
     fn new(delay: Duration) -> Self {
         Self { delay, pending: HashMap::new(), took: HashMap::new() }
     }
 
-    fn changed(&mut self, dataset: Arc<Dataset>, now: Instant) {
-        let pending = self.pending.entry(dataset.name.clone()).or_insert(Pending { dataset, first: now, last: now });
+    fn changed(&mut self, dataset: Arc<Dataset>, rows: u64, now: Instant) {
+        let pending = self.pending.entry(dataset.name.clone()).or_insert(Pending { dataset, first: now, last: now, rows: 0 });
         pending.last = now;
+        pending.rows += rows;
     }
 
     /// When that dataset is due: when commits have paused for as long as a refresh takes, at the latest after its share.
     fn due(&self, pending: &Pending) -> Instant {
         let took = self.took.get(&pending.dataset.name).copied().unwrap_or_default();
+        let more = PER_ROW * u32::try_from(pending.rows).unwrap_or(u32::MAX);
         let quiet = pending.last + self.delay.max(took);
-        let latest = pending.first + self.delay.max(took * SHARE);
+        let put_off = ((took + more) * SHARE).min(PUT_OFF);
+        let latest = pending.first + self.delay.max(took * SHARE).max(put_off);
         quiet.min(latest)
     }
 
@@ -88,7 +97,7 @@ impl Modeller {
     pub fn new(link: Link, delay: Duration, datasets: &[Arc<Dataset>], faults: &Faults) -> Self {
         let mut debounce = Debounce::new(delay);
         for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
-            debounce.changed(Arc::clone(dataset), Instant::now());
+            debounce.changed(Arc::clone(dataset), 0, Instant::now());
         }
         Self { debounce, link: Some(link), draining: None, timer: None, faults: faults.clone(), _watch: faults.watch("modeller") }
     }
@@ -156,8 +165,8 @@ impl Actor for Modeller {
 impl Handler<ModelChanged> for Modeller {
     type Result = ();
 
-    fn handle(&mut self, ModelChanged { dataset }: ModelChanged, ctx: &mut Self::Context) {
-        self.debounce.changed(dataset, Instant::now());
+    fn handle(&mut self, ModelChanged { dataset, rows }: ModelChanged, ctx: &mut Self::Context) {
+        self.debounce.changed(dataset, rows, Instant::now());
         self.advance(ctx);
     }
 }
@@ -175,5 +184,58 @@ impl Handler<RefreshAll> for Modeller {
         self.draining = Some(drained);
         self.advance(ctx);
         Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::{Column, ColumnType, Model};
+
+    fn events() -> Arc<Dataset> {
+        let at = Column { name: "at".to_owned(), column_type: ColumnType::Date, required: true };
+        Arc::new(Dataset {
+            name: "events".to_owned(),
+            dir: "events".into(),
+            columns: vec![at],
+            key: vec![0],
+            day: Some(0),
+            model: Model::default(),
+        })
+    }
+
+    /// Milliseconds from the first of so many commits, one every 10 ms and each of so many rows, until the refresh. The last
+    /// one took 10 ms.
+    fn refreshed_after(commits: u32, rows: u64) -> u128 {
+        let events = events();
+        let mut debounce = Debounce::new(Duration::from_millis(100));
+        debounce.took.insert(events.name.clone(), Duration::from_millis(10));
+        let start = Instant::now();
+        for commit in 0..commits {
+            let now = start + Duration::from_millis(10) * commit;
+            if debounce.take(now).is_some() {
+                return (now - start).as_millis();
+            }
+            debounce.changed(Arc::clone(&events), rows, now);
+        }
+        (debounce.next_due().expect("it changed") - start).as_millis()
+    }
+
+    #[test]
+    fn a_lone_commit_is_modelled_after_the_delay() {
+        assert_eq!(refreshed_after(1, 36), 100);
+    }
+
+    #[test]
+    fn small_commits_without_end_wait_for_the_share_of_a_refresh() {
+        let refreshed = refreshed_after(10_000, 36);
+        assert!((200..400).contains(&refreshed), "{refreshed}");
+    }
+
+    #[test]
+    fn a_large_file_is_modelled_when_it_is_loaded_and_an_endless_one_at_last() {
+        // A quarter of a million rows a second, for four seconds and for a hundred.
+        assert_eq!(refreshed_after(400, 2_500), 3_990 + 100);
+        assert_eq!(refreshed_after(10_000, 2_500), 30_000);
     }
 }

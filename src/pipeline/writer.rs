@@ -25,7 +25,8 @@ use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
 #[derive(Debug, Default)]
 struct Committed {
     finished: Vec<LoadFinished>,
-    changed: Vec<Arc<Dataset>>,
+    /// Datasets with the number of their new rows.
+    changed: Vec<(Arc<Dataset>, u64)>,
     records: u64,
     /// Indexes of pieces whose message has the id of another message.
     contradicting: Vec<usize>,
@@ -72,6 +73,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
     for (dataset, mut chunks) in fresh.into_values() {
         let refused = append(connection, &dataset, &mut chunks, care).await?;
         let mut days = BTreeSet::new();
+        let mut rows = 0;
         for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
             let mut rejected = chunk.rejects.clone();
             rejected.extend(refused.into_iter().map(|refused| constraint_reject(chunk, refused)));
@@ -80,11 +82,12 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
             let counts = Counts { read: chunk.records, loaded: chunk.records - rejected, rejected, skipped: 0 };
             *added.entry(*load_id).or_default() += counts;
             committed.records += counts.read;
+            rows += counts.loaded;
             days.extend(chunk.days.iter().map(|day| Day(*day)));
         }
         if !days.is_empty() {
             model::mark(connection, &dataset, days).await?;
-            committed.changed.push(dataset);
+            committed.changed.push((dataset, rows));
         }
     }
     // The rows of the ledger last: other consumers of the same file wait for them until the commit.
@@ -245,8 +248,8 @@ impl Handler<Batch> for Writer {
                     }
                     writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
                     writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
-                    for dataset in committed.changed {
-                        writer.modeller.do_send(ModelChanged { dataset });
+                    for (dataset, rows) in committed.changed {
+                        writer.modeller.do_send(ModelChanged { dataset, rows });
                     }
                     for load in committed.finished {
                         for recipient in &writer.finished {

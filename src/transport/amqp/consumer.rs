@@ -34,7 +34,7 @@ mod decode; // a delivery as a piece, on a thread of its own
 mod failures; // how often a message failed
 
 /// How many more small messages may be under way than large ones.
-const SMALL_MESSAGES: u16 = 8;
+const SMALL_MESSAGES: u16 = 32;
 /// How often `--once` looks whether the queues are empty, and how often they must be so in a row: what the broker has just
 /// sent off is in no count.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -439,7 +439,7 @@ mod tests {
         for _ in 0..16 {
             prefetch.note(300);
         }
-        assert_eq!(prefetch.count(), 128);
+        assert_eq!(prefetch.count(), 512);
         prefetch.note(CHUNK_BYTES);
         assert_eq!(prefetch.count(), 16);
         assert_eq!(Prefetch::new(1, 100).count(), 2);
