@@ -20,7 +20,11 @@ on_both_stores!(
 );
 
 fn a_signal_finishes_what_is_in_flight_and_keeps_the_rest_claimed(sandbox: &Sandbox) {
-    let contents = events_over_days("a", 60_000);
+    // Much more than may be read ahead of what is committed.
+    let padding = format!("{{\"padding\":\"{}\",", "x".repeat(400));
+    let contents = events_over_days("a", 60_000).replace('{', &padding);
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("{defaults}\n[stream]\nin_flight_bytes = 16_777_216\n"));
     let mut pipeline = sandbox.start_pipeline();
     sandbox.drop_in("events", "a.jsonl", &contents);
     wait_until("rows are there", || {
