@@ -192,7 +192,7 @@ pub struct DatasetReplay {
 /// If the database fails; nothing has changed then.
 pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
+    let mut connection = database.open(&config.datasets, Indexes::Make).await?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let republished = match dead_letter_queue(config)? {
         Some((broker, topology)) => Some(dead_letters::replay(&broker, &topology, &names).await?),

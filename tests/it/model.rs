@@ -7,6 +7,7 @@ on_both_stores!(
     a_check_finds_rows_that_are_there_twice,
     a_check_of_nothing_passes,
     changed_days_are_refreshed_and_no_others,
+    the_rows_of_a_day_have_an_index,
 );
 
 const BY_DATE: &str = "SELECT date, total_events, unique_events, unique_users FROM {modelled.events_by_date} ORDER BY date";
@@ -56,4 +57,19 @@ fn changed_days_are_refreshed_and_no_others(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(right), ["2024-02-28"]);
     sandbox.run(["model"]).ok();
     assert_eq!(sandbox.lines(right), ["2024-02-28"], "nothing was pending");
+}
+
+/// A load makes it after the rows, and what is missing comes back: without it every refresh reads the whole table.
+fn the_rows_of_a_day_have_an_index(sandbox: &Sandbox) {
+    let (find, index) = if sandbox.is_sqlite() {
+        ("SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'raw_events'", "\"raw_events.day\"")
+    } else {
+        ("SELECT count(*) FROM pg_indexes WHERE schemaname = 'raw' AND tablename = 'events'", "raw.\"events.day\"")
+    };
+    write_samples(sandbox);
+    for command in ["load", "migrate", "load", "model", "run --once"] {
+        sandbox.run(command.split(' ')).ok();
+        assert_eq!(sandbox.lines(find), ["1"], "after `{command}`");
+        sandbox.execute(&format!("DROP INDEX {index}"));
+    }
 }
