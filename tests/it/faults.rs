@@ -144,7 +144,8 @@ fn a_database_that_is_away_is_given_up_after_ten_seconds() {
     let outcome = outcome.code(4);
     assert!(outcome.stderr.contains("the database is not available: Connection refused"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("postgres://u:***@127.0.0.1"), "{}", outcome.stderr);
-    assert!(elapsed > Duration::from_secs(4), "{elapsed:?}");
+    // It does not begin a pause that would end later than that; pauses are jittered.
+    assert!(elapsed > Duration::from_secs(3), "{elapsed:?}");
 }
 
 #[test]

@@ -174,7 +174,8 @@ fn a_broker_that_is_not_there_is_given_up_after_ten_seconds() {
         assert_eq!(error.exit_code(), 4);
         assert!(error.to_string().contains("Connection refused"), "{error}");
     }
-    assert!(started.elapsed() > Duration::from_secs(8), "{:?}", started.elapsed());
+    // It does not begin a pause that would end later than that; pauses are jittered.
+    assert!(started.elapsed() > Duration::from_secs(3), "{:?}", started.elapsed());
 }
 
 #[test]
