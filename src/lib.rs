@@ -22,6 +22,7 @@ pub mod rejects; // what could not be loaded: listed, exported, replayed
 pub mod status; // the ledger for people
 pub mod progress; // bars on a terminal
 pub mod table; // aligned columns
+pub mod patience; // with a database or a broker that is away
 pub mod signals; // SIGINT and SIGTERM
 pub mod generate; // synthetic events, the same bytes for the same arguments
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model

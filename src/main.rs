@@ -11,8 +11,9 @@ use dataloader::cli::{self, Cli, Command, LoadArgs, ModelArgs, RejectsAction, Re
 use dataloader::config::Config;
 use dataloader::error::{Error, Result};
 use dataloader::output::{self, Format, Output};
+use dataloader::patience::GIVE_UP_AFTER;
 use dataloader::pipeline::{self, RunOptions};
-use dataloader::store::{Database, GIVE_UP_AFTER, Indexes};
+use dataloader::store::{Database, Indexes};
 use dataloader::{drop, generate, health, load, logging, menu, model, rejects, report, signals, status};
 
 fn main() -> ExitCode {

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::patience::GIVE_UP_AFTER;
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Difference};
-use crate::store::{Connection, Database, GIVE_UP_AFTER, Indexes, StoreResult};
+use crate::store::{Connection, Database, Indexes, StoreResult};
 
 /// What a refresh did.
 #[derive(Debug, Clone, Serialize)]

@@ -9,7 +9,8 @@ use serde_json::{Map, Value as Json};
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::store::{Connection, Database, Dialect, Field, GIVE_UP_AFTER, Indexes, StoreResult, model, sql};
+use crate::patience::GIVE_UP_AFTER;
+use crate::store::{Connection, Database, Dialect, Field, Indexes, StoreResult, model, sql};
 use crate::table::{Align, Table};
 
 /// The modelled tables of some datasets.

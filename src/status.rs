@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
+use crate::patience::GIVE_UP_AFTER;
 use crate::store::sql::Schema;
-use crate::store::{Connection, Database, Field, GIVE_UP_AFTER, Indexes, StoreResult};
+use crate::store::{Connection, Database, Field, Indexes, StoreResult};
 use crate::table::{Align, Table};
 
 /// The ledger.

@@ -9,8 +9,9 @@ use std::time::Instant;
 use dataloader::batch::extract::{Extracted, extract};
 use dataloader::batch::input::Input;
 use dataloader::config::{Config, DatabaseUrl, Settings};
+use dataloader::patience::GIVE_UP_AFTER;
 use dataloader::record::parse::DayRange;
-use dataloader::store::{Appender, Database, GIVE_UP_AFTER, RawTable};
+use dataloader::store::{Appender, Database, RawTable};
 
 use crate::Result;
 use crate::bench::{Bench, DATALOADER, peer_script};

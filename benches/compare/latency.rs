@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use dataloader::config::{Config, DatabaseUrl, Settings};
 use dataloader::generate::generate;
+use dataloader::patience::GIVE_UP_AFTER;
 use dataloader::store::model::{self, Days};
-use dataloader::store::{Database, Day, GIVE_UP_AFTER};
+use dataloader::store::{Database, Day};
 
 use crate::Result;
 use crate::bench::Bench;

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dataloader::config::DatabaseUrl;
-use dataloader::store::{Connection, Database, GIVE_UP_AFTER};
+use dataloader::patience::GIVE_UP_AFTER;
+use dataloader::store::{Connection, Database};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::RunOptions;
 use crate::config::{Config, Transport};
 use crate::error::Result;
-use crate::store::{Class, Connection, Database, GIVE_UP_AFTER, StoreError, StoreResult, retry_pauses};
-use crate::transport::amqp::connection::{Broker, Connected, Patience};
+use crate::patience::{Patience, short_pauses};
+use crate::store::{Class, Connection, Database, StoreError, StoreResult};
+use crate::transport::amqp::connection::{Broker, Connected};
 use crate::transport::amqp::topology::Topology;
 
 /// Where a run gets its connections.
@@ -90,7 +91,7 @@ impl Link {
     /// # Errors
     /// What waiting does not mend, or that patience has run out.
     pub async fn repeat<T>(&mut self, mut work: impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> Result<T> {
-        let mut pauses = retry_pauses();
+        let mut pauses = short_pauses();
         let mut away_since: Option<Instant> = None;
         let mut mentioned: Option<Instant> = None;
         loop {
@@ -110,10 +111,9 @@ impl Link {
             };
             let since = *away_since.get_or_insert_with(Instant::now);
             let pause = pauses.next().expect("the pauses never end");
-            let is_too_long = self.patience == Patience::GiveUp && since.elapsed() + pause > GIVE_UP_AFTER;
-            if !can_wait || is_too_long {
+            let Some(pause) = self.patience.pause(since, pause).filter(|_| can_wait) else {
                 return Err(self.database.explain(error));
-            }
+            };
             if mentioned.is_none_or(|at| at.elapsed() > MENTION_EVERY) {
                 mentioned = Some(Instant::now());
                 tracing::warn!("waiting for {}: {error}", self.database);

@@ -25,10 +25,10 @@ use crate::batch::summary::LoadSummary;
 use crate::config::{Config, Role, Transport};
 use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
+use crate::patience::{GIVE_UP_AFTER, Patience};
 use crate::signals::Signals;
-use crate::store::{GIVE_UP_AFTER, Indexes, schema};
+use crate::store::{Indexes, schema};
 use crate::transport::Outlet;
-use crate::transport::amqp::connection::Patience;
 use crate::transport::amqp::consumer::{Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
 

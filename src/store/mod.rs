@@ -17,8 +17,6 @@ pub mod upsert; // delta into master
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backon::BackoffBuilder;
-
 pub use append::{Appender, RawTable};
 pub use connection::{Arg, Connection, ConnectionOptions, Field};
 pub use error::{Class, StoreError, StoreResult};
@@ -29,6 +27,7 @@ pub use sql::{Day, Dialect};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::patience::{GIVE_UP_AFTER, Patience, short_pauses};
 
 /// A database that can be connected to.
 #[derive(Debug, Clone)]
@@ -36,9 +35,6 @@ pub struct Database {
     url: DatabaseUrl,
     options: ConnectionOptions,
 }
-
-/// How long commands other than `run` wait for a database that is away.
-pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 impl Database {
     /// The database of that URL, not yet connected. `lock_wait`: how long a statement waits while another process holds
@@ -74,15 +70,16 @@ impl Database {
     /// If the database refuses this user or stays away.
     pub async fn connect(&self) -> Result<Connection> {
         let started = Instant::now();
-        for pause in retry_pauses() {
+        for pause in short_pauses() {
             let error = match tokio::time::timeout(GIVE_UP_AFTER, self.options.connect()).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
                 Err(_) => StoreError::new(Class::Unavailable, "no answer"),
             };
-            if error.class() != Class::Unavailable || started.elapsed() + pause > GIVE_UP_AFTER {
-                return Err(self.explain(error));
-            }
+            let pause = match Patience::GiveUp.pause(started, pause) {
+                Some(pause) if error.class() == Class::Unavailable => pause,
+                _ => return Err(self.explain(error)),
+            };
             tracing::debug!("cannot connect to {}: {error}; trying again", self.url);
             tokio::time::sleep(pause).await;
         }
@@ -109,14 +106,4 @@ impl std::fmt::Display for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.url.fmt(f)
     }
-}
-
-/// Pauses between attempts: jittered, doubling from 50 ms to 5 s, without end.
-pub fn retry_pauses() -> impl Iterator<Item = Duration> {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(5))
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

@@ -6,9 +6,9 @@ mod rig;
 
 use std::collections::BTreeSet;
 
+use dataloader::patience::Patience;
 use dataloader::pipeline::messages::{Content, Piece, Receipt};
 use dataloader::record::chunk::ChunkBody;
-use dataloader::transport::amqp::connection::Patience;
 use dataloader::transport::amqp::consumer::{Delivery, Phase};
 use dataloader::transport::amqp::dead_letters::{self, DeadLetterEntry};
 use lapin::BasicProperties;

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use backon::BackoffBuilder;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, ErrorKind};
 
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::store::{GIVE_UP_AFTER, retry_pauses};
+use crate::patience::{Patience, long_pauses, short_pauses};
 
 /// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
 const HEARTBEAT: u16 = 10;
@@ -38,15 +37,6 @@ impl From<lapin::Error> for Fault {
     fn from(error: lapin::Error) -> Self {
         Self::Lost(error)
     }
-}
-
-/// How long to wait for a broker that is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// For ever, saying so now and then: `run`.
-    Wait,
-    /// Ten seconds without any progress: `run --once` and all other commands.
-    GiveUp,
 }
 
 /// A broker that can be connected to.
@@ -229,11 +219,10 @@ impl Connector {
             pause: Duration::ZERO,
             error: error.clone(),
         });
-        trouble.pause = trouble.pauses.next().unwrap_or_default();
         trouble.error = error;
-        if self.patience == Patience::GiveUp && trouble.since.elapsed() + trouble.pause > GIVE_UP_AFTER {
-            return Err(self.broker.unreachable(&trouble.error));
-        }
+        let pause = trouble.pauses.next().expect("the pauses never end");
+        let pause = self.patience.pause(trouble.since, pause);
+        trouble.pause = pause.ok_or_else(|| self.broker.unreachable(&trouble.error))?;
         if first || trouble.said.elapsed() >= SAY_SO_EVERY {
             trouble.said = now;
             let text = self.broker.url.scrub(&text(&trouble.error));
@@ -265,19 +254,9 @@ type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
 /// Pauses between attempts, without end.
 fn pauses(patience: Patience) -> Pauses {
     match patience {
-        Patience::Wait => Box::new(slow_pauses()),
-        Patience::GiveUp => Box::new(retry_pauses()),
+        Patience::Wait => Box::new(long_pauses()),
+        Patience::GiveUp => Box::new(short_pauses()),
     }
-}
-
-/// Jittered, from one second to thirty: the jitter at most doubles a pause.
-fn slow_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
-    backon::ExponentialBuilder::new()
-        .with_min_delay(Duration::from_secs(1))
-        .with_max_delay(Duration::from_secs(15))
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// Wrong user or password, or a vhost that is not there or not for this user.
@@ -312,13 +291,6 @@ pub(super) async fn close(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pauses_are_between_one_and_thirty_seconds() {
-        for pause in slow_pauses().take(100) {
-            assert!((1.0..=30.0).contains(&pause.as_secs_f64()), "{pause:?}");
-        }
-    }
 
     #[test]
     fn every_kind_of_host_is_understood() {

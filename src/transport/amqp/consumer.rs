@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, watch};
 
 use self::decode::{Arrival, Decoder};
 use self::failures::{Failures, NextStep};
-use super::connection::{Broker, Connected, Connector, Fault, Patience, close, text};
+use super::connection::{Broker, Connected, Connector, Fault, close, text};
 use super::dead_letters::{DeadLetter, DeadLetterQueue};
 use super::topology::Topology;
 use super::wire::MessageKey;
 use crate::dataset::Dataset;
 use crate::error::Result;
+use crate::patience::Patience;
 use crate::pipeline::messages::Piece;
 use crate::record::chunk::CHUNK_BYTES;
 

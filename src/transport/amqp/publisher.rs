@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::connection::{Broker, Connected, Connector, Fault, Patience, close, reply_code, text};
+use super::connection::{Broker, Connected, Connector, Fault, close, reply_code, text};
 use super::topology::Topology;
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
+use crate::patience::{GIVE_UP_AFTER, Patience};
 use crate::pipeline::messages::{Content, FileEnd, Load, LoadFinished, Piece, Receipt};
-use crate::store::GIVE_UP_AFTER;
 use crate::store::ledger::Counts;
 
 /// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. Their bytes are
