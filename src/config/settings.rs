@@ -57,6 +57,8 @@ pub struct StreamSettings {
     pub in_flight_bytes: usize,
     /// Parser threads, at least one.
     pub parsers: usize,
+    /// Batches that are written side by side; on SQLite always one.
+    pub writers: usize,
     /// The inbox is listed this often, in case file events get lost.
     pub rescan_interval: Duration,
     /// A file is complete when its size was still for this long, where no event says so.
@@ -72,6 +74,7 @@ impl Default for StreamSettings {
             model_delay: Duration::from_millis(100),
             in_flight_bytes: 32 * MIB as usize,
             parsers: std::thread::available_parallelism().map_or(1, usize::from),
+            writers: 2,
             rescan_interval: Duration::from_millis(2_000),
             settle: Duration::from_millis(250),
         }
@@ -83,13 +86,14 @@ const MINUTE_MS: u32 = 60_000;
 const HOUR_MS: u32 = 60 * MINUTE_MS;
 
 impl StreamSettings {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 9] = [
         "batch_rows",
         "batch_bytes",
         "batch_interval_ms",
         "model_delay_ms",
         "in_flight_bytes",
         "parsers",
+        "writers",
         "rescan_interval_ms",
         "settle_ms",
     ];
@@ -109,6 +113,7 @@ impl StreamSettings {
             // Less would not hold the largest record and the chunk before it.
             in_flight_bytes: size("in_flight_bytes", 16 * MIB..=2048 * MIB)?.unwrap_or(default.in_flight_bytes),
             parsers: size("parsers", 1..=256)?.unwrap_or(default.parsers),
+            writers: size("writers", 1..=64)?.unwrap_or(default.writers),
             rescan_interval: millis("rescan_interval_ms", 10..=HOUR_MS)?.unwrap_or(default.rescan_interval),
             settle: millis("settle_ms", 0..=HOUR_MS)?.unwrap_or(default.settle),
         };

@@ -1,5 +1,5 @@
 //! Batcher: gathers parsed pieces into batches that share a transaction. A batch goes when it is full, or when its oldest
-//! piece has waited long enough; one batch is written at a time, the next gathers meanwhile.
+//! piece has waited long enough; while one is written, only full ones go beside it: the next gathers meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -88,9 +88,10 @@ enum FlushTrigger {
 pub struct Batcher {
     gatherer: Gatherer,
     interval: Duration,
-    writer: Addr<Writer>,
-    /// A batch is at the writer.
-    is_writing: bool,
+    /// How many writers there are.
+    writers: usize,
+    /// Those without a batch.
+    idle: Vec<Addr<Writer>>,
     /// The interval's timer runs.
     is_timed: bool,
     /// Told when everything is written.
@@ -100,13 +101,13 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// A batcher that gives its batches to that writer.
-    pub fn new(settings: &StreamSettings, writer: Addr<Writer>, faults: &Faults) -> Self {
+    /// A batcher that gives its batches to those writers.
+    pub fn new(settings: &StreamSettings, writers: Vec<Addr<Writer>>, faults: &Faults) -> Self {
         Self {
             gatherer: Gatherer::new(settings),
             interval: settings.batch_interval,
-            writer,
-            is_writing: false,
+            writers: writers.len(),
+            idle: writers,
             is_timed: false,
             draining: None,
             faults: faults.clone(),
@@ -114,19 +115,19 @@ impl Batcher {
         }
     }
 
-    /// Sends a batch if one is due and the writer is free; else sees to it that this is asked again in time.
+    /// Sends a batch if one is due and a writer is free; else sees to it that this is asked again in time.
     fn advance(&mut self, ctx: &mut Context<Self>) {
-        if self.is_writing {
-            return;
-        }
+        let is_writing = self.idle.len() < self.writers;
         let Some(since) = self.gatherer.since else {
-            if let Some(drained) = self.draining.take() {
+            if let (false, Some(drained)) = (is_writing, self.draining.take()) {
                 let _ = drained.send(());
             }
             return;
         };
         let trigger = if self.gatherer.is_full() {
             FlushTrigger::Full
+        } else if is_writing {
+            return;
         } else if self.draining.is_some() {
             FlushTrigger::Drain
         } else if since.elapsed() >= self.interval {
@@ -140,15 +141,15 @@ impl Batcher {
             }
             return;
         };
+        let Some(writer) = self.idle.pop() else { return };
         let pieces = self.gatherer.take();
         tracing::trace!(?trigger, pieces = pieces.len(), "batch");
-        self.is_writing = true;
-        let written = self.writer.send(Batch { pieces }).into_actor(self).map(|answer, batcher, ctx| {
-            batcher.is_writing = false;
-            match answer {
-                Ok(()) => batcher.advance(ctx),
-                Err(_) => batcher.faults.report(Error::failed("the writer is gone")),
+        let written = writer.send(Batch { pieces }).into_actor(self).map(|answer, batcher, ctx| match answer {
+            Ok(()) => {
+                batcher.idle.push(writer);
+                batcher.advance(ctx);
             }
+            Err(_) => batcher.faults.report(Error::failed("a writer is gone")),
         });
         ctx.spawn(written);
     }

@@ -27,7 +27,7 @@ use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
 use crate::patience::{GIVE_UP_AFTER, Patience};
 use crate::signals::Signals;
-use crate::store::{Indexes, schema};
+use crate::store::{Dialect, Indexes, schema};
 use crate::transport::Outlet;
 use crate::transport::amqp::consumer::{Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
@@ -280,13 +280,19 @@ impl Records {
         faults: &Faults,
     ) -> Result<Self> {
         let modeller = Modeller::new(links.database(options), config.stream.model_delay, &config.datasets, faults).start();
-        let (link, writers_modeller, writers_faults) = (links.database(options), modeller.clone(), faults.clone());
-        let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            Writer::new(link, writers_modeller, finished, stats, &writers_faults)
-        });
-        let batcher = Batcher::new(&config.stream, writer, faults).start();
-        let on_crash: parser::OnCrash = Arc::new(move |load| claims.crashed(load.key));
         let dialect = links.database.dialect();
+        let writers = match dialect {
+            Dialect::Postgres => config.stream.writers,
+            // It has one writer at a time.
+            Dialect::Sqlite => 1,
+        };
+        let start_writer = |_| {
+            let (link, modeller, finished) = (links.database(options), modeller.clone(), finished.clone());
+            let (stats, faults) = (Arc::clone(&stats), faults.clone());
+            Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| Writer::new(link, modeller, finished, stats, &faults))
+        };
+        let batcher = Batcher::new(&config.stream, (0..writers).map(start_writer).collect(), faults).start();
+        let on_crash: parser::OnCrash = Arc::new(move |load| claims.crashed(load.key));
         let threads = parser::start(config.stream.parsers, &pieces, dialect, options.parse, &batcher, &on_crash, faults)
             .map_err(thread_error)?;
         Ok(Self { threads, batcher, modeller })
