@@ -1,10 +1,12 @@
 //! Batcher: gathers parsed pieces into batches that share a transaction. A batch goes when it is full, or when its oldest
 //! piece has waited long enough; while one is written, only full ones go beside it: the next gathers meanwhile.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture, fut};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
 use super::messages::{Batch, ParsedContent, ParsedPiece};
@@ -42,7 +44,7 @@ impl Gatherer {
         self.rows >= self.max_rows || self.bytes >= self.max_bytes
     }
 
-    /// Takes one batch's worth of pieces, the oldest first; the rest stays, as old as it is.
+    /// Takes one batch's worth of pieces, the oldest first, and the ends of their loads; the rest stays, as old as it is.
     fn take(&mut self) -> Vec<ParsedPiece> {
         let (mut rows, mut bytes) = (0, 0);
         let end = self
@@ -56,8 +58,13 @@ impl Gatherer {
                 is_full
             })
             .unwrap_or(self.pieces.len());
-        let rest = self.pieces.split_off(end);
-        let taken = std::mem::replace(&mut self.pieces, rest);
+        let mut rest = self.pieces.split_off(end);
+        let mut taken = std::mem::take(&mut self.pieces);
+        // The end of a file goes with its chunks: in a batch of its own it would wait for their commit.
+        let loads: HashSet<Uuid> = taken.iter().map(|piece| piece.load.key).collect();
+        let is_end = |piece: &mut ParsedPiece| matches!(piece.content, ParsedContent::End(_)) && loads.contains(&piece.load.key);
+        taken.extend(rest.extract_if(.., is_end));
+        self.pieces = rest;
         let (rows, bytes) = taken.iter().map(size).fold((0, 0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1));
         self.rows -= rows;
         self.bytes -= bytes;
@@ -181,5 +188,81 @@ impl Handler<Drain> for Batcher {
         self.draining = Some(drained);
         self.advance(ctx);
         Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::config::{Config, Settings};
+    use crate::pipeline::messages::{FileEnd, Load, ParsedChunk, Receipt};
+    use crate::record::chunk::{Chunk, ChunkBody};
+    use crate::store::{Dialect, Rows};
+
+    fn gatherer() -> Gatherer {
+        Gatherer::new(&StreamSettings { batch_bytes: 100, ..StreamSettings::default() })
+    }
+
+    fn loads(count: u64) -> Vec<Arc<Load>> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("dataloader.toml");
+        let config = Config::load(Some(&file), Settings::default()).unwrap();
+        let load = |key| Load { key, dataset: Arc::clone(&config.datasets[0]), source: key.to_string() };
+        (1..=count).map(|i| Arc::new(load(Uuid::from_u64_pair(0, i)))).collect()
+    }
+
+    fn piece(load: &Arc<Load>, content: ParsedContent) -> ParsedPiece {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        ParsedPiece { load: Arc::clone(load), content, receipt: Receipt::Budget(permit) }
+    }
+
+    fn chunk(load: &Arc<Load>, bytes: usize) -> ParsedPiece {
+        let chunk = Chunk { seq: 0, first_ordinal: 1, first_byte_offset: 0, body: ChunkBody::Rejects(Vec::new()) };
+        let (rows, rejects, days) = (Rows::new(Dialect::Postgres), Vec::new(), Default::default());
+        let chunk = ParsedChunk { seq: 0, first_ordinal: 1, records: 0, rows, rejects, days, bytes, chunk };
+        piece(load, ParsedContent::Chunk(chunk))
+    }
+
+    fn end(load: &Arc<Load>) -> ParsedPiece {
+        piece(load, ParsedContent::End(FileEnd { chunks: 1, records: 0, bytes: 0, error: None }))
+    }
+
+    /// The loads of the chunks, then those of the ends, of a batch.
+    fn taken(gatherer: &mut Gatherer) -> (Vec<u128>, Vec<u128>) {
+        let pieces = gatherer.take();
+        let (ends, chunks): (Vec<_>, Vec<_>) = pieces.iter().partition(|piece| matches!(piece.content, ParsedContent::End(_)));
+        let keys = |pieces: Vec<&ParsedPiece>| pieces.iter().map(|piece| piece.load.key.as_u128()).collect();
+        (keys(chunks), keys(ends))
+    }
+
+    #[test]
+    fn a_batch_takes_what_fills_it_and_the_ends_of_its_files() {
+        let loads = loads(3);
+        let mut gatherer = gatherer();
+        let start = Instant::now();
+        for piece in [chunk(&loads[0], 60), chunk(&loads[1], 60), chunk(&loads[2], 60), end(&loads[0]), end(&loads[1])] {
+            gatherer.add(piece, start);
+        }
+        assert!(gatherer.is_full());
+        assert_eq!(taken(&mut gatherer), (vec![1, 2], vec![1, 2]));
+        assert!(!gatherer.is_full());
+        assert_eq!(gatherer.since, Some(start), "what is left is as old as it was");
+        gatherer.add(end(&loads[2]), Instant::now());
+        assert_eq!(taken(&mut gatherer), (vec![3], vec![3]));
+        assert_eq!((gatherer.since, gatherer.rows, gatherer.bytes), (None, 0, 0));
+    }
+
+    #[test]
+    fn a_piece_larger_than_a_batch_is_one() {
+        let loads = loads(2);
+        let mut gatherer = gatherer();
+        gatherer.add(chunk(&loads[0], 1_000), Instant::now());
+        gatherer.add(chunk(&loads[1], 1), Instant::now());
+        assert_eq!(taken(&mut gatherer), (vec![1], vec![]));
+        assert_eq!(taken(&mut gatherer), (vec![2], vec![]));
     }
 }

@@ -1,9 +1,9 @@
 //! The whole protocol of the stream on one page: what travels between the stages, and who answers for it.
 //!
 //! ```text
-//! Intake ─ ReadFile ▶ Reader ─ Piece ▶ Parser ×n ─ ParsedPiece ▶ Batcher ─ Batch ▶ Writer ─ ModelChanged ▶ Modeller
+//! Intake ─ ReadFile ▶ Reader ─ Piece ▶ Parser ×n ─ ParsedPiece ▶ Batcher ─ Batch ▶ Writer ×n ─ ModelChanged ▶ Modeller
 //!   ▲                                                                                │
-//!   ╰────────────────────────────────── LoadFinished ◀──────────────────────────────╯
+//!   ╰────────────────────────────────── LoadFinished ◀───────────────────────────────╯
 //! ```
 //!
 //! With RabbitMQ the way from Reader to Parser leads through the broker: the publisher takes each `Piece` and, when all of a
@@ -153,7 +153,7 @@ impl ParsedChunk {
     }
 }
 
-/// Batcher → Writer: pieces that share a transaction. The answer says that they are durable.
+/// Batcher → a Writer: pieces that share a transaction. The answer says that they are durable.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Batch {

@@ -11,14 +11,14 @@ use uuid::Uuid;
 use super::faults::{Faults, StageWatch};
 use super::foreign;
 use super::link::Link;
-use super::messages::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
+use super::messages::{Batch, FileEnd, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
 use super::modeller::Modeller;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
-use crate::store::ledger::{self, ChunkLine, Counts, OpenLoad};
+use crate::store::ledger::{self, ChunkLine, Counts, LoadEnd, LoadProgress, OpenLoad};
 use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
 
 /// What a transaction did.
@@ -53,7 +53,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
     let foreign = foreign::claim(connection, pieces, &mut is_fresh, &mut committed.contradicting).await?;
 
     let mut fresh: BTreeMap<String, (Arc<Dataset>, Vec<FreshChunk<'_>>)> = BTreeMap::new();
-    let mut ended = Vec::new();
+    let mut ended = HashMap::new();
     let mut keys = HashMap::new();
     for (piece, is_fresh) in pieces.iter_mut().zip(is_fresh) {
         let load = &piece.load;
@@ -65,7 +65,9 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
                 of_dataset.1.push((load_id, chunk));
             }
             ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
-            ParsedContent::End(end) => ended.push((load_id, end.clone())),
+            ParsedContent::End(end) => {
+                ended.insert(load_id, load_end(end));
+            }
         }
     }
 
@@ -90,17 +92,13 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
             committed.changed.push((dataset, rows));
         }
     }
-    // The rows of the ledger last: other consumers of the same file wait for them until the commit.
+    // The rows of the ledger last: other writers of the same file wait for them until the commit.
     foreign.book(connection, &added).await?;
-    for (load_id, counts) in added.iter().filter(|(id, _)| ids.values().any(|own| own == *id)) {
-        ledger::add(connection, *load_id, *counts).await?;
-    }
-    for (load_id, end) in &ended {
-        ledger::end(connection, *load_id, end.records, end.bytes, end.error.as_deref()).await?;
-    }
-    let touched: Vec<i64> = ids.into_values().collect();
-    let ended: Vec<i64> = ended.iter().map(|(load_id, _)| *load_id).collect();
-    for closed in ledger::close(connection, &touched, &ended).await? {
+    let progress = ids.into_values().map(|id| {
+        let counts = added.get(&id).copied().unwrap_or_default();
+        LoadProgress { id, counts, end: ended.get(&id).copied() }
+    });
+    for closed in ledger::advance(connection, &progress.collect::<Vec<_>>()).await? {
         let load = &keys[&closed.id];
         committed.finished.push(LoadFinished {
             key: load.key,
@@ -124,6 +122,10 @@ async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> Stor
     let opened: Vec<OpenLoad<'_>> = loads.values().copied().collect();
     let ids = ledger::open(connection, &opened).await?;
     Ok(loads.into_keys().zip(ids).collect())
+}
+
+fn load_end(end: &FileEnd) -> LoadEnd<'_> {
+    LoadEnd { records: end.records, bytes: end.bytes, error: end.error.as_deref() }
 }
 
 /// Writes the chunks' lines; says of each piece whether it is a chunk that was not loaded before.

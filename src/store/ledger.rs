@@ -201,25 +201,22 @@ pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> S
     Ok(lines.iter().map(|line| new.remove(&(line.load_id, i64::try_from(line.seq).unwrap_or(i64::MAX)))).collect())
 }
 
-/// Inside a transaction: adds to what a load has loaded and rejected.
-///
-/// # Errors
-/// If the database fails.
-pub async fn add(connection: &mut Connection, load_id: i64, counts: Counts) -> StoreResult<()> {
-    let loads = connection.dialect().table(Schema::Raw, "loads");
-    let sql = format!("update {loads} set rows_loaded = rows_loaded + $2, rows_rejected = rows_rejected + $3 where id = $1");
-    connection.execute(sql, &[Arg::Int(Some(load_id)), int(counts.loaded), int(counts.rejected)]).await.map(drop)
+/// What a transaction adds to a load that is in flight.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadProgress<'a> {
+    pub id: i64,
+    /// Of these `loaded` and `rejected` are added.
+    pub counts: Counts,
+    pub end: Option<LoadEnd<'a>>,
 }
 
-/// Inside a transaction: notes the totals of a load whose file was read to its end, or as far as it goes. Until then its
-/// `bytes` are null.
-///
-/// # Errors
-/// If the database fails.
-pub async fn end(connection: &mut Connection, load_id: i64, records: u64, bytes: u64, error: Option<&str>) -> StoreResult<()> {
-    let loads = connection.dialect().table(Schema::Raw, "loads");
-    let sql = format!("update {loads} set records_read = $2, bytes = $3, error = $4 where id = $1 and status = 'loading'");
-    connection.execute(sql, &[Arg::Int(Some(load_id)), int(records), int(bytes), Arg::Text(error)]).await.map(drop)
+/// The totals of a load whose file was read to its end, or as far as it goes. Until they are known its `bytes` are null.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadEnd<'a> {
+    pub records: u64,
+    pub bytes: u64,
+    /// Why the file failed, if it did.
+    pub error: Option<&'a str>,
 }
 
 /// A load that is over, as the ledger has it.
@@ -230,33 +227,64 @@ pub struct ClosedLoad {
     pub error: Option<String>,
 }
 
-/// Inside a transaction: closes those of the loads whose end is known and whose records are all in, in whatever order they
-/// came. Returns those that this closed, and of `ended` also those that were closed before.
+/// Inside a transaction: books what it adds to each load, and closes those whose end is known and whose records are all in, in
+/// whatever order they came. Returns those that this closed, and of those that end here also those that were closed before.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn close(connection: &mut Connection, touched: &[i64], ended: &[i64]) -> StoreResult<Vec<ClosedLoad>> {
-    // Where all pieces are other programs' messages; PostgreSQL has no empty list.
-    if touched.is_empty() {
+pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) -> StoreResult<Vec<ClosedLoad>> {
+    // Where all pieces are other programs' messages; no database has an empty list.
+    if loads.is_empty() {
         return Ok(Vec::new());
     }
     let dialect = connection.dialect();
-    let loads = dialect.table(Schema::Raw, "loads");
-    let columns = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
+    let table = dialect.table(Schema::Raw, "loads");
     let list = |ids: &[i64]| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let ids = list(&loads.iter().map(|load| load.id).collect::<Vec<_>>());
+    if dialect == Dialect::Postgres && loads.len() > 1 {
+        // In the order of their numbers: whoever adds to the same loads waits, and never in a circle.
+        connection.run(format!("select id from {table} where id in ({ids}) order by id for update")).await?;
+    }
+    for loads in loads.chunks(1_000) {
+        let values: Vec<String> = (0..loads.len())
+            .map(|i| format!("({})", (1..=6).map(|column| format!("${}", 6 * i + column)).collect::<Vec<_>>().join(", ")))
+            .collect();
+        let args: Vec<Arg<'_>> = loads
+            .iter()
+            .flat_map(|load| {
+                let (records, bytes) = load.end.map_or((Arg::Int(None), Arg::Int(None)), |end| (int(end.records), int(end.bytes)));
+                let error = Arg::Text(load.end.and_then(|end| end.error));
+                [Arg::Int(Some(load.id)), int(load.counts.loaded), int(load.counts.rejected), records, bytes, error]
+            })
+            .collect();
+        let if_open = |column: &str| {
+            format!("{column} = case when l.status = 'loading' and v.bytes is not null then v.{column} else l.{column} end")
+        };
+        let sql = format!(
+            "with v (id, loaded, rejected, records_read, bytes, error) as (values {values}) \
+             update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
+             {records}, {bytes}, {error} from v where l.id = v.id",
+            values = values.join(", "),
+            records = if_open("records_read"),
+            bytes = if_open("bytes"),
+            error = if_open("error"),
+        );
+        connection.execute(sql, &args).await?;
+    }
+    let columns = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
     let now = dialect.now();
     let sql = format!(
-        "update {loads} set finished_at = {now}, \
+        "update {table} set finished_at = {now}, \
          status = case when error is null then 'loaded' else 'failed' end, \
          records_read = case when error is null then records_read else rows_loaded + rows_rejected + records_skipped end \
-         where id in ({}) and status = 'loading' and bytes is not null \
+         where id in ({ids}) and status = 'loading' and bytes is not null \
          and rows_loaded + rows_rejected + records_skipped >= records_read returning {columns}",
-        list(touched)
     );
     let mut rows = connection.fetch(sql, &[]).await?;
-    let before: Vec<i64> = ended.iter().copied().filter(|id| !rows.iter().any(|row| row[0].int() == *id)).collect();
+    let ended = loads.iter().filter(|load| load.end.is_some()).map(|load| load.id);
+    let before: Vec<i64> = ended.filter(|id| !rows.iter().any(|row| row[0].int() == *id)).collect();
     if !before.is_empty() {
-        let sql = format!("select {columns} from {loads} where id in ({}) and status <> 'loading'", list(&before));
+        let sql = format!("select {columns} from {table} where id in ({}) and status <> 'loading'", list(&before));
         rows.extend(connection.fetch(sql, &[]).await?);
     }
     let count = |field: &super::Field| field.int().unsigned_abs();
