@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties, ErrorKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
@@ -18,6 +19,10 @@ use crate::patience::{Patience, long_pauses, short_pauses};
 const HEARTBEAT: u16 = 10;
 /// How long a broker may take to answer the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long it may take to answer requests that move no messages.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long it may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// While the broker is away, the log says so this often.
 const SAY_SO_EVERY: Duration = Duration::from_secs(30);
 
@@ -69,11 +74,7 @@ impl Broker {
             .with_connection_name(name.into())
             .with_client_property("product".into(), "dataloader".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let connecting = Connection::connect_uri(self.uri.clone(), properties);
-        match tokio::time::timeout(HANDSHAKE, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to the handshake").into()),
-        }
+        within(HANDSHAKE, Connection::connect_uri(self.uri.clone(), properties)).await
     }
 
     /// Connects; gives up after ten seconds.
@@ -281,9 +282,37 @@ pub(super) fn text(error: &lapin::Error) -> String {
     }
 }
 
+/// Waits for the broker's answers to requests that move no messages, but not for ever: lapin forgets one that is sent in the
+/// moment in which the connection ends.
+pub(super) async fn answered<T, E: From<lapin::Error>>(requests: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    within(ANSWER, requests).await
+}
+
+async fn within<T, E: From<lapin::Error>>(limit: Duration, requests: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    match tokio::time::timeout(limit, requests).await {
+        Ok(answer) => answer,
+        Err(_) => Err(lapin::Error::from(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer")).into()),
+    }
+}
+
+/// A channel on which the broker confirms what is published.
+pub(super) async fn confirming_channel(connection: &Connection) -> lapin::Result<Channel> {
+    answered(async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    })
+    .await
+}
+
+/// Ends a channel in order, before its connection: a channel that is only dropped may end the connection's goodbye in an error.
+pub(super) async fn close_channel(channel: &Channel) -> lapin::Result<()> {
+    answered(channel.close(200, "done".into())).await
+}
+
 /// Ends a connection in order. One that is lost needs no goodbye.
 pub(super) async fn close(connection: &Connection) {
-    if let Err(error) = connection.close(200, "done".into()).await {
+    if let Err(error) = within(GOODBYE, connection.close(200, "done".into())).await {
         tracing::debug!("closing the connection to RabbitMQ: {}", text(&error));
     }
 }

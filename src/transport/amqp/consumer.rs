@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::decode::{Arrival, Decoder};
 use self::failures::{Failures, NextStep};
-use super::connection::{Broker, Connected, Connector, Fault, close, text};
+use super::connection::{Broker, Connected, Connector, Fault, answered, close, close_channel, text};
 use super::dead_letters::{DeadLetter, DeadLetterQueue};
 use super::topology::Topology;
 use super::wire::MessageKey;
@@ -137,7 +137,7 @@ impl Consumer {
     ) -> Result<Done, Fault> {
         let mut events = Box::pin(connection.events_listener());
         self.topology.declare(connection).await?;
-        let channel = connection.create_channel().await?;
+        let channel = answered(connection.create_channel()).await?;
         let mut subscription = Subscription::new(&channel, &self.topology, self.prefetch.count()).await?;
         let mut settling: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>> = FuturesUnordered::new();
         let mut looks = 0;
@@ -146,10 +146,10 @@ impl Consumer {
             if now == Phase::Drain {
                 if subscription.is_live() {
                     decoder.drain();
-                    subscription.cancel(&channel).await?;
+                    answered(subscription.cancel(&channel)).await?;
                 }
                 if self.outstanding == 0 && settling.is_empty() {
-                    channel.close(200, "done".into()).await?;
+                    close_channel(&channel).await?;
                     return Ok(Done);
                 }
             }
@@ -172,14 +172,14 @@ impl Consumer {
                     self.outstanding += 1;
                     decoder.hand_over(Arrival::new(dataset, delivery, self.verdicts.0.clone())).map_err(Fault::Fatal)?;
                     if self.prefetch.count() != subscription.prefetch {
-                        subscription.renew(&channel, &self.topology, self.prefetch.count()).await?;
+                        answered(subscription.renew(&channel, &self.topology, self.prefetch.count())).await?;
                     }
                 }
                 () = tokio::time::sleep(LOOK_EVERY), if idle => {
-                    looks = if self.queues_are_empty(&channel).await? { looks + 1 } else { 0 };
+                    looks = if answered(self.queues_are_empty(&channel)).await? { looks + 1 } else { 0 };
                     if looks == LOOKS {
-                        subscription.cancel(&channel).await?;
-                        channel.close(200, "done".into()).await?;
+                        answered(subscription.cancel(&channel)).await?;
+                        close_channel(&channel).await?;
                         return Ok(Done);
                     }
                 }
@@ -307,7 +307,7 @@ struct Subscription {
 impl Subscription {
     async fn new(channel: &Channel, topology: &Topology, prefetch: u16) -> Result<Self, Fault> {
         let mut subscription = Self { deliveries: SelectAll::new(), tags: Vec::new(), prefetch, round: 0 };
-        subscription.consume(channel, topology).await?;
+        answered(subscription.consume(channel, topology)).await?;
         Ok(subscription)
     }
 

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use super::connection::{Broker, Fault, close};
+use super::connection::{Broker, Fault, close, close_channel, confirming_channel};
 use super::topology::Topology;
 use super::wire::text_of;
 use crate::error::{Error, Result};
@@ -78,16 +76,12 @@ impl DeadLetterQueue {
     }
 
     pub async fn close(&self) {
-        if let Some((connection, _)) = self.open.lock().await.take() {
+        if let Some((connection, channel)) = self.open.lock().await.take() {
+            // Whatever it carried is confirmed.
+            let _ = close_channel(&channel).await;
             close(&connection).await;
         }
     }
-}
-
-async fn confirming_channel(connection: &Connection) -> lapin::Result<Channel> {
-    let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
 }
 
 /// Publishes one message and waits for its confirmation.
@@ -191,7 +185,7 @@ async fn for_each(
         if let Some(tag) = last_that_stays {
             channel.basic_nack(tag, BasicNackOptions { multiple: true, requeue: true }).await?;
         }
-        channel.close(200, "done".into()).await?;
+        close_channel(&channel).await?;
         Ok(())
     };
     let looked = looked.await.map_err(|fault| broker.explain(fault));

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation, Connection, Event, PublisherConfirm};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::connection::{Broker, Connected, Connector, Fault, close, reply_code, text};
+use super::connection::{Broker, Connected, Connector, Fault, close, close_channel, confirming_channel, reply_code, text};
 use super::topology::Topology;
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
@@ -114,8 +114,7 @@ impl Publisher {
         self.is_blocked = false;
         let mut events = Box::pin(connection.events_listener());
         self.topology.declare(connection).await?;
-        let channel = connection.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let channel = confirming_channel(connection).await?;
         let mut confirms = FuturesUnordered::new();
         let mut to_publish: VecDeque<u64> = self.outbox.unconfirmed.keys().copied().collect();
         let mut last_progress = Instant::now();
@@ -126,6 +125,7 @@ impl Publisher {
             }
             let ending = pieces.is_closed() && pieces.is_empty();
             if ending && self.outbox.unconfirmed.is_empty() {
+                close_channel(&channel).await?;
                 return Ok(Done);
             }
             let window_open = to_publish.is_empty() && confirms.len() < WINDOW && !ending;

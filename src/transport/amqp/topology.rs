@@ -6,7 +6,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::connection::{Fault, reply_code, text};
+use super::connection::{Fault, answered, close_channel, reply_code, text};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 
@@ -65,10 +65,10 @@ impl Topology {
     /// Declares everything; changes nothing where it is so already.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), Fault> {
         // A refused declaration closes its channel: not one that others need.
-        let channel = connection.create_channel().await?;
-        let declared = self.declare_on(&channel).await;
+        let channel = answered(connection.create_channel()).await?;
+        let declared = answered(self.declare_on(&channel)).await;
         if declared.is_ok() {
-            channel.close(200, "declared".into()).await?;
+            close_channel(&channel).await?;
         }
         declared
     }

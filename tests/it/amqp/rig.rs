@@ -100,7 +100,10 @@ impl Rig {
     pub fn with_channel<T>(&self, work: impl AsyncFnOnce(lapin::Channel) -> T) -> T {
         self.runtime.block_on(async {
             let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.expect("the broker is running");
-            let done = work(connection.create_channel().await.expect("a channel")).await;
+            let channel = connection.create_channel().await.expect("a channel");
+            let done = work(channel.clone()).await;
+            // First, and in order: a channel that is only dropped can make lapin forget the connection's own goodbye.
+            drop(channel.close(200, "done".into()).await);
             drop(connection.close(200, "done".into()).await);
             done
         })
