@@ -82,7 +82,7 @@ fn run(cli: &Cli) -> Result<u8> {
             Ok(DONE)
         }
         Command::Migrate => signals::interruptible(async {
-            Database::new(&config.database, GIVE_UP_AFTER)?.open(&config.datasets, Indexes::Make).await?.close().await;
+            Database::new(&config.database, GIVE_UP_AFTER)?.open(&config.datasets, Indexes::MakeOverRows).await?.close().await;
             output.result(&serde_json::json!({ "database": config.database.to_string() }), |out| {
                 writeln!(out, "the tables in {} are up to date", config.database)
             })?;

@@ -56,7 +56,6 @@ pub fn raw(bench: &Bench) -> Result<Vec<Row>> {
     let (mut ours, mut peers) = (vec![], vec![]);
     for _ in 0..bench.runs {
         bench.fresh_database()?;
-        bench.server.psql(OURS).args(["-c", r#"drop index raw."events.day""#]).timed()?;
         bench.server.checkpoint()?;
         let start = Instant::now();
         bench.runtime.block_on(copy(&bench.json, &bench.server.url(OURS)))?;

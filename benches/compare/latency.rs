@@ -137,8 +137,7 @@ pub fn history(bench: &Bench) -> Result<Vec<Row>> {
 fn history_rows(rows: u64) -> String {
     let (users, seconds) = ((rows / 5).max(1), HISTORY_DAYS * 86_400);
     format!(
-        r#"drop index raw."events.day";
-        insert into raw.events (id, event_type, username, user_email, user_type, organization_name, plan_name, received_at)
+        r#"insert into raw.events (id, event_type, username, user_email, user_type, organization_name, plan_name, received_at)
         select md5(u::text), (array['User Created', 'User Updated', 'User Deleted'])[1 + i % 3], 'user ' || u,
                'user' || u || '@example.com', (array['Admin', 'User', 'Creator'])[1 + u % 3], 'organization ' || u % 20,
                (array['Small', 'Medium', 'Enterprise'])[1 + u % 4],

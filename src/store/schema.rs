@@ -30,7 +30,17 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
+    /// Made where the table has rows: `migrate` leaves those of an empty table to the first load.
+    MakeOverRows,
     Leave,
+}
+
+/// Whether a table has any row.
+///
+/// # Errors
+/// If the database fails.
+pub async fn has_rows(connection: &mut Connection, table: &str) -> StoreResult<bool> {
+    Ok(connection.fetch_int(format!("select count(*) from (select 1 from {table} limit 1) t"), &[]).await? > 0)
 }
 
 /// Brings the database to what this program and these datasets need; does nothing, and locks nothing, where it is so already.
@@ -123,6 +133,14 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
     let mut statements = Vec::new();
     for dataset in datasets {
         let mut is_indexed = has_day_index(connection, dataset).await?;
+        let make_index = match indexes {
+            Indexes::Make => true,
+            Indexes::MakeOverRows => {
+                catalogue.contains_key(&dialect.bare_table(Schema::Raw, &dataset.name))
+                    && has_rows(connection, &dialect.table(Schema::Raw, &dataset.name)).await?
+            }
+            Indexes::Leave => false,
+        };
         for (table, is_delta) in [(dataset.name.clone(), false), (format!("{}_delta", dataset.name), true)] {
             match catalogue.get(&dialect.bare_table(Schema::Raw, &table)) {
                 Some(columns) => statements.extend(missing_columns(dialect, dataset, &table, columns)?),
@@ -145,7 +163,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
                  on conflict (name) do update set definition = excluded.definition"
             ));
         }
-        if !is_indexed && indexes == Indexes::Make {
+        if !is_indexed && make_index {
             statements.extend(create_day_index(dialect, dataset));
         }
     }

@@ -3,6 +3,7 @@
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
+use super::schema::has_rows;
 use super::sql::{Dialect, Schema, quote, raw_column_list};
 use crate::dataset::Dataset;
 
@@ -29,7 +30,7 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
     let dialect = connection.dialect();
     let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
     let mut replaced = 0;
-    let has_rows = connection.fetch_int(format!("select count(*) from (select 1 from {master} limit 1) m"), &[]).await? > 0;
+    let has_rows = has_rows(connection, &master).await?;
     if has_rows && dataset.day.is_none() {
         replaced = connection.run(format!("delete from {master}")).await?;
     } else if has_rows {
