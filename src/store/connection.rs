@@ -10,7 +10,7 @@ use sqlx::{Arguments, AssertSqlSafe, Column as _, ConnectOptions, Connection as 
 use uuid::Uuid;
 
 use super::error::{Class, StoreError, StoreResult};
-use super::sql::{Day, Dialect};
+use super::sql::{Day, Dialect, tuples};
 use crate::config::DatabaseUrl;
 
 /// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls back.
@@ -217,11 +217,8 @@ impl Connection {
         const MAX_PARAMETERS: usize = 32_766;
         let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
         for rows in rows.chunks(MAX_PARAMETERS / width) {
-            let tuples: Vec<String> = (0..rows.len())
-                .map(|row| format!("({})", (1..=width).map(|i| format!("${}", row * width + i)).collect::<Vec<_>>().join(", ")))
-                .collect();
             let args: Vec<Arg<'_>> = rows.iter().flatten().cloned().collect();
-            self.execute(format!("insert into {into} values {} {on_conflict}", tuples.join(", ")), &args).await?;
+            self.execute(format!("insert into {into} values {} {on_conflict}", tuples(rows.len(), width)), &args).await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::sql::{Dialect, Schema, placeholders};
+use super::sql::{Dialect, Schema, placeholders, tuples};
 
 /// What became of a load's records. For a finished load `read == loaded + rejected + skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -183,15 +183,13 @@ pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> S
     let batches = connection.dialect().table(Schema::Raw, "batches");
     let mut new = std::collections::HashSet::new();
     for lines in lines.chunks(1_000) {
-        let tuples: Vec<String> =
-            (0..lines.len()).map(|i| format!("(${}, ${}, ${}, ${})", 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 4)).collect();
         let args: Vec<Arg<'_>> = lines
             .iter()
             .flat_map(|line| [Arg::Int(Some(line.load_id)), int(line.seq), int(line.first_ordinal), int(line.records)])
             .collect();
         let sql = format!(
             "insert into {batches} (load_id, seq, first_ordinal, records) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
-            tuples.join(", ")
+            tuples(lines.len(), 4)
         );
         for row in connection.fetch(sql, &args).await? {
             new.insert((row[0].int(), row[1].int()));
@@ -246,9 +244,6 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
         connection.run(format!("select id from {table} where id in ({ids}) order by id for update")).await?;
     }
     for loads in loads.chunks(1_000) {
-        let values: Vec<String> = (0..loads.len())
-            .map(|i| format!("({})", (1..=6).map(|column| format!("${}", 6 * i + column)).collect::<Vec<_>>().join(", ")))
-            .collect();
         let args: Vec<Arg<'_>> = loads
             .iter()
             .flat_map(|load| {
@@ -264,7 +259,7 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
             "with v (id, loaded, rejected, records_read, bytes, error) as (values {values}) \
              update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
              {records}, {bytes}, {error} from v where l.id = v.id",
-            values = values.join(", "),
+            values = tuples(loads.len(), 6),
             records = if_open("records_read"),
             bytes = if_open("bytes"),
             error = if_open("error"),

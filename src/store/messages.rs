@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::ledger::{Counts, int};
-use super::sql::{Dialect, Schema};
+use super::sql::{Dialect, Schema, tuples};
 
 /// A message that its sender gave an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub async fn claim_messages(
             .collect();
         let insert = format!(
             "insert into {table} (dataset, app_id, message_id, digest) values {} on conflict do nothing returning app_id, message_id",
-            tuples(sorted.len(), 4, 0)
+            tuples(sorted.len(), 4)
         );
         let mut new: HashSet<(String, String)> = connection.fetch(insert, &args).await?.into_iter().map(|row| key(&row)).collect();
         let digests =
@@ -85,12 +85,12 @@ async fn digests(
     dataset: &str,
     messages: &[&MessageId<'_>],
 ) -> StoreResult<HashMap<(String, String), Vec<u8>>> {
-    let args: Vec<Arg<'_>> = std::iter::once(Arg::Text(Some(dataset)))
-        .chain(messages.iter().flat_map(|message| [text(message.app_id), text(message.message_id)]))
-        .collect();
+    let ids = messages.iter().flat_map(|message| [text(message.app_id), text(message.message_id)]);
+    let args: Vec<Arg<'_>> = ids.chain([text(dataset)]).collect();
     let sql = format!(
-        "select app_id, message_id, digest from {table} where dataset = $1 and (app_id, message_id) in (values {})",
-        tuples(messages.len(), 2, 1)
+        "select app_id, message_id, digest from {table} where (app_id, message_id) in (values {ids}) and dataset = ${dataset}",
+        ids = tuples(messages.len(), 2),
+        dataset = args.len(),
     );
     let rows = connection.fetch(sql, &args).await?;
     Ok(rows
@@ -109,15 +109,6 @@ fn key(row: &[Field]) -> (String, String) {
 
 fn text(value: &str) -> Arg<'_> {
     Arg::Text(Some(value))
-}
-
-/// `($1, $2), ($3, $4)`: so many rows, so wide, behind so many parameters.
-fn tuples(rows: usize, width: usize, before: usize) -> String {
-    let tuple = |row: usize| {
-        let parameters: Vec<String> = (1..=width).map(|i| format!("${}", before + row * width + i)).collect();
-        format!("({})", parameters.join(", "))
-    };
-    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
 }
 
 /// The ledger row of another program's messages, and where the next of them is booked.

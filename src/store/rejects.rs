@@ -3,7 +3,7 @@
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::ledger::int;
-use super::sql::Schema;
+use super::sql::{Schema, tuples};
 use crate::dataset::Dataset;
 use crate::record::row::Reject;
 
@@ -109,9 +109,8 @@ pub async fn delete(connection: &mut Connection, loaded: &[&OpenReject]) -> Stor
         return Ok(());
     }
     let rejects = connection.dialect().table(Schema::Raw, "rejects");
-    let places: Vec<String> = (0..loaded.len()).map(|i| format!("(${}, ${})", 2 * i + 1, 2 * i + 2)).collect();
     let args: Vec<Arg<'_>> =
         loaded.iter().flat_map(|reject| [Arg::Int(Some(reject.load_id)), Arg::Int(Some(reject.ordinal))]).collect();
-    let sql = format!("delete from {rejects} where (load_id, ordinal) in (values {})", places.join(", "));
+    let sql = format!("delete from {rejects} where (load_id, ordinal) in (values {})", tuples(loaded.len(), 2));
     connection.execute(sql, &args).await.map(drop)
 }

@@ -127,6 +127,15 @@ pub fn placeholders(count: usize) -> String {
     (1..=count).map(|i| format!("${i}")).collect::<Vec<_>>().join(", ")
 }
 
+/// `($1, $2), ($3, $4), …`: so many rows of so many placeholders.
+pub fn tuples(rows: usize, width: usize) -> String {
+    let tuple = |row: usize| {
+        let placeholders: Vec<String> = (1..=width).map(|i| format!("${}", row * width + i)).collect();
+        format!("({})", placeholders.join(", "))
+    };
+    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
+}
+
 /// A list of days as SQL literals, for `IN (…)`: both dialects read them as dates in that place.
 pub fn day_literals(days: impl IntoIterator<Item = Day>) -> String {
     days.into_iter().map(|day| format!("'{day}'")).collect::<Vec<_>>().join(", ")
