@@ -155,10 +155,13 @@ impl<'a> Counts<'a> {
 
     /// What rows of a day with the same values have in common. In PostgreSQL a hash, never null and quick to sort: that others
     /// may have it too does not matter, since it only picks the rows that are then grouped by their values. In SQLite, which has
-    /// no such function, the values; the day last: where it is part of the key, the key alone tells the rows apart.
+    /// no such function, the values and the day.
     fn identity(&self, values: &Counted) -> Vec<String> {
         let mut parts: Vec<String> = values.columns.iter().map(|column| self.sortable(*column)).collect();
-        parts.push(self.day.clone());
+        // Where the day is made of one of the values, they are the same on that day only.
+        if !self.dataset.day.is_some_and(|day| values.columns.contains(&day)) {
+            parts.push(self.day.clone());
+        }
         match self.dialect {
             Dialect::Postgres => vec![format!("hash_record_extended(row({}), 0)", parts.join(", "))],
             Dialect::Sqlite => parts,
