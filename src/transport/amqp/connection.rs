@@ -282,8 +282,8 @@ pub(super) fn text(error: &lapin::Error) -> String {
     }
 }
 
-/// Waits for the broker's answers to requests that move no messages, but not for ever: lapin forgets one that is sent in the
-/// moment in which the connection ends.
+/// Waits for the broker's answers to requests that move no messages, but not for ever: once a connection was gone, lapin's thread
+/// with it, and a request still waited. By its source, that can befall one that is sent while the connection ends.
 pub(super) async fn answered<T, E: From<lapin::Error>>(requests: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     within(ANSWER, requests).await
 }
@@ -305,7 +305,8 @@ pub(super) async fn confirming_channel(connection: &Connection) -> lapin::Result
     .await
 }
 
-/// Ends a channel in order, before its connection: a channel that is only dropped may end the connection's goodbye in an error.
+/// Ends a channel in order, before its connection: lapin closes one that is only dropped in the background, beside the
+/// connection's own goodbye, and where that fails the connection ends in an error.
 pub(super) async fn close_channel(channel: &Channel) -> lapin::Result<()> {
     answered(channel.close(200, "done".into())).await
 }

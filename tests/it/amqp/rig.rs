@@ -102,7 +102,7 @@ impl Rig {
             let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.expect("the broker is running");
             let channel = connection.create_channel().await.expect("a channel");
             let done = work(channel.clone()).await;
-            // First, and in order: a channel that is only dropped can make lapin forget the connection's own goodbye.
+            // First, and in order: lapin closes a channel that is only dropped beside the connection's own goodbye.
             drop(channel.close(200, "done".into()).await);
             drop(connection.close(200, "done".into()).await);
             done
