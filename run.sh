@@ -12,8 +12,9 @@ usage() {
     cat <<'TEXT'
 Usage: ./run.sh COMMAND
 
-  test               all tests; starts the servers they need and stops them again
-  check              formatting, lints, documentation, shell scripts
+  test [WORD...]     all tests, or those with one of these words in their name, as in: ./run.sh test sqlite:: menu
+                     starts the servers that they need and stops them again
+  check              formatting, lints, documentation, shell scripts, dependencies
   bench              the benches, side by side with psql and sqlite3 on private servers
   deploy             the batch application in Docker: builds, starts, tests it, opens its menu
   destroy            removes what deploy made, data included; the images stay
@@ -50,9 +51,13 @@ need_cargo() {
 private=
 job=
 
-# A directory that the servers' own users can pass through, which not every TMPDIR allows.
+# A directory that the servers' own users can pass through, which not every TMPDIR allows. It goes on every way out.
 make_private() {
     local base
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
     for base in "${TMPDIR:-/tmp}" /tmp; do
         private=$(mktemp -d "$base/dataloader-run.XXXXXXXX")
         chmod 711 "$private"
@@ -136,10 +141,6 @@ in_group() {
 }
 
 with_services() {
-    trap clean_up EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    trap 'exit 129' HUP
     make_private
     start_services
     TMPDIR=$private/tmp in_group "$@"
@@ -147,11 +148,45 @@ with_services() {
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
+# run_tests [WORD...]
 run_tests() {
+    local status=0
     need_cargo
-    # Built first: a compile error should not have to wait for servers.
-    cargo test --locked --no-run
-    with_services cargo test --locked --no-fail-fast -- --include-ignored
+    if [[ $# == 0 ]]; then
+        # Built first: a compile error should not have to wait for servers.
+        cargo test --locked --no-run
+        SECONDS=0
+        with_services cargo test --locked --no-fail-fast -- --include-ignored || status=$?
+    else
+        cargo test --locked --tests --no-run
+        SECONDS=0
+        run_matching_tests "$@" || status=$?
+    fi
+    say "the tests took $SECONDS s"
+    return "$status"
+}
+
+# Those that need no server come first. The others are only named by that run, each with what it needs.
+run_matching_tests() {
+    local status=0 log
+    make_private
+    log=$private/log
+    TMPDIR=$private/tmp in_group tests_into "$log" "$@" || status=$?
+    if ! grep -q '^running [1-9]' "$log"; then fail "no test has one of these in its name: $*"; fi
+    if grep -q '^test .* ignored, needs ' "$log"; then
+        grep -q '^test .* ignored, needs .*PostgreSQL' "$log" || needs_postgres=
+        grep -q '^test .* ignored, needs .*RabbitMQ' "$log" || needs_rabbitmq=
+        start_services
+        TMPDIR=$private/tmp in_group cargo test --locked --tests --no-fail-fast -- --ignored "$@" || status=$?
+    fi
+    return "$status"
+}
+
+# tests_into LOG WORD...
+tests_into() {
+    local log=$1
+    shift
+    cargo test --locked --tests --no-fail-fast -- "$@" | tee "$log"
 }
 
 run_benches() {
@@ -179,6 +214,7 @@ run_checks() {
     cargo clippy --locked --all-targets -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
     check_shell
+    check_dependencies
     say "all checks passed"
 }
 
@@ -205,14 +241,30 @@ check_shell() {
     fi
 }
 
+check_dependencies() {
+    if command -v cargo-deny >/dev/null; then
+        cargo deny --locked check bans licenses sources
+    else
+        say "SKIPPED: no cargo-deny here; install it to check the dependencies (cargo install --locked cargo-deny)"
+    fi
+}
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
-if [[ $# != 1 ]]; then
+wrong_usage() {
     usage >&2
     exit 2
-fi
-case ${1#--} in
-    test) run_tests ;;
+}
+
+command=${1-}
+command=${command#--}
+shift || true
+# Only `test` takes words; what begins with a dash is none.
+for word in "$@"; do
+    if [[ $command != test || ! $word || $word == -* ]]; then wrong_usage; fi
+done
+case $command in
+    test) run_tests "$@" ;;
     check) run_checks ;;
     bench) run_benches ;;
     deploy) exec scripts/deploy.sh up batch ;;
@@ -221,8 +273,5 @@ case ${1#--} in
     destroy-rabbitmq) exec scripts/deploy.sh down rabbitmq ;;
     e2e) exec tests/e2e.sh ;;
     help) usage ;;
-    *)
-        usage >&2
-        exit 2
-        ;;
+    *) wrong_usage ;;
 esac
