@@ -9,8 +9,8 @@ use std::time::Instant;
 use dataloader::batch::extract::{Extracted, extract};
 use dataloader::batch::input::Input;
 use dataloader::config::{Config, DatabaseUrl, Settings};
-use dataloader::patience::GIVE_UP_AFTER;
 use dataloader::record::parse::DayRange;
+use dataloader::retry::GIVE_UP_AFTER;
 use dataloader::store::{Appender, Database, RawTable};
 
 use crate::Result;

@@ -165,7 +165,7 @@ fn write_events(data: &Path, events: u64) -> Result<PathBuf> {
     fs::create_dir_all(&dir)?;
     let path = dir.join("events.json");
     let mut file = File::create(&path)?;
-    dataloader::generate::generate(events, 1, &mut file)?;
+    dataloader::commands::generate::generate(events, 1, &mut file)?;
     file.sync_all()?;
     Ok(path)
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::slice;
 use std::time::{Duration, Instant};
 
+use dataloader::commands::generate::generate;
 use dataloader::config::{Config, DatabaseUrl, Settings};
-use dataloader::generate::generate;
-use dataloader::patience::GIVE_UP_AFTER;
+use dataloader::retry::GIVE_UP_AFTER;
 use dataloader::store::model::{self, Days};
 use dataloader::store::{Database, Day};
 

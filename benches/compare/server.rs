@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dataloader::config::DatabaseUrl;
-use dataloader::patience::GIVE_UP_AFTER;
+use dataloader::retry::GIVE_UP_AFTER;
 use dataloader::store::{Connection, Database};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

@@ -4,7 +4,6 @@
 pub mod extract; // files → parsed chunks, on threads
 pub mod input; // the files
 pub mod limit; // how many rejects a run may have
-pub mod summary; // what a run did, for people and programs
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -34,8 +33,8 @@ use extract::{Extracted, ParsedChunk, Progress, extract};
 use input::{Input, files_of};
 use limit::RejectLimit;
 
+use crate::summary::{DatasetSummary, LoadSummary, ShownReject};
 pub use limit::MaxRejects;
-use summary::{DatasetSummary, LoadSummary, ShownReject};
 
 /// What to load.
 #[derive(Debug, Clone)]

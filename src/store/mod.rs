@@ -27,7 +27,7 @@ pub use sql::{Day, Dialect};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::patience::{GIVE_UP_AFTER, Patience, short_pauses};
+use crate::retry::{GIVE_UP_AFTER, Patience, short_pauses};
 
 /// A database that can be connected to.
 #[derive(Debug, Clone)]

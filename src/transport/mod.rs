@@ -1,8 +1,10 @@
 //! The seam between Reader and Parser: in this process, or through RabbitMQ. The stages on both sides do not know which.
 
-pub mod amqp; // RabbitMQ
+pub mod piece; // what travels
+pub mod budget; // how many bytes of it at a time
+pub mod amqp; // through RabbitMQ
 
-use crate::pipeline::messages::Piece;
+use piece::Piece;
 
 /// Where the reader's pieces go.
 #[derive(Debug, Clone)]

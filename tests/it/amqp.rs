@@ -6,11 +6,11 @@ mod rig;
 
 use std::collections::BTreeSet;
 
-use dataloader::patience::Patience;
-use dataloader::pipeline::messages::{Content, Piece, Receipt};
 use dataloader::record::chunk::ChunkBody;
-use dataloader::transport::amqp::consumer::{Delivery, Phase};
+use dataloader::retry::Patience;
+use dataloader::transport::amqp::consumer::Phase;
 use dataloader::transport::amqp::dead_letters::{self, DeadLetterEntry};
+use dataloader::transport::piece::{Content, Piece};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
@@ -20,13 +20,6 @@ use rig::{IN_FLIGHT, Rig, Shared, lines};
 /// Settles a piece as the writer does after its commit.
 fn commit(piece: Piece) {
     piece.receipt.settle();
-}
-
-fn delivery(piece: Piece) -> Delivery {
-    match piece.receipt {
-        Receipt::Delivery(delivery) => delivery,
-        Receipt::Budget(_) => panic!("a consumer's piece is a delivery"),
-    }
 }
 
 fn text(piece: &Piece) -> String {
@@ -62,8 +55,8 @@ fn what_is_published_arrives_as_it_was_cut_and_is_reported_when_confirmed() {
     assert_eq!((event_parts.len(), org_parts.len()), (4, 2));
     publisher.wait_finished(events);
     publisher.wait_finished(orgs);
-    let finished = publisher.finished.lock().iter().find(|load| load.key == events).cloned().expect("just seen");
-    assert_eq!((finished.counts.read, finished.dataset.as_str(), finished.error), (2_500, "events", None));
+    let finished = publisher.finished.lock().iter().find(|published| published.load.key == events).cloned().expect("just seen");
+    assert_eq!((finished.end.records, finished.load.dataset.name.as_str(), finished.end.error), (2_500, "events", None));
     assert_eq!(publisher.budget.available_permits(), IN_FLIGHT);
     consumer.wait_for(&event_parts);
     consumer.wait_for(&org_parts);
@@ -217,33 +210,27 @@ fn a_message_that_keeps_failing_becomes_a_dead_letter_and_holds_up_no_other() {
     let consumer = rig.consumer(Patience::GiveUp, move |piece| {
         let text = text(&piece);
         notes.lock().push(text.clone());
-        if text.contains("dropped") {
+        if text.contains("failing") {
             drop(piece);
-        } else if text.contains("failing") {
-            delivery(piece).fail("out of luck");
         } else if text.contains("forbidden") {
-            delivery(piece).dead_letter("other_body", "seen with another body");
+            piece.receipt.refuse("other_body", "seen with another body");
         } else {
             commit(piece);
         }
     });
     let publisher = rig.publisher(Patience::GiveUp);
     let events = rig.dataset("events");
-    for id in ["dropped", "failing", "forbidden"] {
+    for id in ["failing", "forbidden"] {
         publisher.publish(&events, format!("{{\"id\":\"{id}\"}}").as_bytes());
     }
     let (_, parts) = publisher.publish(&events, &lines(50_000));
     consumer.wait_for(&parts);
-    wait_until("the bad ones are set aside", || rig.depth("dead") == 3);
+    wait_until("the bad ones are set aside", || rig.depth("dead") == 2);
     let count = |id: &str| texts.lock().iter().filter(|text| text.contains(id)).count();
-    assert_eq!((count("dropped"), count("failing"), count("forbidden")), (5, 5, 1));
+    assert_eq!((count("failing"), count("forbidden")), (5, 1));
     let letters = rig.runtime.block_on(dead_letters::list(&rig.broker(), &rig.topology())).expect("listed");
     let why: BTreeSet<_> = letters.iter().map(|letter| (letter.reason.as_str(), letter.detail.as_str())).collect();
-    let expected = [
-        ("failed", "failed 5 times, at last: out of luck"),
-        ("failed", "failed 5 times, at last: the pipeline dropped it"),
-        ("other_body", "seen with another body"),
-    ];
+    let expected = [("failed", "failed 5 times, at last: the pipeline dropped it"), ("other_body", "seen with another body")];
     assert_eq!(why, BTreeSet::from(expected));
     assert!(letters.iter().all(|letter| letter.source.as_deref() == Some("test.json")));
     publisher.end(&rig).expect("all was confirmed");

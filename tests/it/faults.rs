@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use dataloader::patience::GIVE_UP_AFTER;
+use dataloader::retry::GIVE_UP_AFTER;
 
 use crate::support::{
     Background, Fifo, Invocation, Outcome, PrivatePostgres, Sandbox, Signal, StopMode, Store, event, many_events, on_both_stores,

@@ -1,7 +1,7 @@
 //! `dataloader health`: whether a pipeline of the working directory is alive and connected.
 
 use dataloader::config::{Role, Transport};
-use dataloader::health::{Connections, Heartbeat};
+use dataloader::heartbeat::{Connections, Heartbeat};
 
 use crate::support::{Invocation, Outcome, Sandbox, Store};
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use dataloader::patience::GIVE_UP_AFTER;
+use dataloader::retry::GIVE_UP_AFTER;
 
 use crate::support::{
     Background, Choices, Invocation, PrivatePostgres, Sandbox, Signal, StopMode, Store, events_over_days, many_events, wait_until,

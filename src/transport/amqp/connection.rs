@@ -13,7 +13,7 @@ use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::patience::{Patience, long_pauses, short_pauses};
+use crate::retry::{Patience, long_pauses, short_pauses};
 
 /// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
 const HEARTBEAT: u16 = 10;

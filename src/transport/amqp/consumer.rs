@@ -27,9 +27,9 @@ use super::topology::Topology;
 use super::wire::MessageKey;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::patience::Patience;
-use crate::pipeline::messages::Piece;
 use crate::record::chunk::CHUNK_BYTES;
+use crate::retry::Patience;
+use crate::transport::piece::{Acknowledge, Piece};
 
 mod decode; // a delivery as a piece, on a thread of its own
 mod failures; // how often a message failed
@@ -365,7 +365,7 @@ impl Subscription {
 
 /// A delivery on its way through the pipeline. Dropped without a verdict, it counts as failed.
 #[derive(Debug)]
-pub struct Delivery {
+struct Delivery {
     acker: Acker,
     key: MessageKey,
     verdicts: mpsc::UnboundedSender<Settled>,
@@ -390,36 +390,30 @@ enum Verdict {
 }
 
 impl Delivery {
-    /// All of it is durable.
-    pub fn ack(self) {
-        self.settle(Verdict::Done);
-    }
-
-    /// Nothing was done with it; this consumer or another gets it again.
-    pub fn requeue(self) {
-        self.settle(Verdict::Returned);
-    }
-
-    /// It could not be loaded this time: it comes again after a pause, and is a dead letter when that happens too often.
-    pub fn fail(self, detail: impl Into<String>) {
-        self.settle(Verdict::Failed(detail.into()));
-    }
-
-    /// It can never be loaded: a dead letter. `reason` is one word, for programs.
-    pub fn dead_letter(self, reason: impl Into<String>, detail: impl Into<String>) {
-        self.settle(Verdict::Condemned { reason: reason.into(), detail: detail.into() });
-    }
-
-    fn settle(mut self, verdict: Verdict) {
-        self.send(verdict);
-    }
-
     fn send(&mut self, verdict: Verdict) {
         if !std::mem::replace(&mut self.settled, true) {
             let settled = Settled { acker: self.acker.clone(), key: self.key, verdict };
             // Without a consumer there is no connection either: the broker delivers it again.
             let _ = self.verdicts.send(settled);
         }
+    }
+}
+
+impl Acknowledge for Delivery {
+    fn settle(mut self: Box<Self>) {
+        self.send(Verdict::Done);
+    }
+
+    fn refuse(mut self: Box<Self>, reason: &str, detail: &str) {
+        self.send(Verdict::Condemned { reason: reason.to_owned(), detail: detail.to_owned() });
+    }
+
+    fn give_back(mut self: Box<Self>) {
+        self.send(Verdict::Returned);
+    }
+
+    fn redelivers(&self) -> bool {
+        true
     }
 }
 

@@ -19,9 +19,8 @@ use super::connection::{Broker, Connected, Connector, Fault, close, close_channe
 use super::topology::Topology;
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
-use crate::patience::{GIVE_UP_AFTER, Patience};
-use crate::pipeline::messages::{Content, FileEnd, Load, LoadFinished, Piece, Receipt};
-use crate::store::ledger::Counts;
+use crate::retry::{GIVE_UP_AFTER, Patience};
+use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 
 /// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. Their bytes are
 /// bounded by the budget that every piece holds a part of.
@@ -65,7 +64,7 @@ impl Publisher {
     /// # Errors
     /// If the broker refuses, stays away for longer than patience or the end allow, or has other queues of these names. What
     /// was not confirmed then was not reported as finished.
-    pub async fn run(mut self, mut pieces: mpsc::Receiver<Piece>, mut finished: impl FnMut(LoadFinished)) -> Result<()> {
+    pub async fn run(mut self, mut pieces: mpsc::Receiver<Piece>, mut finished: impl FnMut(Published)) -> Result<()> {
         loop {
             let Some(connection) = self.connect(&pieces).await? else { return Ok(()) };
             match self.session(&connection, &mut pieces, &mut finished).await {
@@ -109,7 +108,7 @@ impl Publisher {
         &mut self,
         connection: &Connection,
         pieces: &mut mpsc::Receiver<Piece>,
-        finished: &mut impl FnMut(LoadFinished),
+        finished: &mut impl FnMut(Published),
     ) -> Result<Done, Fault> {
         self.is_blocked = false;
         let mut events = Box::pin(connection.events_listener());
@@ -268,7 +267,7 @@ fn taken(ready: Vec<(u64, lapin::Result<Confirmation>)>) -> lapin::Result<Vec<u6
 struct Outbox {
     unconfirmed: BTreeMap<u64, Outgoing>,
     next_serial: u64,
-    loads: HashMap<Uuid, Progress>,
+    loads: HashMap<Uuid, Unconfirmed>,
 }
 
 struct Outgoing {
@@ -279,9 +278,16 @@ struct Outgoing {
     _receipt: Receipt,
 }
 
-/// How far a load is.
+/// A load of which everything is confirmed.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub load: Arc<Load>,
+    pub end: FileEnd,
+}
+
+/// What of a load is not confirmed yet.
 #[derive(Default)]
-struct Progress {
+struct Unconfirmed {
     unconfirmed: usize,
     /// Set when its last message is confirmed.
     end: Option<FileEnd>,
@@ -301,7 +307,7 @@ impl Outbox {
         serial
     }
 
-    fn confirm(&mut self, serial: u64, finished: &mut impl FnMut(LoadFinished)) {
+    fn confirm(&mut self, serial: u64, finished: &mut impl FnMut(Published)) {
         let Some(Outgoing { load, end, .. }) = self.unconfirmed.remove(&serial) else { return };
         let progress = self.loads.entry(load.key).or_default();
         progress.unconfirmed = progress.unconfirmed.saturating_sub(1);
@@ -313,14 +319,7 @@ impl Outbox {
         }
         if let Some(end) = progress.end.take() {
             self.loads.remove(&load.key);
-            let counts = Counts { read: end.records, ..Counts::default() };
-            finished(LoadFinished {
-                key: load.key,
-                dataset: load.dataset.name.clone(),
-                source: load.source.clone(),
-                counts,
-                error: end.error,
-            });
+            finished(Published { load, end });
         }
     }
 }

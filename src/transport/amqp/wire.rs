@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
-use crate::pipeline::messages::{Content, FileEnd, ForeignMessage, Load};
 use crate::record::chunk::{Chunk, ChunkBody, Framing};
 use crate::record::row::{Reject, RejectReason};
 use crate::record::split::{SplitError, Splitter, split_text};
+use crate::transport::piece::{Content, FileEnd, ForeignMessage, Load};
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";

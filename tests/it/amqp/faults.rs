@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Instant;
 
-use dataloader::patience::{GIVE_UP_AFTER, Patience};
+use dataloader::retry::{GIVE_UP_AFTER, Patience};
 use dataloader::transport::amqp::consumer::Phase;
 use dataloader::transport::amqp::dead_letters;
 use lapin::options::QueueDeclareOptions;
@@ -84,7 +84,7 @@ fn a_disk_alarm_holds_the_publisher_and_not_the_consumer() {
     let consumer = rig.consumer(Patience::Wait, commit);
     consumer.wait_for(&parts);
     wait_until("it is acknowledged", || rig.depth("events") == 0);
-    assert!(publisher.finished.lock().iter().all(|load| load.key != second));
+    assert!(publisher.finished.lock().iter().all(|published| published.load.key != second));
     assert!(!publisher.has_ended() && !consumer.has_ended());
     node.ctl(&["set_disk_free_limit", "50MB"]);
     publisher.wait_finished(second);

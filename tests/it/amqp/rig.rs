@@ -7,13 +7,13 @@ use std::thread::JoinHandle;
 use dataloader::config::{Config, SecretUrl, Settings};
 use dataloader::dataset::Dataset;
 use dataloader::error::Result;
-use dataloader::patience::Patience;
-use dataloader::pipeline::messages::{Content, FileEnd, Load, LoadFinished, Piece, Receipt};
 use dataloader::record::split::Splitter;
+use dataloader::retry::Patience;
 use dataloader::transport::amqp::connection::Broker;
 use dataloader::transport::amqp::consumer::{Consumer, Phase};
-use dataloader::transport::amqp::publisher::Publisher;
+use dataloader::transport::amqp::publisher::{Published, Publisher};
 use dataloader::transport::amqp::topology::Topology;
+use dataloader::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
@@ -202,7 +202,7 @@ impl<T> Default for Shared<T> {
 pub struct RunningPublisher {
     pieces: Option<mpsc::Sender<Piece>>,
     pub budget: Arc<Semaphore>,
-    pub finished: Shared<LoadFinished>,
+    pub finished: Shared<Published>,
     task: Task<Result<()>>,
 }
 
@@ -237,7 +237,7 @@ impl RunningPublisher {
             permit = Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok();
             permit.is_some()
         });
-        let receipt = Receipt::Budget(permit.expect("just taken"));
+        let receipt = Receipt::from(permit.expect("just taken"));
         let piece = Piece { load: Arc::clone(load), content, receipt };
         parts.insert(seen_of(&piece));
         let sender = self.pieces.as_ref().expect("not closed");
@@ -246,7 +246,7 @@ impl RunningPublisher {
 
     /// Waits until that load is reported, and nothing of it is held any more.
     pub fn wait_finished(&self, key: Uuid) {
-        wait_until("all is confirmed", || self.finished.lock().iter().any(|load| load.key == key));
+        wait_until("all is confirmed", || self.finished.lock().iter().any(|published| published.load.key == key));
     }
 
     /// Whether it has ended by itself.

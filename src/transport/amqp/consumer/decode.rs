@@ -13,9 +13,9 @@ use super::failures::{Failures, Sentence};
 use super::{Delivery, Settled, Verdict};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::pipeline::messages::{Piece, Receipt};
 use crate::transport::amqp::dead_letters::DeadLetter;
 use crate::transport::amqp::wire::{Envelope, MessageKey, Undecodable};
+use crate::transport::piece::{Piece, Receipt};
 
 /// What the broker delivered, from a dataset's queue.
 pub(super) struct Arrival {
@@ -83,7 +83,7 @@ fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: 
     let mut receipt = arrival.receipt(key);
     // Of a lost connection, or no longer wanted.
     if !arrival.acker.usable() || draining.load(Ordering::Relaxed) {
-        receipt.requeue();
+        receipt.send(Verdict::Returned);
         return true;
     }
     let sentence = match failures.sentence(&key) {
@@ -91,13 +91,11 @@ fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: 
         None => match opened.and_then(|envelope| envelope.decode(&arrival.body)) {
             Ok((load, content)) => {
                 drop(arrival);
-                let piece = Piece { load, content, receipt: Receipt::Delivery(receipt) };
+                let piece = Piece { load, content, receipt: Receipt::new(receipt) };
                 return match pieces.send(piece) {
                     Ok(()) => true,
                     Err(refused) => {
-                        if let Receipt::Delivery(delivery) = refused.into_inner().receipt {
-                            delivery.requeue();
-                        }
+                        refused.into_inner().receipt.give_back();
                         false
                     }
                 };

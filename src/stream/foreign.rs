@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::messages::{ParsedContent, ParsedPiece};
+use super::protocol::{ParsedContent, ParsedPiece};
 use crate::store::ledger::{self, ChunkLine, Counts};
 use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use crate::store::{Connection, StoreResult};

@@ -6,13 +6,25 @@ use std::sync::Arc;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::DONE;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::patience::GIVE_UP_AFTER;
+use crate::retry::GIVE_UP_AFTER;
 use crate::store::sql::Schema;
 use crate::store::{Connection, Database, Field, Indexes, StoreResult};
-use crate::table::{Align, Table};
+use crate::terminal::output::Output;
+use crate::terminal::table::{Align, Table};
+
+/// Prints the ledger.
+///
+/// # Errors
+/// As [`status`].
+pub async fn run(config: &Config, output: Output) -> Result<u8> {
+    let status = status(config).await?;
+    output.result(&status, |out| status.write(out))?;
+    Ok(DONE)
+}
 
 /// The ledger.
 #[derive(Debug, Clone, Serialize)]

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::faults::{Faults, StageWatch};
 use super::link::Link;
-use super::messages::ModelChanged;
+use super::protocol::ModelChanged;
 
 use crate::dataset::Dataset;
 use crate::error::Result;

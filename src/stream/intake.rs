@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
-use super::messages::{LoadFinished, ReadFile};
+use super::protocol::{LoadFinished, ReadFile};
 use super::reader::Reader;
 use crate::config::Config;
 use crate::error::Result;

@@ -1,19 +1,20 @@
 //! `dataloader menu`: numbered choices, line by line, so that it works over a pipe, in tmux and in `docker exec -it`.
 
-use std::io::{self, BufRead, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::Path;
 
 use jiff::civil::Date;
 use tokio::sync::mpsc;
 
+use super::DONE;
+use super::drop::sample_of;
+use super::load::{Loaded, load};
 use crate::batch::LoadOptions;
-use crate::cli::parse_day;
 use crate::config::{Config, MenuMode};
-use crate::drop::sample_of;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::drop_file;
-use crate::load::{Loaded, load};
-use crate::output::write_error;
+use crate::terminal::cli::parse_day;
+use crate::terminal::output::{Format, Output, write_error};
 
 /// The dataset that the choices are about.
 const EVENTS: &str = "events";
@@ -22,12 +23,25 @@ const CUSTOM_SAMPLE: &str = "custom_sample.json";
 
 const RULE: &str = "----------------------------------------------";
 
+/// Shows the menu on standard output, for whoever types into standard input.
+///
+/// # Errors
+/// As [`show`]; or if JSON is asked for.
+pub async fn run(config: &Config, output: Output) -> Result<u8> {
+    if output.format() == Format::Json {
+        return Err(Error::usage("the menu is for people: it has no --format json")
+            .hint("programs use `dataloader load` and `dataloader drop`"));
+    }
+    show(config, BufReader::new(io::stdin()), &mut io::stdout()).await?;
+    Ok(DONE)
+}
+
 /// Shows the menu of [`Config::menu_mode`] on `out` and does what `input` chooses, until it chooses to exit or ends. A load
 /// that fails is shown, and the menu goes on. Dropped during a load (by a signal), the load is rolled back.
 ///
 /// # Errors
 /// If `out` cannot be written; that its reader has gone away is no error.
-pub async fn run(config: &Config, input: impl BufRead + Send + 'static, out: &mut impl Write) -> Result<()> {
+async fn show(config: &Config, input: impl BufRead + Send + 'static, out: &mut impl Write) -> Result<()> {
     let mut console = Console { lines: lines_of(input), out, at_prompt: false };
     let done = match config.menu_mode {
         MenuMode::Batch => batch(config, &mut console).await,

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::redact_urls;
 use crate::error::{Error, Result};
-use crate::progress::above_live_line;
+use crate::terminal::progress::above_live_line;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -8,24 +8,43 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::DONE;
 use crate::config::{Config, Transport};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
-use crate::output::Output;
-use crate::patience::GIVE_UP_AFTER;
 use crate::record::chunk::{Chunk, ChunkBody, Framing};
 use crate::record::parse::{DayRange, Parser};
 use crate::record::row::RejectReason;
+use crate::retry::GIVE_UP_AFTER;
 use crate::store::append::append_accepted;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days};
 use crate::store::rejects::{Cursor, OpenReject, delete, page};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
-use crate::table::{Align, Table};
+use crate::terminal::cli::{RejectsAction, RejectsArgs};
+use crate::terminal::output::Output;
+use crate::terminal::table::{Align, Table};
 use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::dead_letters::{self, DeadLetterEntry};
 use crate::transport::amqp::topology::Topology;
+
+/// Lists, exports or replays the open rejects.
+///
+/// # Errors
+/// As [`list`], [`export`] and [`replay`]; or if there is no such dataset.
+pub async fn run(config: &Config, args: &RejectsArgs, output: Output) -> Result<u8> {
+    let datasets = config.datasets_named(args.dataset.as_slice())?;
+    match args.action {
+        RejectsAction::List => list(config, &datasets, output).await?,
+        RejectsAction::Export => export(config, &datasets).await?,
+        RejectsAction::Replay => {
+            let replay = replay(config, &datasets).await?;
+            output.result(&replay, |out| replay.write(out))?;
+        }
+    }
+    Ok(DONE)
+}
 
 /// How many rejects are in memory at a time; each has at most 8 MiB, nearly all far less.
 const PAGE: u32 = 100;

@@ -1,17 +1,13 @@
-//! What a run did: `load --format json`'s object, and the lines for people.
+//! What a run loaded, in batch or in the stream: the object of `--format json`.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use indicatif::HumanCount;
 use serde::{Serialize, Serializer};
 
-use super::input::Input;
 use crate::dataset::Dataset;
 use crate::record::row::Reject;
 use crate::store::ledger::Counts;
-use crate::table::{Align, Table};
 
 /// A run over all its datasets.
 #[derive(Debug, Clone, Serialize)]
@@ -53,7 +49,7 @@ pub struct ShownReject {
 
 impl ShownReject {
     /// The line for a reject of a file.
-    pub fn new(file: usize, input: &Input, reject: &Reject) -> Self {
+    pub fn new(file: usize, input: impl std::fmt::Display, reject: &Reject) -> Self {
         let Reject { ordinal, byte_offset, reason, detail, .. } = reject;
         let text = format!("{input}: record {ordinal} at byte {byte_offset}: {}: {detail}", reason.as_str());
         Self { file, ordinal: *ordinal, text }
@@ -104,52 +100,4 @@ impl LoadSummary {
     pub fn has_rejects(&self) -> bool {
         self.datasets.iter().any(|dataset| dataset.counts.rejected > 0)
     }
-
-    /// The lines for people: a table, the first rejects, how fast it was.
-    ///
-    /// # Errors
-    /// If they cannot be written.
-    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let loaded = if self.dry_run { "would load" } else { "loaded" };
-        let mut table = Table::new(&[
-            ("dataset", Align::Left),
-            ("files", Align::Right),
-            ("read", Align::Right),
-            (loaded, Align::Right),
-            ("rejected", Align::Right),
-            ("skipped", Align::Right),
-            ("replaced", Align::Right),
-        ]);
-        for dataset in &self.datasets {
-            let Counts { read, loaded, rejected, skipped } = dataset.counts;
-            let files = dataset.files as u64;
-            let counts = [files, read, loaded, rejected, skipped, dataset.replaced].map(|count| HumanCount(count).to_string());
-            table.row(std::iter::once(dataset.dataset.clone()).chain(counts));
-        }
-        writeln!(out, "{table}")?;
-        for dataset in self.datasets.iter().filter(|dataset| dataset.counts.rejected > 0) {
-            writeln!(out, "\n{} records of {} were rejected:", HumanCount(dataset.counts.rejected), dataset.dataset)?;
-            for reject in &dataset.shown {
-                writeln!(out, "  {reject}")?;
-            }
-            let more = dataset.counts.rejected - dataset.shown.len() as u64;
-            if more > 0 {
-                writeln!(out, "  and {} more", HumanCount(more))?;
-            }
-        }
-        if self.has_rejects() && !self.dry_run {
-            writeln!(out, "see them all with `dataloader rejects list`, get them for repair with `dataloader rejects export`")?;
-        }
-        let read: u64 = self.datasets.iter().map(|dataset| dataset.counts.read).sum();
-        writeln!(out, "\n{}", pace(read, self.elapsed))
-    }
-}
-
-/// `1,000,000 records in 3 seconds (333,333 per second)`; without a rate where there is nothing to speak of.
-fn pace(records: u64, elapsed: Duration) -> String {
-    if elapsed < Duration::from_secs(1) {
-        return format!("{} records in {} ms", HumanCount(records), elapsed.as_millis());
-    }
-    let per_second = u64::try_from(u128::from(records) * 1_000 / elapsed.as_millis()).unwrap_or(u64::MAX);
-    format!("{} records in {:.1} s ({} per second)", HumanCount(records), elapsed.as_secs_f64(), HumanCount(per_second))
 }

@@ -1,9 +1,14 @@
-//! Synthetic events for trying things out and for benchmarks: the same bytes for the same arguments, on every machine.
+//! `dataloader generate`: synthetic events for trying things out and for benchmarks: the same bytes for the same arguments, on every machine.
 //!
 //! They are of the kind that `raw_data/events/events_sample.json` shows: users repeat (one user per five events), a hundredth of
 //! the events have no organisation, a quarter no plan, and the times fall evenly on thirty days from 2020-12-01 in no order.
 
 use std::io::{self, Write};
+
+use super::DONE;
+use crate::error::Result;
+use crate::terminal::cli::GenerateArgs;
+use crate::terminal::output;
 
 /// Letters from several scripts; none holds a character that JSON would escape.
 const ORGANIZATIONS: [&str; 20] = [
@@ -42,6 +47,15 @@ const MICROS_PER_DAY: u64 = 86_400 * MICROS_PER_SECOND;
 
 /// Text is handed to the writer in pieces of about this many bytes.
 const PIECE: usize = 64 << 10;
+
+/// Writes synthetic events to standard output.
+///
+/// # Errors
+/// If that cannot be written.
+pub fn run(args: &GenerateArgs) -> Result<u8> {
+    output::stream(|out| generate(args.events, args.seed, out))?;
+    Ok(DONE)
+}
 
 /// Writes `events` synthetic events as a JSON array, one event per line, in constant memory. The same arguments give the same
 /// bytes, in every version that does not say otherwise in its changelog.

@@ -5,9 +5,9 @@ use std::time::Instant;
 use actix::{Actor, Context, Handler, Message, MessageResult};
 
 use super::faults::{Faults, StageWatch};
-use super::messages::LoadFinished;
-use crate::batch::summary::LoadSummary;
+use super::protocol::LoadFinished;
 use crate::config::{Config, Role};
+use crate::summary::LoadSummary;
 
 /// The actor.
 pub struct Tally {

@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use actix::Message;
-use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::dataset::Dataset;
@@ -22,93 +21,13 @@ use crate::record::chunk::Chunk;
 use crate::record::row::Reject;
 use crate::store::Rows;
 use crate::store::ledger::Counts;
-use crate::transport::amqp::consumer::Delivery;
-
-/// A file on its way into the database; its key is what makes a chunk of it the same chunk wherever and whenever it is read.
-#[derive(Debug, Clone)]
-pub struct Load {
-    pub key: Uuid,
-    pub dataset: Arc<Dataset>,
-    /// What the ledger calls the file.
-    pub source: String,
-}
+use crate::transport::amqp::publisher::Published;
+use crate::transport::piece::{FileEnd, Load, Receipt};
 
 /// Intake → Reader: a file was claimed; read it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReadFile(pub Claim);
-
-/// Reader → Parser or publisher, consumer → Parser: a part of a load, in the order of the file. Bounded channels carry it.
-#[derive(Debug)]
-pub struct Piece {
-    pub load: Arc<Load>,
-    pub content: Content,
-    pub receipt: Receipt,
-}
-
-/// What a piece is.
-#[derive(Debug)]
-pub enum Content {
-    /// A run of records, in the ledger once by load and `seq`.
-    Chunk(Chunk),
-    /// Nothing more comes of this load.
-    End(FileEnd),
-    /// The records of another program's message.
-    Foreign(ForeignMessage),
-}
-
-/// The totals of a file that was read as far as it goes; with them the ledger closes the load when all chunks are in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileEnd {
-    /// How many chunks were cut; their `seq` are `0..chunks`.
-    pub chunks: u64,
-    /// How many records they hold.
-    pub records: u64,
-    /// Length of the decompressed text.
-    pub bytes: u64,
-    /// Why the file failed, if it did.
-    pub error: Option<String>,
-}
-
-/// A message without `kind`: booked on the `open` ledger row of its dataset and `app_id`.
-#[derive(Debug)]
-pub struct ForeignMessage {
-    pub app_id: String,
-    /// With it the message is loaded exactly once, without it at least once.
-    pub message_id: Option<String>,
-    /// SHA-256 of the body: the same id with another body is an error of the sender.
-    pub digest: [u8; 32],
-    /// All its records, however many.
-    pub chunk: Chunk,
-}
-
-/// Who holds a piece until it is durable. Dropped without [`Receipt::settle`], the piece was not loaded: the file stays claimed
-/// or the message is delivered again.
-#[derive(Debug)]
-pub enum Receipt {
-    /// Bytes of the budget, free again when this is dropped.
-    Budget(OwnedSemaphorePermit),
-    /// A message to acknowledge.
-    Delivery(Delivery),
-}
-
-impl Receipt {
-    /// The piece is durable.
-    pub fn settle(self) {
-        match self {
-            Self::Budget(permit) => drop(permit),
-            Self::Delivery(delivery) => delivery.ack(),
-        }
-    }
-
-    /// The piece can never be loaded; `reason` is one word. Only another program's message can be such a piece.
-    pub fn refuse(self, reason: &str, detail: &str) {
-        match self {
-            Self::Budget(permit) => drop(permit),
-            Self::Delivery(delivery) => delivery.dead_letter(reason, detail),
-        }
-    }
-}
 
 /// Parser → Batcher: a piece whose records are rows or rejects.
 #[derive(Debug, Message)]
@@ -181,4 +100,11 @@ pub struct LoadFinished {
     pub counts: Counts,
     /// Why the file failed, if it did.
     pub error: Option<String>,
+}
+
+impl From<Published> for LoadFinished {
+    fn from(Published { load, end }: Published) -> Self {
+        let counts = Counts { read: end.records, ..Counts::default() };
+        Self { key: load.key, dataset: load.dataset.name.clone(), source: load.source.clone(), counts, error: end.error }
+    }
 }

@@ -1,6 +1,6 @@
 //! The stream: the only file that knows all stages. It starts them, watches them, and drains them in the order of the data.
 
-pub mod messages; // the whole protocol
+pub mod protocol; // what the stages tell each other
 mod faults; // what ends a run
 mod link; // connections that outlive absences
 mod intake; // files: claimed, handed to the reader, put where they belong
@@ -12,6 +12,7 @@ mod foreign; // other programs' messages among them
 mod modeller; // changed days → modelled tables
 mod tally; // what was loaded
 mod pulse; // signs of life
+mod stats; // what the run has done so far
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,28 +22,31 @@ use std::thread::JoinHandle;
 use actix::{Actor, Addr, Arbiter, Recipient};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::batch::summary::LoadSummary;
 use crate::config::{Config, Role, Transport};
 use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
-use crate::patience::{GIVE_UP_AFTER, Patience};
+use crate::retry::{GIVE_UP_AFTER, Patience};
 use crate::signals::Signals;
 use crate::store::{Dialect, Indexes, schema};
+use crate::summary::LoadSummary;
 use crate::transport::Outlet;
 use crate::transport::amqp::consumer::{Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
+use crate::transport::budget::Budget;
+use crate::transport::piece::Piece;
 
 use batcher::{Batcher, Drain};
 use faults::Faults;
 use intake::{Claims, Intake, Mode, Stop};
 use link::Links;
-use messages::{LoadFinished, Piece};
 use modeller::{Modeller, RefreshAll};
-use reader::{Budget, Close, Reader};
+use protocol::LoadFinished;
+use reader::{Close, Reader};
 use tally::{Summarize, Tally};
-use writer::{Stats, Writer};
+use writer::Writer;
 
 pub use parser::{ParseChunk, parse_chunk};
+pub use stats::Stats;
 
 /// What a run is to do.
 #[derive(Debug, Clone, Copy)]
@@ -65,28 +69,27 @@ impl RunOptions {
     }
 }
 
-/// Runs the stream on a system of its own: until a signal, or until what the inbox holds is loaded.
+/// Runs the stream on a system of its own: until a signal, or until what the inbox holds is loaded. `stats` says meanwhile what
+/// it has done.
 ///
 /// # Errors
 /// What a stage could not mend; that a second signal came.
-pub fn run(config: &Config, options: RunOptions) -> Result<LoadSummary> {
-    actix::System::new().block_on(run_in_process(config, options))
-}
-
-async fn run_in_process(config: &Config, options: RunOptions) -> Result<LoadSummary> {
-    let links = Links::new(config)?;
-    tokio::select! {
-        never = pulse::beat(config, &links) => match never {},
-        summary = supervise(config, options, &links) => summary,
-    }
+pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<LoadSummary> {
+    actix::System::new().block_on(async {
+        let links = Links::new(config)?;
+        tokio::select! {
+            never = pulse::beat(config, &links) => match never {},
+            summary = supervise(config, options, &links, stats) => summary,
+        }
+    })
 }
 
 /// Starts the stages, waits for whatever ends the run, and drains them.
-async fn supervise(config: &Config, options: RunOptions, links: &Links) -> Result<LoadSummary> {
+async fn supervise(config: &Config, options: RunOptions, links: &Links, stats: &Arc<Stats>) -> Result<LoadSummary> {
     let mut signals = Signals::listen()?;
     let (faults, mut reported) = Faults::new();
     let mut stages = tokio::select! {
-        stages = Stages::start(config, options, links, &faults) => stages?,
+        stages = Stages::start(config, options, links, stats, &faults) => stages?,
         () = signals.next() => return Ok(LoadSummary::empty(&config.datasets)),
     };
     let is_stopped = tokio::select! {
@@ -113,8 +116,6 @@ struct Stages {
     tally: Addr<Tally>,
     /// With `--once`: answers when the inbox has nothing more to load, or never where there is none.
     idle: oneshot::Receiver<()>,
-    /// The live line.
-    live: tokio::task::JoinHandle<()>,
 }
 
 /// The stages that read files.
@@ -144,12 +145,11 @@ struct Consuming {
 
 impl Stages {
     /// Waits for the database, then starts every stage of this process, the last first.
-    async fn start(config: &Config, options: RunOptions, links: &Links, faults: &Faults) -> Result<Self> {
-        let stats = Arc::new(Stats::default());
+    async fn start(config: &Config, options: RunOptions, links: &Links, stats: &Arc<Stats>, faults: &Faults) -> Result<Self> {
         let budget = Budget::new(config.stream.in_flight_bytes);
         let claims = Claims::default();
         let tally = Tally::new(config, faults).start();
-        let live = actix::spawn(pulse::show(Arc::clone(&stats), budget.clone()));
+        let _ = stats.budget.set(budget.clone());
         let (idle_in, idle) = oneshot::channel();
         let mut idle_in = Some(idle_in);
 
@@ -180,7 +180,7 @@ impl Stages {
                 if let (Transport::Inproc, Some(files)) = (config.transport, &files) {
                     finished.push(files.intake.clone().recipient());
                 }
-                Some(Records::start(config, options, links, parsers_out, finished, claims, stats, faults)?)
+                Some(Records::start(config, options, links, parsers_out, finished, claims, Arc::clone(stats), faults)?)
             }
         };
         let (mut publisher, mut consumer) = (None, None);
@@ -190,7 +190,8 @@ impl Stages {
                 let (intake, own_tally) = (files.intake.clone(), (config.role == Role::Producer).then(|| tally.clone()));
                 let work = Publisher::new(broker.broker.clone(), topology.clone(), patience);
                 broker.watch(work.connected());
-                let work = work.run(publisher_out, move |load| {
+                let work = work.run(publisher_out, move |published| {
+                    let load = LoadFinished::from(published);
                     if let Some(tally) = &own_tally {
                         tally.do_send(load.clone());
                     }
@@ -216,7 +217,7 @@ impl Stages {
                 consumer = Some(Consuming { task: report_fault(work, faults), phase });
             }
         }
-        Ok(Self { files, publisher, consumer, records, tally, idle, live })
+        Ok(Self { files, publisher, consumer, records, tally, idle })
     }
 
     /// Lets everything in flight reach the database or the broker, in the order of the data; returns what was loaded.
@@ -251,7 +252,6 @@ impl Stages {
             batcher.send(Drain).await.map_err(gone)?;
             modeller.send(RefreshAll).await.map_err(gone)?;
         }
-        self.live.abort();
         self.tally.send(Summarize).await.map_err(gone)
     }
 }

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use actix::{Actor, Context, Handler, Message};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::faults::{Faults, StageWatch};
-use super::messages::{Content, FileEnd, Load, Piece, ReadFile, Receipt};
+use super::protocol::ReadFile;
 use crate::dataset::Dataset;
 use crate::error::io_text;
 use crate::inbox::Claim;
@@ -17,34 +16,8 @@ use crate::record::chunk::Chunk;
 use crate::record::decompress::decompress;
 use crate::record::split::{SplitError, Splitter};
 use crate::transport::Outlet;
-
-/// Bytes that are read but not yet durable. A piece takes its bytes before it is passed on and holds them until it is
-/// committed or given up, so memory is bounded whatever the mailboxes do.
-#[derive(Debug, Clone)]
-pub struct Budget {
-    free: Arc<Semaphore>,
-    total: usize,
-    runtime: tokio::runtime::Handle,
-}
-
-impl Budget {
-    /// A budget of that many bytes; to be made on the runtime.
-    pub fn new(bytes: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(bytes)), total: bytes, runtime: tokio::runtime::Handle::current() }
-    }
-
-    /// Waits until so many bytes are free, and takes them. For threads outside the runtime.
-    pub fn take(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let bytes = u32::try_from(bytes.min(self.total)).unwrap_or(u32::MAX);
-        let taken = self.runtime.block_on(Arc::clone(&self.free).acquire_many_owned(bytes));
-        taken.expect("the budget is never closed")
-    }
-
-    /// Bytes in flight.
-    pub fn taken(&self) -> usize {
-        self.total - self.free.available_permits()
-    }
-}
+use crate::transport::budget::Budget;
+use crate::transport::piece::{Content, FileEnd, Load, Piece};
 
 /// The actor: takes files from the inbox.
 pub struct Reader {
@@ -118,7 +91,7 @@ fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> R
         if stop.load(Ordering::Relaxed) {
             return Reading::Stopped;
         }
-        let receipt = Receipt::Budget(budget.take(bytes));
+        let receipt = budget.take(bytes);
         match outlet.pass(Piece { load: Arc::clone(&load), content, receipt }) {
             Ok(()) => Reading::Ended,
             Err(_) => Reading::Stopped,

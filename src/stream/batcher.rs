@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
-use super::messages::{Batch, ParsedContent, ParsedPiece};
+use super::protocol::{Batch, ParsedContent, ParsedPiece};
 use super::writer::Writer;
 use crate::config::StreamSettings;
 use crate::error::Error;
@@ -200,9 +200,10 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Settings};
-    use crate::pipeline::messages::{FileEnd, Load, ParsedChunk, Receipt};
     use crate::record::chunk::{Chunk, ChunkBody};
     use crate::store::{Dialect, Rows};
+    use crate::stream::protocol::ParsedChunk;
+    use crate::transport::piece::{FileEnd, Load, Receipt};
 
     fn gatherer() -> Gatherer {
         Gatherer::new(&StreamSettings { batch_bytes: 100, ..StreamSettings::default() })
@@ -217,7 +218,7 @@ mod tests {
 
     fn piece(load: &Arc<Load>, content: ParsedContent) -> ParsedPiece {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        ParsedPiece { load: Arc::clone(load), content, receipt: Receipt::Budget(permit) }
+        ParsedPiece { load: Arc::clone(load), content, receipt: Receipt::from(permit) }
     }
 
     fn chunk(load: &Arc<Load>, bytes: usize) -> ParsedPiece {

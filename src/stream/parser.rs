@@ -10,11 +10,12 @@ use actix::Addr;
 
 use super::batcher::Batcher;
 use super::faults::Faults;
-use super::messages::{Content, ForeignMessage, Load, ParsedChunk, ParsedContent, ParsedPiece, Piece, Receipt};
+use super::protocol::{ParsedChunk, ParsedContent, ParsedPiece};
 use crate::error::Error;
 use crate::record::chunk::Chunk;
 use crate::record::parse::{DayRange, Parsed, Parser};
 use crate::store::{Dialect, Rows};
+use crate::transport::piece::{Content, ForeignMessage, Load, Piece};
 
 /// How a chunk is parsed; tests put their own in its place.
 pub type ParseChunk = fn(&mut Parser, &Chunk, &mut Rows) -> Parsed;
@@ -47,13 +48,13 @@ pub fn start(
                 let mut pool = ParserThread { dialect, parse, parsers: HashMap::new() };
                 for piece in pieces {
                     let load = Arc::clone(&piece.load);
-                    let is_message = matches!(piece.receipt, Receipt::Delivery(_));
+                    let redelivers = piece.receipt.redelivers();
                     match catch_unwind(AssertUnwindSafe(|| pool.parse(piece))) {
                         // The budget bounds the mailbox; when the batcher is gone, it has reported why.
                         Ok(parsed) => batcher.do_send(parsed),
                         // Dropped with the panic, the message counts as failed: it comes again, and in the end is a dead letter.
                         // Ending here would hand it to the next consumer, and end that.
-                        Err(_) if is_message => {
+                        Err(_) if redelivers => {
                             tracing::error!("parsing a message of {} panicked: please report the panic above", load.dataset.name);
                             pool.parsers.clear();
                         }

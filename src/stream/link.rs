@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::RunOptions;
 use crate::config::{Config, Transport};
 use crate::error::Result;
-use crate::patience::{Patience, short_pauses};
+use crate::retry::{Patience, short_pauses};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
 use crate::transport::amqp::connection::{Broker, Connected};
 use crate::transport::amqp::topology::Topology;

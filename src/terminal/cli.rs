@@ -14,8 +14,8 @@ use jiff::civil::Date;
 use crate::batch::MaxRejects;
 use crate::config::{DatabaseUrl, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
 use crate::error::{Error, Result};
-use crate::logging::{LogFormat, Verbosity};
-use crate::output::{Format, Output};
+use crate::terminal::logging::{LogFormat, Verbosity};
+use crate::terminal::output::{Format, Output};
 
 /// A command line that was understood.
 #[derive(Debug)]

@@ -5,10 +5,23 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::DONE;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::inbox::drop_file;
+use crate::terminal::cli::DropArgs;
+use crate::terminal::output::Output;
+
+/// Drops what the arguments name, and prints the copies' paths.
+///
+/// # Errors
+/// As [`drop_copies`].
+pub fn run(config: &Config, args: &DropArgs, output: Output) -> Result<u8> {
+    let dropped = drop_copies(config, args.file.as_deref(), &args.dataset, args.times)?;
+    output.result(&dropped, |out| dropped.write(out))?;
+    Ok(DONE)
+}
 
 /// What was dropped.
 #[derive(Debug, Clone, Serialize)]

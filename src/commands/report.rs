@@ -6,12 +6,26 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
+use super::DONE;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::patience::GIVE_UP_AFTER;
+use crate::retry::GIVE_UP_AFTER;
 use crate::store::{Connection, Database, Dialect, Field, Indexes, StoreResult, model, sql};
-use crate::table::{Align, Table};
+use crate::terminal::cli::ReportArgs;
+use crate::terminal::output::Output;
+use crate::terminal::table::{Align, Table};
+
+/// Prints the modelled tables.
+///
+/// # Errors
+/// As [`report`]; or if there is no such dataset.
+pub async fn run(config: &Config, args: &ReportArgs, output: Output) -> Result<u8> {
+    let datasets = config.datasets_named(args.dataset.as_slice())?;
+    let report = report(config, &datasets).await?;
+    output.result(&report, |out| report.write(out))?;
+    Ok(DONE)
+}
 
 /// The modelled tables of some datasets.
 #[derive(Debug, Clone, Serialize)]

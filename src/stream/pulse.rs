@@ -1,18 +1,10 @@
-//! Signs of life: the heartbeat that `dataloader health` reads, and the live line on a terminal.
+//! Signs of life: the heartbeat that `dataloader health` reads.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-
-use indicatif::{HumanBytes, HumanCount};
 
 use super::link::Links;
-use super::reader::Budget;
-use super::writer::Stats;
 use crate::config::{Config, Role};
-use crate::health::{BEAT_INTERVAL, Connections, Heartbeat};
-use crate::progress::LiveLine;
+use crate::heartbeat::{BEAT_INTERVAL, Connections, Heartbeat};
 use crate::store::{Connection, Database};
 
 /// Beats for as long as it is polled. Asks the database itself: a connection that is not used does not know that it is lost.
@@ -49,27 +41,4 @@ async fn ask(database: &Database, connection: &mut Option<Connection>) -> bool {
         *connection = Some(asked);
     }
     answered
-}
-
-/// Shows files, records, rate and bytes in flight on one line for as long as it is polled; nothing without a terminal.
-pub async fn show(stats: Arc<Stats>, budget: Budget) {
-    const REFRESH: Duration = Duration::from_millis(250);
-    let Some(line) = LiveLine::start() else { return std::future::pending().await };
-    let (mut before, mut since, mut rate) = (0, Instant::now(), 0);
-    loop {
-        let (files, records) = (stats.loads.load(Ordering::Relaxed), stats.records.load(Ordering::Relaxed));
-        let elapsed = since.elapsed();
-        if elapsed >= Duration::from_secs(1) {
-            rate = (records - before) * 1_000 / u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            (before, since) = (records, Instant::now());
-        }
-        line.set(format!(
-            "{} files, {} records, {}/s, {} in flight",
-            HumanCount(files),
-            HumanCount(records),
-            HumanCount(rate),
-            HumanBytes(budget.taken() as u64)
-        ));
-        tokio::time::sleep(REFRESH).await;
-    }
 }

@@ -4,12 +4,25 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use super::{DIFFERENT, DONE};
 use crate::config::Config;
 use crate::error::Result;
-use crate::patience::GIVE_UP_AFTER;
+use crate::retry::GIVE_UP_AFTER;
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Difference};
 use crate::store::{Connection, Database, Indexes, StoreResult};
+use crate::terminal::cli::ModelArgs;
+use crate::terminal::output::Output;
+
+/// Refreshes the modelled tables as the arguments say, and prints what was done.
+///
+/// # Errors
+/// As [`refresh`].
+pub async fn run(config: &Config, args: &ModelArgs, output: Output) -> Result<u8> {
+    let refreshed = refresh(config, args.full, args.check).await?;
+    output.result(&refreshed, |out| refreshed.write(out))?;
+    Ok(if refreshed.differences.is_empty() { DONE } else { DIFFERENT })
+}
 
 /// What a refresh did.
 #[derive(Debug, Clone, Serialize)]

@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -44,35 +46,46 @@ pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
     }
 }
 
-/// A line on the terminal that is rewritten in place; logs go above it.
-pub struct LiveLine(ProgressBar);
+/// A line on the terminal that is rewritten in place until this is dropped; logs go above it.
+pub struct LiveLine {
+    /// Closed when the line goes.
+    open: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 /// The line that is shown, for the log to step over.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 impl LiveLine {
-    /// An empty line; none without a terminal.
-    pub fn start() -> Option<Self> {
+    /// A line that says what `text` gives, four times a second; nothing without a terminal.
+    pub fn start(mut text: impl FnMut() -> String + Send + 'static) -> Option<Self> {
+        const REFRESH: Duration = Duration::from_millis(250);
         if !std::io::stderr().is_terminal() {
             return None;
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is fixed and tested by being shown"));
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
-        Some(Self(bar))
-    }
-
-    /// What the line says from now on.
-    pub fn set(&self, text: String) {
-        self.0.set_message(text);
-        self.0.tick();
+        let (open, closed) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            while closed.recv_timeout(REFRESH) == Err(RecvTimeoutError::Timeout) {
+                bar.set_message(text());
+                bar.tick();
+            }
+            *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            bar.finish_and_clear();
+        });
+        Some(Self { open: Some(open), thread: Some(thread) })
     }
 }
 
 impl Drop for LiveLine {
     fn drop(&mut self) {
-        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.0.finish_and_clear();
+        self.open = None;
+        if let Some(thread) = self.thread.take() {
+            // A line that panicked is a line that is gone.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use actix::{Actor, ActorFutureExt, Addr, AtomicResponse, Context, Handler, Recipient, WrapFuture};
 use uuid::Uuid;
@@ -11,8 +11,9 @@ use uuid::Uuid;
 use super::faults::{Faults, StageWatch};
 use super::foreign;
 use super::link::Link;
-use super::messages::{Batch, FileEnd, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
 use super::modeller::Modeller;
+use super::protocol::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
+use super::stats::Stats;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::record::chunk::ChunkBody;
@@ -20,6 +21,7 @@ use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, ChunkLine, Counts, LoadEnd, LoadProgress, OpenLoad};
 use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
+use crate::transport::piece::FileEnd;
 
 /// What a transaction did.
 #[derive(Debug, Default)]
@@ -186,15 +188,6 @@ fn constraint_reject(chunk: &ParsedChunk, refused: Refused) -> Reject {
         ChunkBody::Rejects(_) => unreachable!("a chunk of rejects has no rows"),
     };
     Reject { ordinal, byte_offset, reason: RejectReason::Constraint, detail: refused.message, record }
-}
-
-/// What the run has done so far, for the live line and the heartbeat.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Records committed, rejects included.
-    pub records: AtomicU64,
-    /// Loads closed.
-    pub loads: AtomicU64,
 }
 
 /// The actor.

@@ -1,0 +1,70 @@
+//! `dataloader load`: a batch load with a progress bar beside it, then what was loaded and the daily totals.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use super::report::{self, TableReport};
+use super::{DONE, REJECTED};
+use crate::batch::input::Input;
+use crate::batch::{self, LoadOptions};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::summary::LoadSummary;
+use crate::terminal::cli::LoadArgs;
+use crate::terminal::output::Output;
+use crate::terminal::{progress, summary};
+
+/// Loads what the arguments name, and prints what that was.
+///
+/// # Errors
+/// As [`load`]; or if the arguments name a file twice or a dataset that is not there.
+pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
+    let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
+    let mut sources = BTreeSet::new();
+    if let Some(twice) = inputs.iter().find(|input| !sources.insert(input.source())) {
+        return Err(Error::usage(format!("{twice} is named twice, so that its records would be loaded twice")));
+    }
+    let options = LoadOptions {
+        inputs: (!inputs.is_empty()).then_some(inputs),
+        max_rejects: args.max_rejects,
+        dry_run: args.dry_run,
+        ..LoadOptions::new(config, config.datasets_named(&args.datasets)?, args.days())?
+    };
+    let loaded = load(config, &options).await?;
+    output.result(&loaded.summary, |out| loaded.write(out))?;
+    Ok(if loaded.summary.has_rejects() { REJECTED } else { DONE })
+}
+
+/// What a load did, and the totals after it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub summary: LoadSummary,
+    /// Of the loaded datasets; none after a dry run.
+    pub totals: Vec<TableReport>,
+}
+
+/// Loads, with a progress bar where standard error is a terminal.
+///
+/// # Errors
+/// As [`batch::load`]; or if the totals cannot be read.
+pub async fn load(config: &Config, options: &LoadOptions) -> Result<Loaded> {
+    let progress = Arc::default();
+    let summary = tokio::select! {
+        summary = batch::load(config, options, &progress) => summary?,
+        never = progress::show(Arc::clone(&progress)) => match never {},
+    };
+    let totals = if summary.dry_run { Vec::new() } else { report::daily_totals(config, &options.datasets).await? };
+    Ok(Loaded { summary, totals })
+}
+
+impl Loaded {
+    /// The lines for people.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        summary::write(&self.summary, out)?;
+        report::write_totals(out, &self.totals)
+    }
+}

@@ -1,0 +1,53 @@
+//! `dataloader run`: the stream, with a live line beside it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount};
+
+use super::{DONE, REJECTED};
+use crate::config::Config;
+use crate::error::Result;
+use crate::stream::{self, RunOptions, Stats};
+use crate::terminal::cli::RunArgs;
+use crate::terminal::output::Output;
+use crate::terminal::progress::LiveLine;
+use crate::terminal::summary;
+
+/// Runs the stream until a signal comes; with `--once` until what the inbox holds is loaded, and prints what that was.
+///
+/// # Errors
+/// As [`stream::run`].
+pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
+    let stats = Arc::new(Stats::default());
+    let live = LiveLine::start(live_text(Arc::clone(&stats)));
+    let loaded = stream::run(config, RunOptions::new(args.once), &stats);
+    drop(live);
+    let loaded = loaded?;
+    if !args.once {
+        return Ok(DONE);
+    }
+    output.result(&loaded, |out| summary::write(&loaded, out))?;
+    Ok(if loaded.has_rejects() || loaded.has_failures() { REJECTED } else { DONE })
+}
+
+/// What the live line says: files, records, their rate and the bytes in flight.
+fn live_text(stats: Arc<Stats>) -> impl FnMut() -> String + Send {
+    let (mut before, mut since, mut rate) = (0, Instant::now(), 0);
+    move || {
+        let (files, records) = (stats.loads.load(Ordering::Relaxed), stats.records.load(Ordering::Relaxed));
+        let elapsed = since.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            rate = (records - before) * 1_000 / u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            (before, since) = (records, Instant::now());
+        }
+        format!(
+            "{} files, {} records, {}/s, {} in flight",
+            HumanCount(files),
+            HumanCount(records),
+            HumanCount(rate),
+            HumanBytes(stats.in_flight_bytes())
+        )
+    }
+}

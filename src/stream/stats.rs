@@ -1,0 +1,23 @@
+//! What a run has done so far, for whoever watches.
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use crate::transport::budget::Budget;
+
+/// Counters that the stages move. They start at zero with the process.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Records committed, rejects included.
+    pub records: AtomicU64,
+    /// Loads closed.
+    pub loads: AtomicU64,
+    pub(super) budget: OnceLock<Budget>,
+}
+
+impl Stats {
+    /// Bytes that are read but not yet durable.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.budget.get().map_or(0, Budget::taken) as u64
+    }
+}

@@ -1,0 +1,58 @@
+//! What a run loaded, as lines for people.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use indicatif::HumanCount;
+
+use super::table::{Align, Table};
+use crate::store::ledger::Counts;
+use crate::summary::LoadSummary;
+
+/// The lines for people: a table, the first rejects, how fast it was.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
+    let loaded = if summary.dry_run { "would load" } else { "loaded" };
+    let mut table = Table::new(&[
+        ("dataset", Align::Left),
+        ("files", Align::Right),
+        ("read", Align::Right),
+        (loaded, Align::Right),
+        ("rejected", Align::Right),
+        ("skipped", Align::Right),
+        ("replaced", Align::Right),
+    ]);
+    for dataset in &summary.datasets {
+        let Counts { read, loaded, rejected, skipped } = dataset.counts;
+        let files = dataset.files as u64;
+        let counts = [files, read, loaded, rejected, skipped, dataset.replaced].map(|count| HumanCount(count).to_string());
+        table.row(std::iter::once(dataset.dataset.clone()).chain(counts));
+    }
+    writeln!(out, "{table}")?;
+    for dataset in summary.datasets.iter().filter(|dataset| dataset.counts.rejected > 0) {
+        writeln!(out, "\n{} records of {} were rejected:", HumanCount(dataset.counts.rejected), dataset.dataset)?;
+        for reject in &dataset.shown {
+            writeln!(out, "  {reject}")?;
+        }
+        let more = dataset.counts.rejected - dataset.shown.len() as u64;
+        if more > 0 {
+            writeln!(out, "  and {} more", HumanCount(more))?;
+        }
+    }
+    if summary.has_rejects() && !summary.dry_run {
+        writeln!(out, "see them all with `dataloader rejects list`, get them for repair with `dataloader rejects export`")?;
+    }
+    let read: u64 = summary.datasets.iter().map(|dataset| dataset.counts.read).sum();
+    writeln!(out, "\n{}", pace(read, summary.elapsed))
+}
+
+/// `1,000,000 records in 3 seconds (333,333 per second)`; without a rate where there is nothing to speak of.
+fn pace(records: u64, elapsed: Duration) -> String {
+    if elapsed < Duration::from_secs(1) {
+        return format!("{} records in {} ms", HumanCount(records), elapsed.as_millis());
+    }
+    let per_second = u64::try_from(u128::from(records) * 1_000 / elapsed.as_millis()).unwrap_or(u64::MAX);
+    format!("{} records in {:.1} s ({} per second)", HumanCount(records), elapsed.as_secs_f64(), HumanCount(per_second))
+}

@@ -1,0 +1,58 @@
+//! The budget of bytes in flight: it bounds the memory of the stream, whatever mailboxes and channels do.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::piece::{Acknowledge, Receipt};
+
+/// Bytes that are read but not yet durable. A piece takes its bytes before it is passed on and holds them until it is
+/// committed or given up.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    free: Arc<Semaphore>,
+    total: usize,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Budget {
+    /// A budget of that many bytes; to be made on the runtime.
+    pub fn new(bytes: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(bytes)), total: bytes, runtime: tokio::runtime::Handle::current() }
+    }
+
+    /// Waits until so many bytes are free, and takes them. For threads outside the runtime.
+    pub fn take(&self, bytes: usize) -> Receipt {
+        let bytes = u32::try_from(bytes.min(self.total)).unwrap_or(u32::MAX);
+        let taken = self.runtime.block_on(Arc::clone(&self.free).acquire_many_owned(bytes));
+        Receipt::from(taken.expect("the budget is never closed"))
+    }
+
+    /// Bytes in flight.
+    pub fn taken(&self) -> usize {
+        self.total - self.free.available_permits()
+    }
+}
+
+/// A piece's share of the budget, free again when this is dropped.
+#[derive(Debug)]
+struct Share(#[expect(dead_code, reason = "held for its release")] OwnedSemaphorePermit);
+
+impl From<OwnedSemaphorePermit> for Receipt {
+    /// A receipt that holds the permit for as long as the piece is in flight.
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self::new(Share(permit))
+    }
+}
+
+impl Acknowledge for Share {
+    fn settle(self: Box<Self>) {}
+
+    fn refuse(self: Box<Self>, _: &str, _: &str) {}
+
+    fn give_back(self: Box<Self>) {}
+
+    fn redelivers(&self) -> bool {
+        false
+    }
+}
