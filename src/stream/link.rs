@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::RunOptions;
+use super::options::RunOptions;
 use crate::config::{Config, Transport};
 use crate::error::Result;
 use crate::retry::{Patience, short_pauses};

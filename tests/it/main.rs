@@ -7,6 +7,7 @@ mod support;
 
 mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
+mod layers; // modules use only those below them
 
 // Batch, in the order in which a newcomer meets it.
 mod sample; // the main job on the samples
