@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::config::{Role, Transport};
 use crate::error::{Error, IoContext, Result, io_text};
+use crate::vitals::Trouble;
 
 /// How often a process should beat.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,8 +41,30 @@ struct Beat {
     role: Role,
     transport: Transport,
     connected: Connections,
+    /// What its stages wait for.
+    troubles: Vec<Complaint>,
     /// Milliseconds since 1970.
     at: i64,
+}
+
+/// What a stage waits for, or that it makes no progress.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Complaint {
+    text: String,
+    /// Since when, in milliseconds since 1970.
+    since: i64,
+}
+
+impl Complaint {
+    fn new(trouble: &Trouble, now: Timestamp) -> Self {
+        let lasted = i64::try_from(trouble.since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Self { text: trouble.to_string(), since: now.as_millisecond().saturating_sub(lasted) }
+    }
+
+    /// The text with the time that it has lasted.
+    fn at(&self, now: Timestamp) -> String {
+        format!("{} (for {} s)", self.text, now.as_millisecond().saturating_sub(self.since).max(0) / 1_000)
+    }
 }
 
 /// Tells `dataloader health` that this process is alive, until it is dropped.
@@ -67,20 +90,21 @@ impl Heartbeat {
         fs::create_dir_all(directory).cannot(format_args!("make {} for the heartbeat", directory.display()))?;
         // Not the process id: in containers each start may have the same one.
         let path = directory.join(format!("{}.json", Uuid::now_v7()));
-        let file = write_locked(&path, &beat(role, transport, Connections::default(), now))?;
+        let file = write_locked(&path, &beat(role, transport, Connections::default(), &[], now))?;
         Ok(Self { path, file, role, transport })
     }
 
-    /// Says that the process is alive and what it is connected to; every [`BEAT_INTERVAL`], and whenever that changes.
+    /// Says that the process is alive, what it is connected to and what is wrong with its stages; every [`BEAT_INTERVAL`], and
+    /// whenever that changes.
     ///
     /// # Errors
     /// If the file cannot be written; the next beat may succeed again.
-    pub fn beat(&mut self, connected: Connections) -> Result<()> {
-        self.beat_at(connected, Timestamp::now())
+    pub fn beat(&mut self, connected: Connections, troubles: &[Trouble]) -> Result<()> {
+        self.beat_at(connected, troubles, Timestamp::now())
     }
 
-    fn beat_at(&mut self, connected: Connections, now: Timestamp) -> Result<()> {
-        self.file = write_locked(&self.path, &beat(self.role, self.transport, connected, now))?;
+    fn beat_at(&mut self, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Result<()> {
+        self.file = write_locked(&self.path, &beat(self.role, self.transport, connected, troubles, now))?;
         Ok(())
     }
 }
@@ -92,8 +116,9 @@ impl Drop for Heartbeat {
     }
 }
 
-fn beat(role: Role, transport: Transport, connected: Connections, now: Timestamp) -> Beat {
-    Beat { pid: std::process::id(), role, transport, connected, at: now.as_millisecond() }
+fn beat(role: Role, transport: Transport, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Beat {
+    let troubles = troubles.iter().map(|trouble| Complaint::new(trouble, now)).collect();
+    Beat { pid: std::process::id(), role, transport, connected, troubles, at: now.as_millisecond() }
 }
 
 /// Replaces the file in one step by one that is locked already: whoever opens `path` finds a whole file, and a lock on it.
@@ -129,7 +154,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 /// How the pipeline of this working directory is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// At least one process is alive, and all that are beat and have the connections they need.
+    /// At least one process is alive, and all that are beat, have the connections they need, and wait for nothing.
     pub healthy: bool,
     /// Why, in one line.
     pub reason: String,
@@ -144,6 +169,8 @@ pub struct Process {
     pub role: Role,
     pub transport: Transport,
     pub connected: Connections,
+    /// What its stages wait for, and for how long; empty if all is well.
+    pub troubles: Vec<String>,
     /// How long ago it beat.
     pub seconds_since_beat: u64,
 }
@@ -158,7 +185,7 @@ pub fn health() -> Result<Health> {
 
 impl Health {
     fn of(processes: Vec<Process>) -> Self {
-        let complaints: Vec<String> = processes.iter().filter_map(Process::complaint).collect();
+        let complaints: Vec<String> = processes.iter().flat_map(Process::complaints).collect();
         let (healthy, reason) = if processes.is_empty() {
             (false, "no `dataloader run` is alive in this working directory".to_owned())
         } else if complaints.is_empty() {
@@ -178,20 +205,26 @@ impl fmt::Display for Health {
 }
 
 impl Process {
-    fn complaint(&self) -> Option<String> {
-        let Self { pid, connected, seconds_since_beat, .. } = self;
+    fn complaints(&self) -> Vec<String> {
+        let Self { pid, seconds_since_beat, .. } = self;
         if *seconds_since_beat > FRESH.as_secs() {
-            return Some(format!("process {pid} hangs: its last sign of life was {seconds_since_beat} s ago"));
+            return vec![format!("process {pid} hangs: its last sign of life was {seconds_since_beat} s ago")];
         }
+        let missing = self.missing().map(|missing| format!("process {pid} is not connected to {missing}"));
+        missing.into_iter().chain(self.troubles.iter().map(|trouble| format!("process {pid}: {trouble}"))).collect()
+    }
+
+    /// What it needs and is not connected to.
+    fn missing(&self) -> Option<&'static str> {
+        let connected = self.connected;
         let needs_database = self.transport == Transport::Inproc || self.role != Role::Producer;
         let needs_broker = self.transport == Transport::Amqp;
-        let missing = match (needs_database && !connected.database, needs_broker && !connected.broker) {
-            (false, false) => return None,
-            (true, false) => "the database",
-            (false, true) => "the broker",
-            (true, true) => "the database and the broker",
-        };
-        Some(format!("process {pid} is not connected to {missing}"))
+        match (needs_database && !connected.database, needs_broker && !connected.broker) {
+            (false, false) => None,
+            (true, false) => Some("the database"),
+            (false, true) => Some("the broker"),
+            (true, true) => Some("the database and the broker"),
+        }
     }
 }
 
@@ -227,6 +260,7 @@ fn processes(directory: &Path, now: Timestamp) -> Result<Vec<Process>> {
             role: beat.role,
             transport: beat.transport,
             connected: beat.connected,
+            troubles: beat.troubles.iter().map(|trouble| trouble.at(now)).collect(),
             // A clock that was set back must not make a hanging process look alive.
             seconds_since_beat: now.as_millisecond().abs_diff(beat.at) / 1_000,
         });
@@ -313,7 +347,7 @@ mod tests {
             let mut heartbeat = start(dir.path(), role, transport);
             let health = health_at(dir.path(), 1);
             assert_eq!((health.healthy, health.reason), (false, format!("process {} {complaint}", std::process::id())));
-            heartbeat.beat_at(needed, at(1)).unwrap();
+            heartbeat.beat_at(needed, &[], at(1)).unwrap();
             let health = health_at(dir.path(), 1);
             assert!(health.healthy, "{role:?} over {transport:?}: {health}");
             assert_eq!(health.processes[0].connected, needed);
@@ -324,13 +358,27 @@ mod tests {
     fn a_process_that_stops_beating_hangs_after_fifteen_seconds() {
         let dir = directory();
         let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
-        heartbeat.beat_at(DATABASE, at(10)).unwrap();
+        heartbeat.beat_at(DATABASE, &[], at(10)).unwrap();
         assert!(health_at(dir.path(), 25).healthy);
         let health = health_at(dir.path(), 26);
         assert!(!health.healthy && health.reason.ends_with("its last sign of life was 16 s ago"), "{health}");
         assert!(!health_at(dir.path(), -20).healthy, "the clock was set back");
-        heartbeat.beat_at(DATABASE, at(26)).unwrap();
+        heartbeat.beat_at(DATABASE, &[], at(26)).unwrap();
         assert!(health_at(dir.path(), 26).healthy);
+    }
+
+    #[test]
+    fn a_stage_that_waits_makes_its_process_unhealthy_with_the_reason() {
+        let dir = directory();
+        let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
+        let trouble =
+            Trouble { stage: "writer", waits_for: Some("sqlite://x.db: disk full".to_owned()), since: std::time::Instant::now() };
+        heartbeat.beat_at(DATABASE, &[trouble], at(0)).unwrap();
+        let expected = format!("process {}: the writer waits for sqlite://x.db: disk full (for 7 s)", std::process::id());
+        let health = health_at(dir.path(), 7);
+        assert_eq!((health.healthy, health.reason), (false, expected));
+        heartbeat.beat_at(DATABASE, &[], at(8)).unwrap();
+        assert!(health_at(dir.path(), 8).healthy);
     }
 
     #[test]
@@ -338,8 +386,8 @@ mod tests {
         let dir = directory();
         let mut first = start(dir.path(), Role::Producer, Transport::Amqp);
         let mut second = start(dir.path(), Role::Consumer, Transport::Amqp);
-        first.beat_at(BROKER, at(0)).unwrap();
-        second.beat_at(BROKER, at(0)).unwrap();
+        first.beat_at(BROKER, &[], at(0)).unwrap();
+        second.beat_at(BROKER, &[], at(0)).unwrap();
         let health = health_at(dir.path(), 0);
         assert!(!health.healthy && health.reason.ends_with("is not connected to the database"), "{health}");
         assert_eq!(health.processes.iter().map(|process| process.role).collect::<Vec<_>>(), [Role::Producer, Role::Consumer]);
@@ -351,7 +399,7 @@ mod tests {
     fn what_a_dead_process_left_counts_for_nothing_and_is_removed() {
         let dir = directory();
         let mut alive = start(dir.path(), Role::All, Transport::Inproc);
-        alive.beat_at(DATABASE, at(0)).unwrap();
+        alive.beat_at(DATABASE, &[], at(0)).unwrap();
         let left = dir.path().join("019b0000-0000-7000-8000-000000000000.json");
         fs::copy(&alive.path, &left).unwrap();
         let health = health_at(dir.path(), 0);
@@ -364,7 +412,7 @@ mod tests {
         let dir = directory();
         let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
         for second in 0..3 {
-            heartbeat.beat_at(DATABASE, at(second)).unwrap();
+            heartbeat.beat_at(DATABASE, &[], at(second)).unwrap();
             assert_eq!(files(dir.path()), 1);
         }
         drop(heartbeat);
@@ -375,7 +423,7 @@ mod tests {
     fn whoever_asks_while_a_process_beats_always_finds_it_alive() {
         let dir = directory();
         let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
-        heartbeat.beat_at(DATABASE, at(0)).unwrap();
+        heartbeat.beat_at(DATABASE, &[], at(0)).unwrap();
         std::thread::scope(|scope| {
             let asking: Vec<_> = (0..2)
                 .map(|_| {
@@ -388,7 +436,7 @@ mod tests {
                 })
                 .collect();
             while !asking.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                heartbeat.beat_at(DATABASE, at(0)).unwrap();
+                heartbeat.beat_at(DATABASE, &[], at(0)).unwrap();
             }
         });
     }
@@ -400,7 +448,7 @@ mod tests {
         let target = dir.path().join("target");
         fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, heartbeat.path.with_extension("tmp")).unwrap();
-        heartbeat.beat_at(DATABASE, at(0)).unwrap();
+        heartbeat.beat_at(DATABASE, &[], at(0)).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"precious");
     }
 

@@ -15,6 +15,7 @@ pub mod store; // the seam to the databases
 pub mod record; // pure: bytes → rows and rejects
 
 pub mod heartbeat; // whether the pipeline of this working directory is alive
+pub mod vitals; // what its stages are doing, or wait for
 pub mod config; // flags over environment over dataloader.toml over defaults
 pub mod retry; // how long to wait for a server that is away
 pub mod signals; // SIGINT and SIGTERM

@@ -63,6 +63,8 @@ pub struct StreamSettings {
     pub rescan_interval: Duration,
     /// A file is complete when its size was still for this long, where no event says so.
     pub settle: Duration,
+    /// A stage that has work and makes no progress for this long makes the process unhealthy.
+    pub stall: Duration,
 }
 
 impl Default for StreamSettings {
@@ -77,6 +79,7 @@ impl Default for StreamSettings {
             writers: 2,
             rescan_interval: Duration::from_millis(2_000),
             settle: Duration::from_millis(250),
+            stall: Duration::from_secs(30),
         }
     }
 }
@@ -86,7 +89,7 @@ const MINUTE_MS: u32 = 60_000;
 const HOUR_MS: u32 = 60 * MINUTE_MS;
 
 impl StreamSettings {
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 10] = [
         "batch_rows",
         "batch_bytes",
         "batch_interval_ms",
@@ -96,6 +99,7 @@ impl StreamSettings {
         "writers",
         "rescan_interval_ms",
         "settle_ms",
+        "stall_ms",
     ];
 
     pub(super) fn read(section: &Section<'_>) -> Result<Self> {
@@ -116,6 +120,7 @@ impl StreamSettings {
             writers: size("writers", 1..=64)?.unwrap_or(default.writers),
             rescan_interval: millis("rescan_interval_ms", 10..=HOUR_MS)?.unwrap_or(default.rescan_interval),
             settle: millis("settle_ms", 0..=HOUR_MS)?.unwrap_or(default.settle),
+            stall: millis("stall_ms", 100..=HOUR_MS)?.unwrap_or(default.stall),
         };
         if settings.batch_bytes > settings.in_flight_bytes {
             let (batch, in_flight) = (settings.batch_bytes, settings.in_flight_bytes);

@@ -12,12 +12,15 @@ use crate::retry::{Patience, short_pauses};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
 use crate::transport::amqp::connection::{Broker, Connected};
 use crate::transport::amqp::topology::Topology;
+use crate::vitals::{Stage, Vitals};
 
 /// Where a run gets its connections.
 pub struct Links {
     pub database: Database,
     /// With `--transport amqp`.
     pub broker: Option<BrokerLink>,
+    /// What the stages do and wait for.
+    pub vitals: Vitals,
     /// A database that once let this process in and now refuses is being restored or reconfigured: worth waiting for.
     was_connected: Arc<AtomicBool>,
 }
@@ -39,15 +42,17 @@ impl Links {
                 connected: RefCell::default(),
             }),
         };
-        Ok(Self { database: Database::new(&config.database, LOCK_WAIT)?, broker, was_connected: Arc::default() })
+        let database = Database::new(&config.database, LOCK_WAIT)?;
+        Ok(Self { database, broker, vitals: Vitals::default(), was_connected: Arc::default() })
     }
 
-    /// A connection to the database for a stage.
-    pub fn database(&self, options: RunOptions) -> Link {
+    /// A connection to the database for the stage of that name.
+    pub fn database(&self, stage: &'static str, options: RunOptions) -> Link {
         Link {
             database: self.database.clone(),
             patience: options.patience(),
             connection: None,
+            stage: self.vitals.stage(stage),
             was_connected: Arc::clone(&self.was_connected),
         }
     }
@@ -77,6 +82,7 @@ pub struct Link {
     database: Database,
     patience: Patience,
     connection: Option<Connection>,
+    stage: Stage,
     /// Shared by all links of the process.
     was_connected: Arc<AtomicBool>,
 }
@@ -94,12 +100,16 @@ impl Link {
         let mut pauses = short_pauses();
         let mut away_since: Option<Instant> = None;
         let mut mentioned: Option<Instant> = None;
+        self.stage.busy();
         loop {
             let error = match self.attempt(&mut work).await {
                 Ok(done) => {
                     if let (Some(since), true) = (away_since, mentioned.is_some()) {
                         tracing::info!("{} is back after {:.0?}", self.database, since.elapsed());
                     }
+                    self.stage.goes_on();
+                    self.stage.progress();
+                    self.stage.idle();
                     return Ok(done);
                 }
                 Err(error) => error,
@@ -114,6 +124,7 @@ impl Link {
             let Some(pause) = self.patience.pause(since, pause).filter(|_| can_wait) else {
                 return Err(self.database.explain(error));
             };
+            self.stage.waits_for(format!("{}: {error}", self.database));
             if mentioned.is_none_or(|at| at.elapsed() > MENTION_EVERY) {
                 mentioned = Some(Instant::now());
                 tracing::warn!("waiting for {}: {error}", self.database);

@@ -134,7 +134,7 @@ impl Stages {
 
         // Without a database nothing is claimed.
         if topology.records {
-            let mut first = context.links.database(context.options);
+            let mut first = context.links.database("start", context.options);
             first.repeat(async |connection| schema::ensure(connection, &config.datasets, Indexes::Make).await).await?;
             first.close().await;
         }
@@ -231,7 +231,8 @@ impl Records {
         claims: Claims,
     ) -> Result<Self> {
         let Context { config, options, links, stats, faults } = context;
-        let modeller = Modeller::new(links.database(*options), config.stream.model_delay, &config.datasets, faults).start();
+        let modeller =
+            Modeller::new(links.database("modeller", *options), config.stream.model_delay, &config.datasets, faults).start();
         let dialect = links.database.dialect();
         let writers = match dialect {
             Dialect::Postgres => config.stream.writers,
@@ -239,7 +240,7 @@ impl Records {
             Dialect::Sqlite => 1,
         };
         let start_writer = |_| {
-            let (link, modeller, finished) = (links.database(*options), modeller.clone(), finished.clone());
+            let (link, modeller, finished) = (links.database("writer", *options), modeller.clone(), finished.clone());
             let (stats, faults) = (Arc::clone(stats), Faults::clone(faults));
             Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| Writer::new(link, modeller, finished, stats, &faults))
         };

@@ -28,7 +28,7 @@ fn a_pipeline_is_healthy_as_long_as_it_lives_and_is_connected() {
     let outcome = ask(&["health"]).code(1);
     assert_eq!(outcome.stdout, format!("unhealthy: process {pid} is not connected to the database\n"));
 
-    heartbeat.beat(Connections { database: true, broker: false }).expect("the temporary directory is writable");
+    heartbeat.beat(Connections { database: true, broker: false }, &[]).expect("the temporary directory is writable");
     let outcome = ask(&["health"]).ok();
     assert_eq!(outcome.stdout, format!("healthy: process {pid} is alive and connected\n"));
     let json = ask(&["health", "--format", "json"]).ok().json();
