@@ -2,9 +2,9 @@
 
 use serde_json::Value as Json;
 
-use crate::support::{Sandbox, Store, on_both_stores, write_samples};
+use crate::support::{Sandbox, Store, on_every_pipeline, write_samples};
 
-on_both_stores!(a_pipeline_writes_the_rows_of_a_load);
+on_every_pipeline!(a_pipeline_writes_the_rows_of_a_load);
 
 const CONFIG: &str = r#"
 [datasets.nasty]

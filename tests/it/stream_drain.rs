@@ -10,13 +10,15 @@ use dataloader::store::Rows;
 use dataloader::stream::{self, RunOptions, parse_chunk};
 
 use crate::support::{
-    Invocation, Outcome, Sandbox, Signal, Store, events_over_days, many_events, on_both_stores, only_file, wait_until,
+    Invocation, Outcome, Sandbox, Signal, Store, events_over_days, many_events, on_both_stores, on_every_pipeline, only_file,
+    wait_until,
 };
 
+on_every_pipeline!(an_idle_run_ends_by_either_signal, it_is_healthy_while_it_runs_and_not_after);
+
+// Over RabbitMQ what is left stays in the queues: `stream_roles`.
 on_both_stores!(
     a_signal_finishes_what_is_in_flight_and_keeps_the_rest_claimed,
-    an_idle_run_ends_by_either_signal,
-    it_is_healthy_while_it_runs_and_not_after,
     a_parser_that_panics_ends_the_run_and_the_third_time_fails_the_file,
 );
 

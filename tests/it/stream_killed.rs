@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Background, Choices, Sandbox, Signal, events_over_days, on_both_stores, wait_until};
+use crate::support::{Background, Choices, Sandbox, Signal, events_over_days, on_every_pipeline, wait_until};
 
-on_both_stores!(
+on_every_pipeline!(
     killed_at_any_moment_every_record_is_loaded_once,
     killed_while_it_files_away_every_record_is_loaded_once,
     processes_share_an_inbox_and_one_of_them_dies,

@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Sandbox, Signal, event, events_over_days, on_both_stores, wait_until};
+use crate::support::{Sandbox, Signal, event, events_over_days, on_both_stores, on_every_pipeline, wait_until};
 
-on_both_stores!(
+on_every_pipeline!(
     a_drop_is_modelled_shortly_after,
     days_are_right_however_many_files_touch_them,
-    a_pipeline_models_what_another_left_behind,
     commands_work_beside_the_pipeline,
 );
+
+on_both_stores!(a_pipeline_models_what_another_left_behind);
 
 fn a_drop_is_modelled_shortly_after(sandbox: &Sandbox) {
     const BY_DATE: &str = "SELECT date, total_events, unique_events, unique_users FROM {modelled.events_by_date} ORDER BY date";

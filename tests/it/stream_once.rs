@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Sandbox, Store, array, event, events_over_days, many_events, on_both_stores, only_file, write_samples};
+use crate::support::{Sandbox, Store, array, event, events_over_days, many_events, on_every_pipeline, only_file, write_samples};
 
-on_both_stores!(
+on_every_pipeline!(
     what_is_there_at_the_start_is_loaded,
     the_sample_dropped_ten_times_is_ten_times_the_rows_and_the_same_events,
     a_batch_load_replaces_what_was_dropped,

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Sandbox, Signal, event, events_over_days, many_events, on_both_stores, only_file};
+use crate::support::{Sandbox, Signal, event, events_over_days, many_events, on_every_pipeline, only_file};
 
-on_both_stores!(
+on_every_pipeline!(
     a_record_that_does_not_fit_is_kept_and_the_rest_is_loaded,
     a_record_that_the_database_refuses_is_a_reject_of_its_own,
     only_the_later_of_two_equal_records_is_refused_by_a_unique_index,

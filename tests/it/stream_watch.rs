@@ -5,9 +5,9 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::support::{Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores, wait_until, write_samples};
+use crate::support::{Sandbox, Signal, Store, event, events_over_days, many_events, on_every_pipeline, wait_until, write_samples};
 
-on_both_stores!(
+on_every_pipeline!(
     files_dropped_and_renamed_in_are_loaded_as_they_come,
     the_menu_and_drop_feed_a_pipeline_in_another_process,
     a_thousand_small_files_are_all_loaded,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Column, Connection, Row, TypeInfo, ValueRef};
+use tokio::runtime::Runtime;
 
 use super::PATIENCE;
 
@@ -134,11 +135,11 @@ impl Drop for Database {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime needs only file descriptors")
-        .block_on(future)
+    a_runtime().block_on(future)
+}
+
+pub fn a_runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime needs only file descriptors")
 }
 
 /// `postgres://user@host/other?options` with `name` in place of `other`.

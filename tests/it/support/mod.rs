@@ -1,10 +1,14 @@
 //! What every test starts from: a [`Sandbox`] with a working directory and a database of its own, in which the real
-//! binary runs; and servers of its own ([`PrivatePostgres`], [`PrivateRabbit`]) for a test that breaks them.
+//! binary runs; and servers of its own ([`PrivatePostgres`], [`PrivateRabbit`]) for a test that breaks them, or a network of
+//! its own ([`Proxy`]) in front of the shared ones.
 #![allow(dead_code)] // A toolbox: not every tool is in use at every time.
 
 mod database; // a sandbox's database, read as text alike on both stores
 mod fifo; // input that does not end
+mod lock; // writers that wait
 mod process; // the binary: run to its end, or in the background
+mod proxy; // a network that a test may hold
+mod queues; // a sandbox's queues, seen from the outside
 mod records; // what it loads
 mod sandbox;
 mod servers; // servers that a test may stop, kill and restart
@@ -15,6 +19,8 @@ use std::time::{Duration, Instant};
 pub use database::{Cell, Store};
 pub use fifo::Fifo;
 pub use process::{Background, Invocation, Outcome, Signal};
+pub use proxy::Proxy;
+pub use queues::Transport;
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
@@ -38,25 +44,58 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Once per module. The functions stay ordinary code, and one that is not listed is reported as unused.
 macro_rules! on_both_stores {
     ($($test:ident),+ $(,)?) => {
-        mod sqlite {
-            use $crate::support::{Sandbox, Store};
+        $crate::support::tests_in!(sqlite, Inproc, Sqlite, [$($test)+]);
+        $crate::support::tests_in!(postgres, Inproc, Postgres, needs "needs PostgreSQL: ./run.sh test", [$($test)+]);
+    };
+}
+pub(crate) use on_both_stores;
+
+/// The same for the pipeline, which runs in one process or over RabbitMQ: four tests of each function, `inproc_sqlite::name`,
+/// `inproc_postgres::name`, `amqp_sqlite::name` and `amqp_postgres::name`.
+macro_rules! on_every_pipeline {
+    ($($test:ident),+ $(,)?) => {
+        $crate::support::tests_in!(inproc_sqlite, Inproc, Sqlite, [$($test)+]);
+        $crate::support::tests_in!(inproc_postgres, Inproc, Postgres, needs "needs PostgreSQL: ./run.sh test", [$($test)+]);
+        $crate::support::over_amqp!($($test),+);
+    };
+}
+pub(crate) use on_every_pipeline;
+
+/// Two tests of each function, those over RabbitMQ.
+macro_rules! over_amqp {
+    ($($test:ident),+ $(,)?) => {
+        $crate::support::tests_in!(amqp_sqlite, Amqp, Sqlite, needs "needs RabbitMQ: ./run.sh test", [$($test)+]);
+        $crate::support::tests_in!(
+            amqp_postgres, Amqp, Postgres, needs "needs PostgreSQL and RabbitMQ: ./run.sh test", [$($test)+]
+        );
+    };
+}
+pub(crate) use over_amqp;
+
+/// A module with a test of each function in a sandbox of its own; ignored where it needs a server.
+macro_rules! tests_in {
+    ($module:ident, $transport:ident, $store:ident, [$($test:ident)+]) => {
+        mod $module {
+            use $crate::support::{Sandbox, Store, Transport};
             $(
                 #[test]
                 fn $test() {
-                    super::$test(&Sandbox::new(Store::Sqlite));
+                    super::$test(&Sandbox::over(Transport::$transport, Store::$store));
                 }
             )+
         }
-        mod postgres {
-            use $crate::support::{Sandbox, Store};
+    };
+    ($module:ident, $transport:ident, $store:ident, needs $what:literal, [$($test:ident)+]) => {
+        mod $module {
+            use $crate::support::{Sandbox, Store, Transport};
             $(
                 #[test]
-                #[ignore = "needs PostgreSQL: ./run.sh test"]
+                #[ignore = $what]
                 fn $test() {
-                    super::$test(&Sandbox::new(Store::Postgres));
+                    super::$test(&Sandbox::over(Transport::$transport, Store::$store));
                 }
             )+
         }
     };
 }
-pub(crate) use on_both_stores;
+pub(crate) use tests_in;

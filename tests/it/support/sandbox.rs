@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::database::{Cell, Database, Store};
+use super::lock::WriteLock;
 use super::process::{Background, Invocation, Outcome};
+use super::queues::{Queues, Transport};
 use super::servers::PrivatePostgres;
 
-/// A temporary working directory and an empty database; both are gone when it is dropped.
+/// A temporary working directory, an empty database and perhaps queues; all are gone when it is dropped.
 #[derive(Debug)]
 pub struct Sandbox {
+    /// With them everything runs over RabbitMQ, without them in one process.
+    queues: Option<Queues>,
     database: Database, // dropped before the directory that may hold it
     directory: TempDir,
 }
@@ -30,16 +34,45 @@ impl Sandbox {
                 Database::create_postgres(&server, true)
             }
         };
-        Self { database, directory }
+        Self { queues: None, database, directory }
+    }
+
+    /// The same, with a pipeline over RabbitMQ or in one process.
+    #[track_caller]
+    pub fn over(transport: Transport, store: Store) -> Self {
+        let mut sandbox = Self::new(store);
+        if transport == Transport::Amqp {
+            sandbox.queues = Some(Queues::new());
+        }
+        sandbox
     }
 
     /// On a server of the test's own.
     pub fn on(server: &PrivatePostgres) -> Self {
-        Self { database: Database::create_postgres(server.url(), false), directory: working_directory() }
+        Self { queues: None, database: Database::create_postgres(server.url(), false), directory: working_directory() }
     }
 
     pub fn store(&self) -> Store {
         self.database.store()
+    }
+
+    /// Do records travel through RabbitMQ?
+    pub fn is_over_amqp(&self) -> bool {
+        self.queues.is_some()
+    }
+
+    /// The queues of a sandbox [over](Self::over) RabbitMQ.
+    #[track_caller]
+    pub fn queues(&self) -> &Queues {
+        self.queues.as_ref().expect("this sandbox has queues")
+    }
+
+    /// The names of the datasets that are configured.
+    pub fn datasets(&self) -> Vec<String> {
+        let own = fs::read_to_string(self.file("dataloader.toml"));
+        let config = own.unwrap_or_else(|_| include_str!("../../../dataloader.toml").to_owned());
+        let sections = config.lines().filter_map(|line| line.trim().strip_prefix("[datasets.")?.strip_suffix(']'));
+        sections.filter(|name| !name.contains('.')).map(str::to_owned).collect()
     }
 
     /// The working directory.
@@ -78,13 +111,19 @@ impl Sandbox {
         }
     }
 
-    /// The program with this sandbox's directory and database.
+    /// The program with this sandbox's directory, database and queues.
     pub fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Invocation {
-        let invocation = Invocation::dataloader(self.path()).args(args);
-        match self.store() {
-            Store::Sqlite => invocation,
-            Store::Postgres => invocation.env("DATABASE_URL", &self.database_url()),
+        let mut invocation = Invocation::dataloader(self.path()).args(args);
+        if self.store() == Store::Postgres {
+            invocation = invocation.env("DATABASE_URL", &self.database_url());
         }
+        if let Some(queues) = &self.queues {
+            invocation = invocation
+                .env("DATALOADER_TRANSPORT", "amqp")
+                .env("AMQP_URL", queues.url())
+                .env("DATALOADER_QUEUE_PREFIX", queues.prefix());
+        }
+        invocation
     }
 
     /// Runs the program to its end.
@@ -129,10 +168,24 @@ impl Sandbox {
         count[0].parse().expect("count(*) is a number")
     }
 
+    /// Lets nobody load anything until the lock is dropped.
+    #[track_caller]
+    pub fn hold_writers(&self) -> WriteLock {
+        WriteLock::take(&self.database).expect("the tables are there")
+    }
+
     /// Runs statements, as another program or a user would; makes the SQLite file when it is missing.
     #[track_caller]
     pub fn execute(&self, sql: &str) {
         self.database.execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Some(queues) = &self.queues {
+            queues.delete(&self.datasets());
+        }
     }
 }
 
