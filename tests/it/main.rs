@@ -36,3 +36,4 @@ mod stream_model; // the modelled tables follow; other commands beside the pipel
 mod stream_killed; // exactly once, whoever dies
 mod stream_outage; // the database goes away and comes back
 mod stream_drain; // how a run ends: signals, panics, health
+mod stream_roles; // producers and consumers apart, over RabbitMQ
