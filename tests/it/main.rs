@@ -37,3 +37,4 @@ mod stream_killed; // exactly once, whoever dies
 mod stream_outage; // the database goes away and comes back
 mod stream_drain; // how a run ends: signals, panics, health
 mod stream_roles; // producers and consumers apart, over RabbitMQ
+mod stream_messages; // what other programs send, what is set aside, what a producer sends

@@ -20,7 +20,7 @@ pub use database::{Cell, Store};
 pub use fifo::Fifo;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
-pub use queues::Transport;
+pub use queues::{Message, Transport};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
