@@ -7,6 +7,9 @@ use backon::BackoffBuilder;
 /// How long those who do not wait for ever try.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
+/// The last attempt, when the time is over, waits no longer than this.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+
 /// How long to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
@@ -26,6 +29,14 @@ impl Patience {
                 let left = GIVE_UP_AFTER.saturating_sub(since.elapsed());
                 (!left.is_zero()).then(|| pause.min(left))
             }
+        }
+    }
+
+    /// How long one attempt may wait for an answer. `since`: when the first one began to fail.
+    pub fn attempt(self, since: Option<Instant>) -> Duration {
+        match (self, since) {
+            (Self::GiveUp, Some(since)) => GIVE_UP_AFTER.saturating_sub(since.elapsed()).max(LAST_ATTEMPT),
+            (Self::Wait | Self::GiveUp, _) => GIVE_UP_AFTER,
         }
     }
 }

@@ -65,6 +65,10 @@ pub struct StreamSettings {
     pub settle: Duration,
     /// A stage that has work and makes no progress for this long makes the process unhealthy.
     pub stall: Duration,
+    /// A statement that has taken this long is given up, and repeated on a new connection with twice the time.
+    pub database_timeout: Duration,
+    /// A run that is to end does so when nothing has moved for this long.
+    pub drain_timeout: Duration,
 }
 
 impl Default for StreamSettings {
@@ -80,6 +84,8 @@ impl Default for StreamSettings {
             rescan_interval: Duration::from_millis(2_000),
             settle: Duration::from_millis(250),
             stall: Duration::from_secs(30),
+            database_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -89,7 +95,7 @@ const MINUTE_MS: u32 = 60_000;
 const HOUR_MS: u32 = 60 * MINUTE_MS;
 
 impl StreamSettings {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 12] = [
         "batch_rows",
         "batch_bytes",
         "batch_interval_ms",
@@ -100,6 +106,8 @@ impl StreamSettings {
         "rescan_interval_ms",
         "settle_ms",
         "stall_ms",
+        "database_timeout_ms",
+        "drain_timeout_ms",
     ];
 
     pub(super) fn read(section: &Section<'_>) -> Result<Self> {
@@ -121,6 +129,8 @@ impl StreamSettings {
             rescan_interval: millis("rescan_interval_ms", 10..=HOUR_MS)?.unwrap_or(default.rescan_interval),
             settle: millis("settle_ms", 0..=HOUR_MS)?.unwrap_or(default.settle),
             stall: millis("stall_ms", 100..=HOUR_MS)?.unwrap_or(default.stall),
+            database_timeout: millis("database_timeout_ms", 100..=HOUR_MS)?.unwrap_or(default.database_timeout),
+            drain_timeout: millis("drain_timeout_ms", 100..=HOUR_MS)?.unwrap_or(default.drain_timeout),
         };
         if settings.batch_bytes > settings.in_flight_bytes {
             let (batch, in_flight) = (settings.batch_bytes, settings.in_flight_bytes);

@@ -11,10 +11,11 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe};
 use uuid::Uuid;
 
-use super::connection::Connection;
+use super::connection::{Connection, Kind};
 use super::error::{Class, StoreError, StoreResult};
 use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, RowArray, Rows, SqliteValue};
 use super::sql::{Dialect, Schema, raw_column_list, raw_columns};
+use super::watch::Watch;
 use crate::dataset::Dataset;
 use crate::error::io_text;
 
@@ -42,6 +43,7 @@ pub struct Appender<'c> {
     table: String,
     columns: String,
     target: Target<'c>,
+    watch: &'c mut Watch,
 }
 
 enum Target<'c> {
@@ -64,20 +66,22 @@ impl<'c> Appender<'c> {
     ) -> StoreResult<Self> {
         let table = table.of(connection.dialect(), dataset);
         let columns = raw_column_list(dataset);
-        let target = match (connection, stage_dir) {
-            (Connection::Postgres(connection), None) => {
-                let mut copy = connection.copy_in_raw(&format!("copy {table} ({columns}) from stdin (format binary)")).await?;
-                copy.send(COPY_HEADER).await?;
+        let Connection { kind, watch } = connection;
+        let target = match (kind, stage_dir) {
+            (Kind::Postgres(connection), None) => {
+                let sql = format!("copy {table} ({columns}) from stdin (format binary)");
+                let mut copy = watch.answer(connection.copy_in_raw(&sql)).await?;
+                watch.answer(copy.send(COPY_HEADER)).await?;
                 Target::Copy(copy)
             }
-            (Connection::Postgres(connection), Some(dir)) => {
+            (Kind::Postgres(connection), Some(dir)) => {
                 let mut file = StageFile::create(dir)?;
                 file.write(COPY_HEADER)?;
                 Target::Staged { connection, file }
             }
-            (Connection::Sqlite(connection), _) => Target::Insert { connection },
+            (Kind::Sqlite(connection), _) => Target::Insert { connection },
         };
-        Ok(Self { table, columns, target })
+        Ok(Self { table, columns, target, watch })
     }
 
     /// Appends rows, whose load is set.
@@ -86,10 +90,11 @@ impl<'c> Appender<'c> {
     /// If the database fails; on PostgreSQL a row that it refuses shows only in [`Appender::finish`].
     pub async fn push(&mut self, rows: &Rows) -> StoreResult<()> {
         match &mut self.target {
-            Target::Copy(copy) => copy.send(postgres(rows).bytes()).await.map(drop).map_err(Into::into),
+            Target::Copy(copy) => self.watch.answer(copy.send(postgres(rows).bytes())).await.map(drop),
             Target::Staged { file, .. } => file.write(postgres(rows).bytes()),
             Target::Insert { connection } => {
-                insert_bound(connection, &self.table, &self.columns, sqlite(rows), 0..rows.len()).await
+                let inserted = insert_bound(connection, &self.table, &self.columns, sqlite(rows), 0..rows.len());
+                self.watch.answer(inserted).await
             }
         }
     }
@@ -97,7 +102,7 @@ impl<'c> Appender<'c> {
     /// Gives the append up and leaves the connection fit for a rollback.
     pub async fn abort(self) {
         if let Target::Copy(copy) = self.target
-            && let Err(error) = copy.abort("the load was given up").await
+            && let Err(error) = self.watch.answer(copy.abort("the load was given up")).await
         {
             tracing::debug!("ending the COPY: {error}");
         }
@@ -110,15 +115,15 @@ impl<'c> Appender<'c> {
     pub async fn finish(self) -> StoreResult<()> {
         match self.target {
             Target::Copy(mut copy) => {
-                copy.send(COPY_TRAILER).await?;
-                copy.finish().await?;
+                self.watch.answer(copy.send(COPY_TRAILER)).await?;
+                self.watch.answer(copy.finish()).await?;
             }
             Target::Staged { connection, mut file } => {
                 file.write(COPY_TRAILER)?;
                 file.complete()?;
                 let (table, columns, path) = (self.table, self.columns, file.path_literal()?);
                 let sql = format!("copy {table} ({columns}) from {path} (format binary)");
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+                self.watch.answer(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await?;
             }
             Target::Insert { .. } => {}
         }
@@ -185,20 +190,21 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
     }
     let table = RawTable::Master.of(connection.dialect(), dataset);
     let columns = raw_column_list(dataset);
-    match connection {
-        Connection::Postgres(connection) => {
-            let row_type = row_type(connection, dataset, &table).await?;
+    let Connection { kind, watch } = connection;
+    match kind {
+        Kind::Postgres(connection) => {
+            let row_type = watch.answer(row_type(connection, dataset, &table)).await?;
             let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
             let mut arguments = PgArguments::default();
             arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
             // Not by COPY: its end follows its data in a packet of its own, which TCP holds back until the server has
             // acknowledged the data, by default 40 ms later. That is more than an INSERT of thousands of rows takes.
             let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
-            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
+            watch.answer(sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection)).await?;
         }
-        Connection::Sqlite(connection) => {
+        Kind::Sqlite(connection) => {
             for (rows, range) in parts {
-                insert_bound(connection, &table, &columns, sqlite(rows), range.clone()).await?;
+                watch.answer(insert_bound(connection, &table, &columns, sqlite(rows), range.clone())).await?;
             }
         }
     }

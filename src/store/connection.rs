@@ -11,11 +11,20 @@ use uuid::Uuid;
 
 use super::error::{Class, StoreError, StoreResult};
 use super::sql::{Day, Dialect, tuples};
+use super::watch::Watch;
 use crate::config::DatabaseUrl;
+use crate::vitals::Stage;
 
 /// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls back.
 #[derive(Debug)]
-pub enum Connection {
+pub struct Connection {
+    pub(super) kind: Kind,
+    pub(super) watch: Watch,
+}
+
+/// Which database it is.
+#[derive(Debug)]
+pub(super) enum Kind {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
 }
@@ -83,6 +92,16 @@ pub enum ConnectionOptions {
     Sqlite(Box<SqliteConnectOptions>),
 }
 
+/// A client that is gone without a word must not keep its locks for hours: the server asks it, and ends its session after half
+/// a minute without an answer. sqlx itself asks for no keepalive.
+const KEEPALIVE: [(&str, &str); 3] =
+    [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "4")];
+/// The same while the server sends, or works on a statement whose client is gone. Servers before version 14 know only part of it.
+const NOTICE_GONE_CLIENT: &str = "set tcp_user_timeout = '30s'; set client_connection_check_interval = '10s'";
+const KNOWS_GONE_CLIENTS: u32 = 140_000;
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 impl ConnectionOptions {
     /// The options for that URL. `lock_wait`: how long a statement waits for another process's SQLite lock.
     ///
@@ -108,6 +127,7 @@ impl ConnectionOptions {
                     .parse::<PgConnectOptions>()?
                     .application_name("dataloader")
                     .options([("jit", "off")])
+                    .options(KEEPALIVE)
                     .disable_statement_logging(),
             ))),
         }
@@ -119,11 +139,17 @@ impl ConnectionOptions {
     /// If the database is away, refuses, or is not there.
     pub async fn connect(&self) -> StoreResult<Connection> {
         match self {
-            Self::Postgres(options) => Ok(Connection::Postgres(PgConnection::connect_with(options).await?)),
+            Self::Postgres(options) => {
+                let mut connection = PgConnection::connect_with(options).await?;
+                if connection.server_version_num().is_some_and(|version| version >= KNOWS_GONE_CLIENTS) {
+                    sqlx::raw_sql(NOTICE_GONE_CLIENT).execute(&mut connection).await?;
+                }
+                Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(options.clone())) })
+            }
             Self::Sqlite(options) => {
                 let mut connection = SqliteConnection::connect_with(options).await?;
                 set_write_ahead_log(&mut connection).await?;
-                Ok(Connection::Sqlite(connection))
+                Ok(Connection { kind: Kind::Sqlite(connection), watch: Watch::new(None) })
             }
         }
     }
@@ -147,10 +173,16 @@ async fn set_write_ahead_log(connection: &mut SqliteConnection) -> StoreResult<(
 impl Connection {
     /// Which SQL it speaks.
     pub fn dialect(&self) -> Dialect {
-        match self {
-            Self::Postgres(_) => Dialect::Postgres,
-            Self::Sqlite(_) => Dialect::Sqlite,
+        match self.kind {
+            Kind::Postgres(_) => Dialect::Postgres,
+            Kind::Sqlite(_) => Dialect::Sqlite,
         }
+    }
+
+    /// Says whose work the statements from now on are, and that none of them may take longer than `deadline`. Without it a
+    /// statement may take as long as the server answers others. SQLite, which has no server, knows no deadline.
+    pub fn attend(&mut self, stage: &Stage, deadline: Duration) {
+        self.watch.attend(stage.clone(), deadline);
     }
 
     /// Runs a statement with arguments `$1`, `$2`, …; returns the number of rows that it changed.
@@ -159,11 +191,15 @@ impl Connection {
     /// What the database says.
     pub async fn execute(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<u64> {
         let sql = AssertSqlSafe(sql.into());
-        Ok(match self {
-            Self::Postgres(connection) => {
-                sqlx::query_with(sql, postgres_arguments(args)?).execute(connection).await?.rows_affected()
+        Ok(match &mut self.kind {
+            Kind::Postgres(connection) => {
+                let arguments = postgres_arguments(args)?;
+                self.watch.answer(sqlx::query_with(sql, arguments).execute(connection)).await?.rows_affected()
             }
-            Self::Sqlite(connection) => sqlx::query_with(sql, sqlite_arguments(args)?).execute(connection).await?.rows_affected(),
+            Kind::Sqlite(connection) => {
+                let arguments = sqlite_arguments(args)?;
+                self.watch.answer(sqlx::query_with(sql, arguments).execute(connection)).await?.rows_affected()
+            }
         })
     }
 
@@ -173,9 +209,9 @@ impl Connection {
     /// What the database says of the first that fails.
     pub async fn run(&mut self, sql: impl Into<String>) -> StoreResult<u64> {
         let sql = AssertSqlSafe(sql.into());
-        Ok(match self {
-            Self::Postgres(connection) => sqlx::raw_sql(sql).execute(connection).await?.rows_affected(),
-            Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(connection).await?.rows_affected(),
+        Ok(match &mut self.kind {
+            Kind::Postgres(connection) => self.watch.answer(sqlx::raw_sql(sql).execute(connection)).await?.rows_affected(),
+            Kind::Sqlite(connection) => self.watch.answer(sqlx::raw_sql(sql).execute(connection)).await?.rows_affected(),
         })
     }
 
@@ -186,13 +222,15 @@ impl Connection {
     /// What the database says.
     pub async fn fetch(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<Vec<Vec<Field>>> {
         let sql = AssertSqlSafe(sql.into());
-        match self {
-            Self::Postgres(connection) => {
-                let rows = sqlx::query_with(sql, postgres_arguments(args)?).fetch_all(connection).await?;
+        match &mut self.kind {
+            Kind::Postgres(connection) => {
+                let arguments = postgres_arguments(args)?;
+                let rows = self.watch.answer(sqlx::query_with(sql, arguments).fetch_all(connection)).await?;
                 rows.iter().map(postgres_fields).collect()
             }
-            Self::Sqlite(connection) => {
-                let rows = sqlx::query_with(sql, sqlite_arguments(args)?).fetch_all(connection).await?;
+            Kind::Sqlite(connection) => {
+                let arguments = sqlite_arguments(args)?;
+                let rows = self.watch.answer(sqlx::query_with(sql, arguments).fetch_all(connection)).await?;
                 rows.iter().map(sqlite_fields).collect()
             }
         }
@@ -286,9 +324,12 @@ impl Connection {
 
     /// Says goodbye. A connection that is only dropped leaves a line in PostgreSQL's log and SQLite's log unmerged.
     pub async fn close(self) {
-        let closed = match self {
-            Self::Postgres(connection) => connection.close().await,
-            Self::Sqlite(connection) => connection.close().await,
+        if self.watch.is_lost() {
+            return;
+        }
+        let closed = match self.kind {
+            Kind::Postgres(connection) => tokio::time::timeout(GOODBYE, connection.close()).await.unwrap_or(Ok(())),
+            Kind::Sqlite(connection) => connection.close().await,
         };
         if let Err(error) = closed {
             tracing::debug!("closing the database connection: {error}");

@@ -1,5 +1,7 @@
 //! What a database can answer besides "done", sorted by what the caller can do about it.
 
+use std::time::Duration;
+
 use crate::error::{Error, io_text};
 
 /// The result of a statement.
@@ -8,15 +10,18 @@ pub type StoreResult<T> = Result<T, StoreError>;
 /// What the caller can do about a failed statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// The database is away, restarting, busy, or chose this transaction to end a deadlock: connect again, repeat all of it.
+    /// A state of the server that passes: it is away, restarting, busy or read-only, it cancelled the statement, ended the session,
+    /// or chose this transaction to end a deadlock. Connect again, repeat all of it.
     Unavailable,
+    /// A statement took longer than it may, though the server answers others: the same, with more time.
+    Silent,
     /// Wrong user or password, no such database, or no place for its file: repeating does not help.
     Refused,
-    /// A row does not fit the table's types or constraints: without it the others load.
+    /// A row does not fit the table's types, constraints, indexes or triggers: without it the others load.
     BadRow,
     /// No space (or memory) left: repeating helps once there is some.
     Full,
-    /// The database, its file or this user may not write.
+    /// The database's file or this user may not write.
     ReadOnly,
     /// Anything else, our own mistakes among it.
     Other,
@@ -28,17 +33,29 @@ pub struct StoreError {
     class: Class,
     message: String,
     hint: Option<String>,
+    /// How long an answer was waited for that did not come.
+    waited: Duration,
 }
 
 impl StoreError {
     /// An error of our own finding.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), hint: None }
+        Self { class, message: message.into(), hint: None, waited: Duration::ZERO }
     }
 
     /// An error of our own finding that nothing but people can mend.
     pub fn other(message: impl Into<String>) -> Self {
         Self::new(Class::Other, message)
+    }
+
+    /// Nobody answered in that time.
+    pub fn no_answer(class: Class, waited: Duration) -> Self {
+        Self { waited, ..Self::new(class, format!("no answer for {waited:.0?}")) }
+    }
+
+    /// How long an answer was waited for that did not come; zero if the database said something.
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Adds what the user can do about it.
@@ -86,40 +103,54 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// By SQLSTATE, <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+/// By SQLSTATE, <https://www.postgresql.org/docs/current/errcodes-appendix.html>. The server's own codes that a row can cause
+/// count as the row's fault, and so does every code that is not the server's: only a trigger of the table can have raised it. A
+/// missing table or right (42), a schema (3F) or an internal error (XX) never does: that would make rejects of whole files.
 fn postgres_class(code: &str) -> Class {
     match (code.get(..2).unwrap_or_default(), code) {
         ("53", "53100" | "53200") => Class::Full,
-        ("08" | "40" | "53", _) | (_, "57P01" | "57P02" | "57P03" | "55P03") => Class::Unavailable,
+        // 25006: read-only; 25P03, 25P04: too long in a transaction; 55P03: a lock was not free.
+        ("08" | "40" | "53" | "57", _) | (_, "25006" | "25P03" | "25P04" | "55P03") => Class::Unavailable,
         ("28", _) | (_, "3D000") => Class::Refused,
-        ("22" | "23", _) => Class::BadRow,
-        (_, "25006" | "42501") => Class::ReadOnly,
-        _ => Class::Other,
+        ("20" | "21" | "22" | "23" | "27" | "2F" | "38" | "39" | "44" | "54" | "P0", _) => Class::BadRow,
+        (_, "42501") => Class::ReadOnly,
+        (class, _) if SERVER_CLASSES.contains(&class) => Class::Other,
+        _ => Class::BadRow,
     }
 }
 
-/// By primary result code, <https://www.sqlite.org/rescode.html>.
+/// The classes of the server's own codes that are not named above.
+const SERVER_CLASSES: [&str; 27] = [
+    "00", "01", "02", "03", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "24", "25", "26", "2B", "2D", "34", "3B", "3D", "3F", "42",
+    "55", "58", "72", "F0", "HV", "XX",
+];
+
+/// By result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
-    match code.parse::<u32>().map_or(0, |extended| extended & 0xff) {
-        5 | 6 => Class::Unavailable,   // BUSY, LOCKED
-        13 | 7 => Class::Full,         // FULL, NOMEM
-        8 => Class::ReadOnly,          // READONLY
-        18..=20 => Class::BadRow,      // TOOBIG, CONSTRAINT, MISMATCH
-        3 | 14 | 23 => Class::Refused, // PERM, CANTOPEN, AUTH
+    /// The file of shared memory cannot grow.
+    const IOERR_SHMSIZE: u32 = 4874;
+    let extended = code.parse::<u32>().unwrap_or_default();
+    match extended & 0xff {
+        5 | 6 => Class::Unavailable,                    // BUSY, LOCKED
+        13 | 7 => Class::Full,                          // FULL, NOMEM
+        10 if extended == IOERR_SHMSIZE => Class::Full, // IOERR
+        8 => Class::ReadOnly,                           // READONLY
+        18..=20 => Class::BadRow,                       // TOOBIG, CONSTRAINT, MISMATCH
+        3 | 14 | 23 => Class::Refused,                  // PERM, CANTOPEN, AUTH
         _ => Class::Other,
     }
 }
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        let StoreError { class, message, hint } = error;
+        let StoreError { class, message, hint, .. } = error;
         let error = match class {
-            Class::Unavailable => Error::unreachable(format!("the database is not available: {message}"))
+            Class::Unavailable | Class::Silent => Error::unreachable(format!("the database is not available: {message}"))
                 .hint("check that it is running and that --database or DATABASE_URL is right"),
             Class::Refused => Error::unreachable(format!("cannot connect to the database: {message}"))
                 .hint("check user, password and name of the database, or the path of its file, in --database or DATABASE_URL"),
             Class::BadRow => Error::failed(format!("the database refuses a row: {message}"))
-                .hint("compare the constraints of the table with the data"),
+                .hint("compare the constraints, indexes and triggers of the table with the data"),
             Class::Full => {
                 Error::failed(format!("the database is full: {message}")).hint("make room, then run the same command again")
             }
@@ -130,6 +161,37 @@ impl From<StoreError> for Error {
         match hint {
             Some(hint) => error.hint(hint),
             None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_row_causes_is_told_from_what_passes_and_from_what_people_must_mend() {
+        let classes = [
+            (Class::BadRow, &["22003", "23505", "P0001", "54000", "44000", "38000", "21000", "2F003", "UE001", "45000"][..]),
+            (
+                Class::Unavailable,
+                &["08006", "40P01", "40001", "53300", "57014", "57P01", "57P03", "57P05", "25006", "25P03", "55P03"],
+            ),
+            (Class::Full, &["53100", "53200"]),
+            (Class::Refused, &["28P01", "28000", "3D000"]),
+            (Class::ReadOnly, &["42501"]),
+            (Class::Other, &["42P01", "42703", "3F000", "XX000", "XX001", "0A000", "55000", "58030", "25P02"]),
+        ];
+        for (class, codes) in classes {
+            for code in codes {
+                assert_eq!(postgres_class(code), class, "{code}");
+            }
+        }
+        for (code, class) in [("5", Class::Unavailable), ("517", Class::Unavailable), ("13", Class::Full), ("4874", Class::Full)] {
+            assert_eq!(sqlite_class(code), class, "{code}");
+        }
+        for (code, class) in [("1811", Class::BadRow), ("8", Class::ReadOnly), ("14", Class::Refused), ("10", Class::Other)] {
+            assert_eq!(sqlite_class(code), class, "{code}");
         }
     }
 }

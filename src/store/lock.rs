@@ -3,6 +3,7 @@
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
+use super::sql::Dialect;
 
 /// What only one process does at a time.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,7 @@ pub async fn release(connection: &mut Connection, lock: Lock<'_>) -> StoreResult
 }
 
 async fn call(connection: &mut Connection, function: &str, lock: Lock<'_>) -> StoreResult<()> {
-    if let Connection::Postgres(_) = connection {
+    if connection.dialect() == Dialect::Postgres {
         let sql = format!("select {function}(hashtextextended($1, 0))::text");
         connection.fetch(sql, &[Arg::Text(Some(&lock.name()))]).await?;
     }

@@ -13,6 +13,7 @@ pub mod rows; // rows as each store takes them
 pub mod schema; // tables made and upgraded
 pub mod sql; // the two dialects
 pub mod upsert; // delta into master
+mod watch; // over the answers of a server
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ pub use sql::{Day, Dialect};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{GIVE_UP_AFTER, Patience, short_pauses};
+use crate::retry::{Patience, short_pauses};
 
 /// A database that can be connected to.
 #[derive(Debug, Clone)]
@@ -64,6 +65,15 @@ impl Database {
         self.options.connect().await
     }
 
+    /// The same, and no longer than that.
+    ///
+    /// # Errors
+    /// If it fails, or if there is no answer in time.
+    pub async fn connect_within(&self, limit: Duration) -> StoreResult<Connection> {
+        let connected = tokio::time::timeout(limit, self.connect_once()).await;
+        connected.unwrap_or_else(|_| Err(StoreError::no_answer(Class::Unavailable, limit)))
+    }
+
     /// Connects; while the database is away, tries again with jittered backoff for ten seconds.
     ///
     /// # Errors
@@ -71,10 +81,9 @@ impl Database {
     pub async fn connect(&self) -> Result<Connection> {
         let started = Instant::now();
         for pause in short_pauses() {
-            let error = match tokio::time::timeout(GIVE_UP_AFTER, self.options.connect()).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => error,
-                Err(_) => StoreError::new(Class::Unavailable, "no answer"),
+            let error = match self.connect_within(Patience::GiveUp.attempt(Some(started))).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
             };
             let pause = match Patience::GiveUp.pause(started, pause) {
                 Some(pause) if error.class() == Class::Unavailable => pause,

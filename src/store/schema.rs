@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::{Arg, Connection};
+use super::connection::{Arg, Connection, Kind};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -69,17 +69,21 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], inde
 }
 
 async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
-    match connection {
-        Connection::Postgres(connection) => {
-            sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await.map_err(StoreError::from)?;
-            POSTGRES.run_direct(None, connection, false).await.map_err(migration_error)?;
+    let Connection { kind, watch } = &mut *connection;
+    let migrated = async {
+        match kind {
+            Kind::Postgres(connection) => {
+                sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await?;
+                POSTGRES.run_direct(None, connection, false).await.map_err(migration_error)
+            }
+            Kind::Sqlite(connection) => {
+                let mut transaction = connection.begin_with("begin immediate").await?;
+                SQLITE.run_direct(None, &mut *transaction, false).await.map_err(migration_error)?;
+                transaction.commit().await.map_err(StoreError::from)
+            }
         }
-        Connection::Sqlite(connection) => {
-            let mut transaction = connection.begin_with("begin immediate").await.map_err(StoreError::from)?;
-            SQLITE.run_direct(None, &mut *transaction, false).await.map_err(migration_error)?;
-            transaction.commit().await.map_err(StoreError::from)?;
-        }
-    }
+    };
+    watch.answer(migrated).await?;
     connection.begin().await?;
     let statements = plan(connection, datasets, indexes).await?;
     for statement in statements {

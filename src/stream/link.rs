@@ -21,6 +21,8 @@ pub struct Links {
     pub broker: Option<BrokerLink>,
     /// What the stages do and wait for.
     pub vitals: Vitals,
+    /// How long a statement may take at first.
+    database_timeout: Duration,
     /// A database that once let this process in and now refuses is being restored or reconfigured: worth waiting for.
     was_connected: Arc<AtomicBool>,
 }
@@ -43,7 +45,8 @@ impl Links {
             }),
         };
         let database = Database::new(&config.database, LOCK_WAIT)?;
-        Ok(Self { database, broker, vitals: Vitals::default(), was_connected: Arc::default() })
+        let database_timeout = config.stream.database_timeout;
+        Ok(Self { database, broker, vitals: Vitals::default(), database_timeout, was_connected: Arc::default() })
     }
 
     /// A connection to the database for the stage of that name.
@@ -53,6 +56,7 @@ impl Links {
             patience: options.patience(),
             connection: None,
             stage: self.vitals.stage(stage),
+            deadline: Deadline::new(self.database_timeout),
             was_connected: Arc::clone(&self.was_connected),
         }
     }
@@ -83,16 +87,43 @@ pub struct Link {
     patience: Patience,
     connection: Option<Connection>,
     stage: Stage,
+    deadline: Deadline,
     /// Shared by all links of the process.
     was_connected: Arc<AtomicBool>,
+}
+
+/// How long a statement may take before its connection is given up for one that hangs. Statements that simply take long get
+/// there: each time the deadline passes it is doubled, until the work is done.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    shortest: Duration,
+    now: Duration,
+}
+
+impl Deadline {
+    /// However long statements take, one that hangs is noticed at last.
+    const LONGEST: Duration = Duration::from_secs(3_600);
+
+    fn new(shortest: Duration) -> Self {
+        Self { shortest, now: shortest }
+    }
+
+    fn passed(&mut self) {
+        self.now = (self.now * 2).min(Self::LONGEST);
+    }
+
+    /// The next work is probably about as much.
+    fn done(&mut self, took: Duration) {
+        self.now = (took * 2).clamp(self.shortest, Self::LONGEST.max(self.shortest));
+    }
 }
 
 /// How often waiting is mentioned in the log.
 const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 impl Link {
-    /// Runs a piece of work on the connection until it is done. When the database is away, busy or full, it is rolled back,
-    /// and after a jittered pause repeated as a whole on a new connection.
+    /// Runs a piece of work on the connection until it is done. When the database is away, busy, full or silent, it is rolled
+    /// back, and after a jittered pause repeated as a whole on a new connection.
     ///
     /// # Errors
     /// What waiting does not mend, or that patience has run out.
@@ -102,7 +133,8 @@ impl Link {
         let mut mentioned: Option<Instant> = None;
         self.stage.busy();
         loop {
-            let error = match self.attempt(&mut work).await {
+            let may_be_stale = away_since.is_none() && self.connection.is_some();
+            let error = match self.attempt(away_since, &mut work).await {
                 Ok(done) => {
                     if let (Some(since), true) = (away_since, mentioned.is_some()) {
                         tracing::info!("{} is back after {:.0?}", self.database, since.elapsed());
@@ -114,16 +146,15 @@ impl Link {
                 }
                 Err(error) => error,
             };
-            let can_wait = match error.class() {
-                Class::Unavailable | Class::Full => true,
-                Class::Refused => self.was_connected.load(Ordering::Relaxed),
-                Class::BadRow | Class::ReadOnly | Class::Other => false,
-            };
-            let since = *away_since.get_or_insert_with(Instant::now);
+            let since = *away_since.get_or_insert_with(|| Instant::now().checked_sub(error.waited()).unwrap_or_else(Instant::now));
+            if may_be_stale && error.class() == Class::Unavailable && error.waited().is_zero() {
+                // Servers end idle sessions, and restart: a new connection tells more.
+                tracing::debug!("connecting anew to {}: {error}", self.database);
+                continue;
+            }
             let pause = pauses.next().expect("the pauses never end");
-            let Some(pause) = self.patience.pause(since, pause).filter(|_| can_wait) else {
-                return Err(self.database.explain(error));
-            };
+            let pause = self.patience.pause(since, pause).filter(|_| self.can_wait(&error));
+            let Some(pause) = pause else { return Err(self.database.explain(error)) };
             self.stage.waits_for(format!("{}: {error}", self.database));
             if mentioned.is_none_or(|at| at.elapsed() > MENTION_EVERY) {
                 mentioned = Some(Instant::now());
@@ -133,20 +164,39 @@ impl Link {
         }
     }
 
-    async fn attempt<T>(&mut self, work: &mut impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> StoreResult<T> {
+    fn can_wait(&self, error: &StoreError) -> bool {
+        match error.class() {
+            Class::Unavailable | Class::Silent | Class::Full => true,
+            Class::Refused => self.was_connected.load(Ordering::Relaxed),
+            Class::BadRow | Class::ReadOnly | Class::Other => false,
+        }
+    }
+
+    async fn attempt<T>(
+        &mut self,
+        away_since: Option<Instant>,
+        work: &mut impl AsyncFnMut(&mut Connection) -> StoreResult<T>,
+    ) -> StoreResult<T> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => {
-                let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.database.connect_once()).await;
-                let connection = connected.unwrap_or_else(|_| Err(StoreError::new(Class::Unavailable, "no answer")))?;
+                let connection = self.database.connect_within(self.patience.attempt(away_since)).await?;
                 self.was_connected.store(true, Ordering::Relaxed);
                 self.connection.insert(connection)
             }
         };
+        connection.attend(&self.stage, self.deadline.now);
+        let began = Instant::now();
         let done = work(connection).await;
-        if done.is_err() {
-            // In whatever state it is: the database rolls back when it goes.
-            self.connection = None;
+        match &done {
+            Ok(_) => self.deadline.done(began.elapsed()),
+            Err(error) => {
+                if error.class() == Class::Silent {
+                    self.deadline.passed();
+                }
+                // In whatever state it is: the database rolls back when it goes.
+                self.connection = None;
+            }
         }
         done
     }
@@ -159,4 +209,22 @@ impl Link {
     }
 }
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_grows_until_the_work_fits_and_then_falls_back() {
+        let seconds = Duration::from_secs;
+        let mut deadline = Deadline::new(seconds(30));
+        deadline.done(seconds(1));
+        assert_eq!(deadline.now, seconds(30));
+        deadline.passed();
+        deadline.passed();
+        assert_eq!(deadline.now, seconds(120));
+        deadline.done(seconds(70));
+        assert_eq!(deadline.now, seconds(140), "the next refresh of that day has the time it needs");
+        deadline.done(seconds(1));
+        assert_eq!(deadline.now, seconds(30));
+    }
+}
