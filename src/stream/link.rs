@@ -155,11 +155,15 @@ impl Link {
             let pause = pauses.next().expect("the pauses never end");
             let pause = self.patience.pause(since, pause).filter(|_| self.can_wait(&error));
             let Some(pause) = pause else { return Err(self.database.explain(error)) };
-            self.stage.waits_for(format!("{}: {error}", self.database));
+            let waits_for = match error.class() {
+                Class::Full => format!("{}, which is full: {error}", self.database),
+                _ => format!("{}: {error}", self.database),
+            };
             if mentioned.is_none_or(|at| at.elapsed() > MENTION_EVERY) {
                 mentioned = Some(Instant::now());
-                tracing::warn!("waiting for {}: {error}", self.database);
+                tracing::warn!("waiting for {waits_for}");
             }
+            self.stage.waits_for(waits_for);
             tokio::time::sleep(pause).await;
         }
     }

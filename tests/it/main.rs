@@ -35,6 +35,8 @@ mod stream_rejects; // records and files that cannot be loaded
 mod stream_model; // the modelled tables follow; other commands beside the pipeline
 mod stream_killed; // exactly once, whoever dies
 mod stream_outage; // the database goes away and comes back
+mod stream_answers; // what it can answer instead of "done"
+mod stream_silence; // it answers nothing, and closes no connection
 mod stream_drain; // how a run ends: signals, panics, health
 mod stream_roles; // producers and consumers apart, over RabbitMQ
 mod stream_messages; // what other programs send, what is set aside, what a producer sends

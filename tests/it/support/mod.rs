@@ -12,6 +12,7 @@ mod queues; // a sandbox's queues, seen from the outside
 mod records; // what it loads
 mod sandbox;
 mod servers; // servers that a test may stop, kill and restart
+mod stopped; // server processes that hang
 mod stream; // a pipeline, its inbox, and what must be true afterwards
 
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub use queues::{Message, Transport};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
+pub use stopped::Stopped;
 pub use stream::{Choices, events_over_days, only_file};
 
 /// How long anything may take before a test gives up on it: far more than needed, so that a loaded machine fails nothing.
