@@ -1,10 +1,13 @@
 //! Batcher: gathers parsed pieces into batches that share a transaction. A batch goes when it is full, or when its oldest
-//! piece has waited long enough; while one is written, only full ones go beside it: the next gathers meanwhile.
+//! piece has waited long enough; while one is written, only full ones go beside it, and the next gathers meanwhile. One that
+//! takes very long, because the database holds it up, keeps nobody else waiting.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture, fut};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, SpawnHandle, WrapFuture, fut,
+};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -83,6 +86,9 @@ fn size(piece: &ParsedPiece) -> (usize, usize) {
     }
 }
 
+/// A batch waits no longer than this for another to be written.
+const HELD_UP: Duration = Duration::from_secs(1);
+
 /// Why a batch goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlushTrigger {
@@ -99,8 +105,8 @@ pub struct Batcher {
     writers: usize,
     /// Those without a batch.
     idle: Vec<Addr<Writer>>,
-    /// The interval's timer runs.
-    is_timed: bool,
+    /// Runs until the oldest piece has waited long enough.
+    timer: Option<SpawnHandle>,
     /// Told when everything is written.
     draining: Option<oneshot::Sender<()>>,
     faults: Faults,
@@ -115,7 +121,7 @@ impl Batcher {
             interval: settings.batch_interval,
             writers: writers.len(),
             idle: writers,
-            is_timed: false,
+            timer: None,
             draining: None,
             faults: faults.clone(),
             _watch: faults.watch("batcher"),
@@ -124,6 +130,9 @@ impl Batcher {
 
     /// Sends a batch if one is due and a writer is free; else sees to it that this is asked again in time.
     fn advance(&mut self, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
         let is_writing = self.idle.len() < self.writers;
         let Some(since) = self.gatherer.since else {
             if let (false, Some(drained)) = (is_writing, self.draining.take()) {
@@ -133,20 +142,16 @@ impl Batcher {
         };
         let trigger = if self.gatherer.is_full() {
             FlushTrigger::Full
-        } else if is_writing {
-            return;
-        } else if self.draining.is_some() {
+        } else if self.draining.is_some() && !is_writing {
             FlushTrigger::Drain
-        } else if since.elapsed() >= self.interval {
-            FlushTrigger::Interval
         } else {
-            if !std::mem::replace(&mut self.is_timed, true) {
-                ctx.run_later(self.interval.saturating_sub(since.elapsed()), |batcher, ctx| {
-                    batcher.is_timed = false;
-                    batcher.advance(ctx);
-                });
+            let longest = if is_writing { self.interval.max(HELD_UP) } else { self.interval };
+            let left = longest.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                self.timer = Some(ctx.run_later(left, |batcher, ctx| batcher.advance(ctx)));
+                return;
             }
-            return;
+            FlushTrigger::Interval
         };
         let Some(writer) = self.idle.pop() else { return };
         let pieces = self.gatherer.take();
