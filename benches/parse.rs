@@ -85,6 +85,7 @@ fn chunks(mut event: impl FnMut(&mut Random) -> String) -> Vec<Chunk> {
 fn events() -> Arc<Dataset> {
     let column = |name: &str, column_type, required| Column { name: name.to_owned(), column_type, required };
     Arc::new(Dataset {
+        menu: false,
         name: "events".to_owned(),
         dir: PathBuf::from("events"),
         columns: vec![

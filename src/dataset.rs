@@ -76,6 +76,38 @@ pub struct Model {
     pub dimensions: Vec<usize>,
     /// Name of the generated column and the index of the column whose distinct non-null values it counts.
     pub distinct: Vec<(String, usize)>,
+    pub fact_view: FactView,
+}
+
+/// The view `fact_<dataset>`: a row per day and combination of dimensions, with the totals of each beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum FactView {
+    #[default]
+    None,
+    /// As version 0.1.0 made it without being asked. It is no part of what the modelled tables were made for.
+    Implied(FactColumns),
+    /// As the configuration names it.
+    Named(FactColumns),
+}
+
+/// The columns of a [`FactView`] that do not follow from the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FactColumns {
+    /// The name of the day's column.
+    pub day: String,
+    /// Indexes into [`Dataset::columns`], each a dimension of the model, and the last word of the column with its totals:
+    /// `total_<dataset>_by_date_by_<word>`.
+    pub dimensions: Vec<(usize, String)>,
+}
+
+impl FactView {
+    /// The columns of the view, if there is one.
+    pub fn columns(&self) -> Option<&FactColumns> {
+        match self {
+            Self::None => None,
+            Self::Implied(columns) | Self::Named(columns) => Some(columns),
+        }
+    }
 }
 
 /// A dataset as `dataloader.toml` defines it, validated. Names are unique, quotable identifiers of at most 63 bytes with their
@@ -94,6 +126,8 @@ pub struct Dataset {
     pub day: Option<usize>,
     /// Empty unless `day` is set.
     pub model: Model,
+    /// Whether `menu` and `drop` are about this dataset, unless they are told otherwise.
+    pub menu: bool,
 }
 
 impl Dataset {

@@ -16,9 +16,13 @@ use crate::terminal::output::Output;
 /// Drops what the arguments name, and prints the copies' paths.
 ///
 /// # Errors
-/// As [`drop_copies`].
+/// As [`drop_copies`]; or if there is no such dataset.
 pub fn run(config: &Config, args: &DropArgs, output: Output) -> Result<u8> {
-    let dropped = drop_copies(config, args.file.as_deref(), &args.dataset, args.times)?;
+    let dataset = match &args.dataset {
+        Some(name) => config.dataset_named(name)?,
+        None => config.menu_dataset()?,
+    };
+    let dropped = drop_copies(config, args.file.as_deref(), &dataset, args.times)?;
     output.result(&dropped, |out| dropped.write(out))?;
     Ok(DONE)
 }
@@ -38,11 +42,10 @@ pub fn sample_of(dataset: &Dataset, data_dir: &Path) -> PathBuf {
 /// Puts `times` copies of `file`, or of the dataset's sample, into the inbox, each whole at once and under a fresh name.
 ///
 /// # Errors
-/// If there is no such dataset, the file cannot be read or the inbox cannot be written. Copies made before that stay; the
+/// If the file cannot be read or the inbox cannot be written. Copies made before that stay; the
 /// error says how many.
-pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &str, times: u32) -> Result<Dropped> {
-    let dataset = config.dataset_named(dataset)?;
-    let sample = sample_of(&dataset, &config.data_dir);
+pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &Dataset, times: u32) -> Result<Dropped> {
+    let sample = sample_of(dataset, &config.data_dir);
     let mut dropped = Vec::new();
     for made in 0..times {
         let copy = drop_file(&config.inbox, &dataset.name, file.unwrap_or(&sample)).map_err(|error| {

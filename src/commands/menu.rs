@@ -11,13 +11,12 @@ use super::drop::sample_of;
 use super::load::{Loaded, load};
 use crate::batch::LoadOptions;
 use crate::config::{Config, MenuMode};
+use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::drop_file;
 use crate::terminal::cli::parse_day;
 use crate::terminal::output::{Format, Output, write_error};
 
-/// The dataset that the choices are about.
-const EVENTS: &str = "events";
 /// The user's own file to drop, in the dataset's directory.
 const CUSTOM_SAMPLE: &str = "custom_sample.json";
 
@@ -64,10 +63,11 @@ enum BatchChoice {
 
 async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Result<()> {
     console.banner("batch: loads files into the database", &format!("{} into {}", config.data_dir.display(), config.database))?;
+    let name = menu_name(config);
     let choices = [
-        ("load all events", BatchChoice::LoadAll),
-        ("load specific date from events", BatchChoice::LoadDay),
-        ("exit", BatchChoice::Exit),
+        (format!("load all {name}"), BatchChoice::LoadAll),
+        (format!("load specific date from {name}"), BatchChoice::LoadDay),
+        ("exit".to_owned(), BatchChoice::Exit),
     ];
     loop {
         let day = match console.choose(&choices).await? {
@@ -101,12 +101,12 @@ enum StreamChoice {
 }
 
 async fn stream(config: &Config, console: &mut Console<'_, impl Write>) -> io::Result<()> {
-    let inbox = config.inbox.join(EVENTS);
+    let inbox = config.inbox.join(menu_name(config));
     console.banner("stream: drops files for a running `dataloader`", &format!("into {}", inbox.display()))?;
     let choices = [
-        ("drop file in raw data dir", StreamChoice::DropSample),
-        ("drop custom file in raw data dir", StreamChoice::DropCustom),
-        ("exit", StreamChoice::Exit),
+        ("drop file in raw data dir".to_owned(), StreamChoice::DropSample),
+        ("drop custom file in raw data dir".to_owned(), StreamChoice::DropCustom),
+        ("exit".to_owned(), StreamChoice::Exit),
     ];
     loop {
         let dropped = match console.choose(&choices).await? {
@@ -123,23 +123,29 @@ async fn stream(config: &Config, console: &mut Console<'_, impl Write>) -> io::R
 }
 
 fn drop_sample(config: &Config) -> Result<String> {
-    let dataset = config.dataset_named(EVENTS)?;
-    drop_into_inbox(config, &sample_of(&dataset, &config.data_dir))
+    let dataset = config.menu_dataset()?;
+    drop_into_inbox(config, &dataset, &sample_of(&dataset, &config.data_dir))
 }
 
 fn drop_custom(config: &Config) -> Result<String> {
-    let file = config.data_dir.join(&config.dataset_named(EVENTS)?.dir).join(CUSTOM_SAMPLE);
+    let dataset = config.menu_dataset()?;
+    let file = config.data_dir.join(&dataset.dir).join(CUSTOM_SAMPLE);
     // What cannot be looked at may well be there: opening it says what is wrong.
     if matches!(file.try_exists(), Ok(false)) {
         let file = std::path::absolute(&file).unwrap_or(file);
         return Ok(format!("no custom file yet: save yours as {}, then choose this again", file.display()));
     }
-    drop_into_inbox(config, &file)
+    drop_into_inbox(config, &dataset, &file)
 }
 
-fn drop_into_inbox(config: &Config, file: &Path) -> Result<String> {
-    let dropped = drop_file(&config.inbox, EVENTS, file)?;
+fn drop_into_inbox(config: &Config, dataset: &Dataset, file: &Path) -> Result<String> {
+    let dropped = drop_file(&config.inbox, &dataset.name, file)?;
     Ok(format!("dropped {}; `dataloader status` shows what became of it", dropped.display()))
+}
+
+/// What the choices call the dataset. Where there is none, each choice says so.
+fn menu_name(config: &Config) -> String {
+    config.menu_dataset().map_or_else(|_| "events".to_owned(), |dataset| dataset.name.clone())
 }
 
 /// Where the menu is shown and answered.
@@ -156,7 +162,7 @@ impl<W: Write> Console<'_, W> {
     }
 
     /// Shows the choices, numbered from 1, and asks until it is one of them; `None` at the end of input.
-    async fn choose<T: Copy>(&mut self, choices: &[(&str, T)]) -> io::Result<Option<T>> {
+    async fn choose<T: Copy>(&mut self, choices: &[(String, T)]) -> io::Result<Option<T>> {
         writeln!(self.out)?;
         for (number, (text, _)) in (1..).zip(choices) {
             writeln!(self.out, "({number}) {text}")?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::document::{Section, Value, suggestion};
-use crate::dataset::{Column, ColumnType, Dataset, Model};
+use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model};
 use crate::error::Result;
 
 /// PostgreSQL cuts longer names off. SQLite would not, but both shall hold the same tables.
@@ -90,7 +90,7 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
     check_identifier(name, entry)?;
     check_dataset_name(name, entry)?;
     let section = entry.section()?;
-    section.allow_only(&["dir", "key", "day", "columns", "model"])?;
+    section.allow_only(&["dir", "key", "day", "menu", "columns", "model"])?;
 
     let dir = section.get("dir").map_or(Ok(PathBuf::from(name)), |value| value.path())?;
     let Some(columns) = section.get("columns") else {
@@ -111,9 +111,10 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
             let error = value.key_error(format!("the dataset `{name}` has a model but no `day`"));
             return Err(error.hint("name the required date or time column that the model groups by: day = \"…\""));
         }
-        Some(value) => read_model(&value, name, &columns)?,
+        Some(value) => read_model(&value, name, day, &columns)?,
     };
-    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model })
+    let menu = section.get("menu").map_or(Ok(false), |value| value.boolean())?;
+    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model, menu })
 }
 
 fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
@@ -242,9 +243,9 @@ fn read_day(value: &Value<'_>, columns: &[Column]) -> Result<usize> {
     Ok(index)
 }
 
-fn read_model(value: &Value<'_>, dataset: &str, columns: &[Column]) -> Result<Model> {
+fn read_model(value: &Value<'_>, dataset: &str, day: Option<usize>, columns: &[Column]) -> Result<Model> {
     let section = value.section()?;
-    section.allow_only(&["dimensions", "distinct"])?;
+    section.allow_only(&["dimensions", "distinct", "fact_view"])?;
     let mut names = Names::default();
     for generated in ["date".to_owned(), format!("total_{dataset}"), format!("unique_{dataset}")] {
         names.claim(&generated, value, || "a generated column".to_owned())?;
@@ -263,5 +264,48 @@ fn read_model(value: &Value<'_>, dataset: &str, columns: &[Column]) -> Result<Mo
             model.distinct.push((entry.key.to_owned(), column_named(entry.string()?, &entry, columns)?));
         }
     }
+    model.fact_view = match section.get("fact_view") {
+        None => implied_fact_view(dataset, &model, columns),
+        Some(value) => read_fact_view(&value, dataset, day, &model, columns)?,
+    };
     Ok(model)
+}
+
+/// `{ dimension = "word", … }`; an empty one is no view.
+fn read_fact_view(value: &Value<'_>, dataset: &str, day: Option<usize>, model: &Model, columns: &[Column]) -> Result<FactView> {
+    let mut dimensions = Vec::new();
+    let mut words = Names::default();
+    for entry in value.section()?.entries() {
+        let column = column_named(entry.key, &entry, columns)?;
+        if !model.dimensions.contains(&column) {
+            let error = entry.key_error(format!("`{}` is no dimension of the dataset `{dataset}`", entry.key));
+            return Err(error.hint("name it in `dimensions`, too"));
+        }
+        let word = entry.string()?;
+        check_identifier(word, &entry)?;
+        let generated = format!("total_{dataset}_by_date_by_{word}");
+        if generated.len() > MAX_NAME_BYTES {
+            let error =
+                entry.error(format!("the column `{generated}` has {} bytes, and {MAX_NAME_BYTES} are possible", generated.len()));
+            return Err(error.hint("give a shorter word"));
+        }
+        words.claim(word, &entry, || "a dimension's word".to_owned())?;
+        dimensions.push((column, word.to_owned()));
+    }
+    let Some(day) = day.filter(|_| !dimensions.is_empty()) else { return Ok(FactView::None) };
+    Ok(FactView::Named(FactColumns { day: columns[day].name.clone(), dimensions }))
+}
+
+/// Version 0.1.0 made the view for every dataset called `events` with these dimensions and this count. Configurations from
+/// that time keep it.
+fn implied_fact_view(dataset: &str, model: &Model, columns: &[Column]) -> FactView {
+    let dimension = |name: &str| model.dimensions.iter().copied().find(|i| columns[*i].name == name);
+    let counts_users = model.distinct.iter().any(|(name, _)| name == "unique_users");
+    match (dimension("organization_name"), dimension("user_type")) {
+        (Some(organization), Some(user_type)) if dataset == "events" && counts_users => FactView::Implied(FactColumns {
+            day: "received_at".to_owned(),
+            dimensions: vec![(organization, "org".to_owned()), (user_type, "usertype".to_owned())],
+        }),
+        _ => FactView::None,
+    }
 }

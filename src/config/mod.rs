@@ -140,12 +140,14 @@ impl Config {
         self.datasets_named(&[name.to_owned()]).map(|mut chosen| chosen.remove(0))
     }
 
-    /// `text`, which a client library made, without the passwords of database and broker.
-    pub fn scrub(&self, text: &str) -> String {
-        let text = self.amqp_url.scrub(text);
-        match &self.database {
-            DatabaseUrl::Postgres(url) => url.scrub(&text),
-            DatabaseUrl::Sqlite(_) => text,
+    /// The dataset that the menu and `drop` are about: the one that says so, else the one called `events`.
+    ///
+    /// # Errors
+    /// If there is neither.
+    pub fn menu_dataset(&self) -> Result<Arc<Dataset>> {
+        match self.datasets.iter().find(|dataset| dataset.menu) {
+            Some(dataset) => Ok(Arc::clone(dataset)),
+            None => self.dataset_named("events"),
         }
     }
 }

@@ -117,7 +117,6 @@ fn flags_win_over_environment_over_file_over_default() {
     assert_eq!((config.data_dir.as_path(), config.stage_dir.as_deref()), (Path::new("d"), Some(Path::new("s"))));
     assert_eq!(config.queue_prefix, "p");
     assert!(!format!("{config:?}").contains("s3cret"));
-    assert_eq!(config.scrub("password s3cret refused"), "password *** refused");
 }
 
 #[test]

@@ -145,6 +145,7 @@ mod tests {
             key: Vec::new(),
             day: None,
             model: Model::default(),
+            menu: false,
         });
         let dir = || PathBuf::from("/inbox/events");
         let place =

@@ -76,7 +76,7 @@ fn open(root: &Path) -> Inbox {
 fn open_with(root: &Path, settle: Duration) -> Inbox {
     let dataset = |name: &str| {
         let (name, dir) = (name.to_owned(), PathBuf::from(name));
-        Arc::new(Dataset { name, dir, columns: Vec::new(), key: Vec::new(), day: None, model: Model::default() })
+        Arc::new(Dataset { name, dir, columns: Vec::new(), key: Vec::new(), day: None, model: Model::default(), menu: false })
     };
     Inbox::open(root, &[dataset("events"), dataset("orgs")], settle).unwrap()
 }

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use jiff::tz::Offset;
+use jiff::SignedDuration;
+use jiff::civil::{DateTime, datetime};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
@@ -298,13 +299,9 @@ impl BoundRows {
 
 /// `YYYY-MM-DD HH:MM:SS.ffffff`, always 26 characters, so that texts sort and compare as times.
 fn time_text(micros: i64) -> Arc<str> {
-    // The calendar repeats after 400 years. One cycle earlier all times of the years 1 to 9999 are within jiff's range, which
-    // leaves off the last hours of 9999, lest they are beyond it in another time zone.
-    const CYCLE_YEARS: u32 = 400;
-    const CYCLE_MICROS: i64 = 146_097 * 86_400_000_000;
-    let time = jiff::Timestamp::from_microsecond(micros - CYCLE_MICROS).expect("the parser keeps times within the years 1 to 9999");
-    let time = Offset::UTC.to_datetime(time);
-    let year = u32::try_from(i32::from(time.year()) + CYCLE_YEARS.cast_signed()).expect("the year 1 or later");
+    const EPOCH: DateTime = datetime(1970, 1, 1, 0, 0, 0, 0);
+    // Civil: time stamps with a zone end before the year 9999 does.
+    let time = EPOCH.checked_add(SignedDuration::from_micros(micros)).expect("the parser keeps times within the years 1 to 9999");
     let mut text = *b"0000-00-00 00:00:00.000000";
     let mut put = |at: usize, width: usize, mut value: u32| {
         for digit in text[at..at + width].iter_mut().rev() {
@@ -312,7 +309,7 @@ fn time_text(micros: i64) -> Arc<str> {
             value /= 10;
         }
     };
-    put(0, 4, year);
+    put(0, 4, time.year().unsigned_abs().into());
     put(5, 2, time.month().unsigned_abs().into());
     put(8, 2, time.day().unsigned_abs().into());
     put(11, 2, time.hour().unsigned_abs().into());

@@ -201,6 +201,7 @@ mod tests {
             key: vec![0],
             day: Some(0),
             model: Model::default(),
+            menu: false,
         })
     }
 

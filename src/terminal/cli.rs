@@ -298,9 +298,9 @@ Examples:
 pub struct DropArgs {
     /// The file; default: `<dataset>_sample.json` in the dataset's directory
     pub file: Option<PathBuf>,
-    /// What the file holds
-    #[arg(long, value_name = "NAME", default_value = "events")]
-    pub dataset: String,
+    /// What the file holds [default: events, or the dataset with `menu = true`]
+    #[arg(long, value_name = "NAME")]
+    pub dataset: Option<String>,
     /// Drop it N times
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub times: u32,

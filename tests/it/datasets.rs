@@ -10,6 +10,7 @@ on_both_stores!(
     a_column_that_the_definition_adds_is_added,
     a_column_that_differs_is_an_error_that_says_how,
     a_new_dimension_rebuilds_the_modelled_tables,
+    a_view_of_all_totals_is_a_setting_of_any_dataset,
     a_definition_of_its_own_leaves_the_others_tables_alone,
     tables_of_a_newer_program_are_left_alone,
 );
@@ -54,6 +55,19 @@ fn a_dataset_of_ones_own_needs_only_a_section(sandbox: &Sandbox) {
         sandbox.try_query("SELECT * FROM {raw.events}").is_err(),
         "the configuration takes the built-in one's place as a whole"
     );
+}
+
+fn a_view_of_all_totals_is_a_setting_of_any_dataset(sandbox: &Sandbox) {
+    with_sales(sandbox);
+    assert!(sandbox.try_query("SELECT * FROM {modelled.fact_sales}").is_err(), "nobody asked for it");
+    sandbox.write("dataloader.toml", format!("{SALES}fact_view = {{ shop = \"branch\" }}\n"));
+    sandbox.run(["load"]).ok();
+    let view = "SELECT sold, shop, total_sales_by_date, total_sales_by_date_clerks, total_sales_by_date_shops, \
+                total_sales_by_date_by_branch FROM {modelled.fact_sales} ORDER BY sold, coalesce(shop, '-')";
+    assert_eq!(sandbox.lines(view), ["2024-05-01|NULL|3|1|1|1", "2024-05-01|north|3|1|1|2", "2024-05-02|south|1|0|1|1"]);
+    sandbox.write("dataloader.toml", SALES);
+    sandbox.run(["load"]).ok();
+    assert!(sandbox.try_query("SELECT * FROM {modelled.fact_sales}").is_err(), "it goes with its setting");
 }
 
 fn every_column_type_is_kept(sandbox: &Sandbox) {

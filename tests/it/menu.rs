@@ -43,6 +43,19 @@ fn the_first_choice_loads_everything_and_shows_the_totals(sandbox: &Sandbox) {
     assert!(after.ends_with(BATCH_MENU), "the menu is shown again: {after}");
 }
 
+#[test]
+fn the_menu_and_drop_are_about_the_dataset_that_says_so() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let dataset =
+        |name: &str, more: &str| format!("[datasets.{name}]\nkey = [\"id\"]\n{more}[datasets.{name}.columns]\nid = \"text\"\n");
+    sandbox.write("dataloader.toml", dataset("events", "") + &dataset("clicks", "menu = true\n"));
+    sandbox.write("raw_data/clicks/clicks_sample.json", r#"{"id": "1"}"#);
+    assert!(menu(&sandbox, "batch", "3\n").stdout.contains("(1) load all clicks\n(2) load specific date from clicks\n"));
+    menu(&sandbox, "stream", "1\n3\n");
+    sandbox.run(["drop"]).ok();
+    assert_eq!(sandbox.names_in("clicks").len(), 2);
+}
+
 fn the_second_choice_asks_for_a_date_until_it_is_one(sandbox: &Sandbox) {
     write_data(sandbox);
     let shown = menu(sandbox, "batch", "2\nyesterday\n2020-02-30\n\n 2020-12-06 \n3\n").stdout;

@@ -20,7 +20,15 @@ fn dataset(columns: &str) -> Arc<Dataset> {
         })
         .collect();
     let day = columns.iter().position(|column| column.name == "at");
-    Arc::new(Dataset { name: "things".into(), dir: PathBuf::from("things"), columns, key: vec![0], day, model: Model::default() })
+    Arc::new(Dataset {
+        name: "things".into(),
+        dir: PathBuf::from("things"),
+        columns,
+        key: vec![0],
+        day,
+        model: Model::default(),
+        menu: false,
+    })
 }
 
 /// A chunk that begins with record 11 at byte 1,000; each record ends its line.

@@ -10,7 +10,7 @@ use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::lock::{self, Lock};
 use super::sql::{Day, Dialect, Schema, day_literals, quote};
-use crate::dataset::{ColumnType, Dataset};
+use crate::dataset::{ColumnType, Dataset, FactColumns, FactView};
 
 /// Which days a refresh recomputes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,8 +147,15 @@ pub fn definition(dataset: &Dataset) -> String {
     let key: Vec<String> = dataset.key.iter().map(name).collect();
     let distinct: Vec<String> =
         dataset.model.distinct.iter().map(|(as_name, column)| format!("{as_name} {}", name(column))).collect();
+    let view = match &dataset.model.fact_view {
+        FactView::None | FactView::Implied(_) => String::new(),
+        FactView::Named(FactColumns { dimensions, .. }) => {
+            let words: Vec<String> = dimensions.iter().map(|(column, word)| format!("{} {word}", name(column))).collect();
+            format!(";fact_view {}", words.join(","))
+        }
+    };
     format!(
-        "{};day {} {};key {};distinct {}",
+        "{};day {} {};key {};distinct {}{view}",
         table_names(dataset).join(","),
         day.name,
         day.column_type.name(),
@@ -160,10 +167,8 @@ pub fn definition(dataset: &Dataset) -> String {
 /// The statements that replace the modelled tables of an `old` definition by those of the dataset's own, still empty, with a
 /// mark on every day that has raw rows.
 pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<String> {
-    let mut statements = Vec::new();
-    if dataset.name == "events" {
-        statements.push(format!("drop view if exists {}", dialect.table(Schema::Modelled, "fact_events")));
-    }
+    let mut statements =
+        vec![format!("drop view if exists {}", dialect.table(Schema::Modelled, &format!("fact_{}", dataset.name)))];
     let old_tables = old.and_then(|old| old.split(';').next()).unwrap_or_default();
     let new_tables = tables(dataset);
     let names: BTreeSet<String> = old_tables
@@ -188,35 +193,41 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
             dialect.table(Schema::Raw, &dataset.name),
         ));
     }
-    statements.extend(fact_events(dialect, dataset));
+    statements.extend(fact_view(dialect, dataset));
     statements
 }
 
-/// The view for queries that know one wide table; needs both dimensions and the count of users.
-fn fact_events(dialect: Dialect, dataset: &Dataset) -> Option<String> {
-    let has = |dimension: &str| dataset.model.dimensions.iter().any(|i| dataset.columns[*i].name == dimension);
-    let counts_users = dataset.model.distinct.iter().any(|(name, _)| name == "unique_users");
-    if dataset.name != "events" || !has("organization_name") || !has("user_type") || !counts_users {
-        return None;
-    }
+/// The view for queries that know one wide table.
+fn fact_view(dialect: Dialect, dataset: &Dataset) -> Option<String> {
+    let columns = dataset.model.fact_view.columns()?;
     let day = dialect.day(dataset.day_column()?);
+    let name = &dataset.name;
+    let column = |index: usize| quote(&dataset.columns[index].name);
     let table = |name: &str| dialect.table(Schema::Modelled, name);
+    let total = quote(&format!("total_{name}"));
+
+    let dimensions: Vec<String> = columns.dimensions.iter().map(|(i, _)| column(*i)).collect();
+    let mut select = vec![format!("c.d as {}", quote(&columns.day))];
+    select.extend(dimensions.iter().map(|dimension| format!("c.{dimension}")));
+    select.push(format!("d.{total} as {}", quote(&format!("total_{name}_by_date"))));
+    let distinct = dataset.model.distinct.iter();
+    select.extend(distinct.map(|(count, _)| format!("d.{} as {}", quote(count), quote(&format!("total_{name}_by_date_{count}")))));
+    let mut joins = vec![format!("join {} d on d.\"date\" = c.d", table(&format!("{name}_by_date")))];
+    for (i, ((index, word), dimension)) in columns.dimensions.iter().zip(&dimensions).enumerate() {
+        select.push(format!("t{i}.{total} as {}", quote(&format!("total_{name}_by_date_by_{word}"))));
+        joins.push(format!(
+            "join {totals} t{i} on t{i}.\"date\" = c.d and {same}",
+            totals = table(&format!("{name}_by_date_{}", dataset.columns[*index].name)),
+            same = dialect.same(&format!("t{i}.{dimension}"), &format!("c.{dimension}")),
+        ));
+    }
     Some(format!(
-        "create view {view} as \
-         select c.d as received_at, c.organization_name, c.user_type, \
-                d.total_events as total_events_by_date, d.unique_users as total_events_by_date_unique_users, \
-                o.total_events as total_events_by_date_by_org, u.total_events as total_events_by_date_by_usertype \
-         from (select distinct {day} as d, organization_name, user_type from {raw}) c \
-         join {by_date} d on d.\"date\" = c.d \
-         join {by_organization} o on o.\"date\" = c.d and {same_organization} \
-         join {by_type} u on u.\"date\" = c.d and {same_type}",
-        view = table("fact_events"),
-        raw = dialect.table(Schema::Raw, "events"),
-        by_date = table("events_by_date"),
-        by_organization = table("events_by_date_organization_name"),
-        by_type = table("events_by_date_user_type"),
-        same_organization = dialect.same("o.organization_name", "c.organization_name"),
-        same_type = dialect.same("u.user_type", "c.user_type"),
+        "create view {view} as select {select} from (select distinct {day} as d, {dimensions} from {raw}) c {joins}",
+        view = table(&format!("fact_{name}")),
+        select = select.join(", "),
+        dimensions = dimensions.join(", "),
+        raw = dialect.table(Schema::Raw, name),
+        joins = joins.join(" "),
     ))
 }
 

@@ -47,7 +47,7 @@ fn each_command_sets_what_it_takes() {
     assert_eq!(settings("drop --inbox i").inbox, Some("i".into()));
     assert_eq!(settings("menu --mode stream").menu_mode, Some(MenuMode::Stream));
     let Command::Drop(drop) = parse("drop x.json --dataset orgs --times 3").unwrap().command else { panic!() };
-    assert_eq!((drop.file, drop.dataset.as_str(), drop.times), (Some("x.json".into()), "orgs", 3));
+    assert_eq!((drop.file, drop.dataset.as_deref(), drop.times), (Some("x.json".into()), Some("orgs"), 3));
     let Command::Rejects(rejects) = parse("rejects --dataset orgs export").unwrap().command else { panic!() };
     assert_eq!((rejects.action, rejects.dataset.as_deref()), (RejectsAction::Export, Some("orgs")));
     let Command::Generate(generate) = parse("generate --events 10").unwrap().command else { panic!() };

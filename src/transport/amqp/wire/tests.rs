@@ -13,6 +13,7 @@ fn dataset(name: &str) -> Arc<Dataset> {
         key: vec![0],
         day: None,
         model: Model::default(),
+        menu: false,
     })
 }
 
