@@ -2,7 +2,7 @@
 
 use lapin::BasicProperties;
 
-use crate::support::{Background, Proxy, Sandbox, Signal, events_over_days, many_events, over_amqp, wait_until};
+use crate::support::{Background, Proxy, Sandbox, Signal, Store, Transport, events_over_days, many_events, over_amqp, wait_until};
 
 over_amqp!(
     a_producer_needs_no_database_and_a_consumer_no_inbox,
@@ -11,6 +11,7 @@ over_amqp!(
     a_consumer_killed_between_commit_and_acknowledge_loads_each_record_once,
     a_producer_killed_before_the_broker_confirms_loads_each_record_once,
     a_consumer_that_is_told_to_end_leaves_the_rest_in_the_queue,
+    connections_that_end_under_load_lose_and_double_nothing,
 );
 
 const PRODUCER: [&str; 3] = ["--role", "producer", "--once"];
@@ -180,4 +181,53 @@ fn a_consumer_that_is_told_to_end_leaves_the_rest_in_the_queue(sandbox: &Sandbox
     sandbox.pipeline(CONSUMER).run().ok();
     sandbox.assert_each_loaded_once(&dropped);
     sandbox.assert_settled();
+}
+
+/// Both servers' connections end again and again while files come; over SQLite there is but one server.
+fn connections_that_end_under_load_lose_and_double_nothing(sandbox: &Sandbox) {
+    let broker = Proxy::to(sandbox.queues().url());
+    let mut pipeline = sandbox.pipeline([]).env("AMQP_URL", broker.url());
+    let database = (!sandbox.is_sqlite()).then(|| Proxy::to(&sandbox.database_url()));
+    if let Some(database) = &database {
+        pipeline = pipeline.env("DATABASE_URL", database.url());
+    }
+    let mut pipeline = pipeline.spawn();
+    pipeline.wait_for_stderr("watching ");
+    let mut dropped = Vec::new();
+    for round in 0..3 {
+        for records in [10_000, 10] {
+            let name = format!("{}.jsonl", dropped.len());
+            let contents = events_over_days(&name, records);
+            sandbox.drop_in("events", &name, &contents);
+            dropped.push((name, contents, records));
+        }
+        let before = sandbox.try_query("SELECT load_id FROM {raw.batches}").map_or(0, |chunks| chunks.len());
+        wait_until("more is loaded", || {
+            sandbox.try_query("SELECT load_id FROM {raw.batches}").is_ok_and(|chunks| chunks.len() > before)
+        });
+        match &database {
+            Some(database) if round % 2 == 1 => database.cut(),
+            _ => broker.cut(),
+        }
+    }
+    sandbox.wait_until_finished("events", dropped.len());
+    assert!(pipeline.is_running(), "{}", pipeline.stderr());
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait().ok();
+    sandbox.assert_each_loaded_once(&dropped);
+    sandbox.assert_settled();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn a_consumer_without_its_database_takes_no_message() {
+    let sandbox = Sandbox::over(Transport::Amqp, Store::Sqlite);
+    drop_files(&sandbox, [3]);
+    sandbox.pipeline(PRODUCER).run().ok();
+    let mut consumer =
+        sandbox.pipeline(["--role", "consumer"]).env("DATABASE_URL", "postgres://nobody:none@127.0.0.1:1/none").spawn();
+    consumer.wait_for_stderr("waiting for postgres://");
+    assert_eq!((sandbox.queues().waiting("events"), sandbox.queues().consumers("events")), (2, 0));
+    consumer.signal(Signal::Terminate);
+    consumer.wait().ok();
 }
