@@ -28,8 +28,15 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
     if !args.once {
         return Ok(DONE);
     }
-    output.result(&loaded, |out| summary::write(&loaded, out))?;
-    Ok(if loaded.has_rejects() || loaded.has_failures() { REJECTED } else { DONE })
+    let in_messages = stats.rejected_in_messages.load(Ordering::Relaxed);
+    output.result(&loaded, |out| {
+        summary::write(&loaded, out)?;
+        match in_messages {
+            0 => Ok(()),
+            rejected => writeln!(out, "{} records of messages were rejected: `dataloader rejects list`", HumanCount(rejected)),
+        }
+    })?;
+    Ok(if loaded.has_rejects() || loaded.has_failures() || in_messages > 0 { REJECTED } else { DONE })
 }
 
 /// What the live line says: files, records, their rate and the bytes in flight.

@@ -84,14 +84,17 @@ impl ForeignLoads {
         self.0.get(&key).map(|(load, _)| load.id)
     }
 
-    /// Adds what became of the records to the ledger rows.
+    /// Adds what became of the records to the ledger rows; returns how many were rejected.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Counts>) -> StoreResult<()> {
+    pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Counts>) -> StoreResult<u64> {
+        let mut rejected = 0;
         for (load, bytes) in self.0.values() {
-            book(connection, *load, added.get(&load.id).copied().unwrap_or_default(), *bytes).await?;
+            let counts = added.get(&load.id).copied().unwrap_or_default();
+            book(connection, *load, counts, *bytes).await?;
+            rejected += counts.rejected;
         }
-        Ok(())
+        Ok(rejected)
     }
 }

@@ -12,6 +12,8 @@ pub struct Stats {
     pub records: AtomicU64,
     /// Loads closed.
     pub loads: AtomicU64,
+    /// Records of other programs' messages that were rejected. No file's counts have them.
+    pub rejected_in_messages: AtomicU64,
     pub(super) budget: OnceLock<Budget>,
 }
 

@@ -30,6 +30,7 @@ struct Committed {
     /// Datasets with the number of their new rows.
     changed: Vec<(Arc<Dataset>, u64)>,
     records: u64,
+    rejected_in_messages: u64,
     /// Indexes of pieces whose message has the id of another message.
     contradicting: Vec<usize>,
 }
@@ -95,7 +96,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
         }
     }
     // The rows of the ledger last: other writers of the same file wait for them until the commit.
-    foreign.book(connection, &added).await?;
+    committed.rejected_in_messages = foreign.book(connection, &added).await?;
     let progress = ids.into_values().map(|id| {
         let counts = added.get(&id).copied().unwrap_or_default();
         LoadProgress { id, counts, end: ended.get(&id).copied() }
@@ -242,6 +243,7 @@ impl Handler<Batch> for Writer {
                         }
                     }
                     writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
+                    writer.stats.rejected_in_messages.fetch_add(committed.rejected_in_messages, Ordering::Relaxed);
                     writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
                     for (dataset, rows) in committed.changed {
                         writer.modeller.do_send(ModelChanged { dataset, rows });

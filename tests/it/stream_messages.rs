@@ -12,6 +12,8 @@ over_amqp!(
     messages_of_other_programs_are_loaded_and_booked_by_sender,
     a_message_with_an_id_is_loaded_once_and_another_body_under_it_is_a_dead_letter,
     what_cannot_be_decoded_is_listed_and_sent_again_as_it_came,
+    a_file_is_loaded_once_in_whatever_order_and_however_often_its_messages_come,
+    what_version_0_1_0_left_in_the_queues_is_loaded,
 );
 
 /// Loads what is in the queues.
@@ -48,7 +50,7 @@ fn messages_of_other_programs_are_loaded_and_booked_by_sender(sandbox: &Sandbox)
     sandbox.queues().send("orgs", [(from("crm", "1"), &b"{\"organization_key\":\"a\"}"[..])]);
     // Between them a file.
     sandbox.drop_in("events", "a.jsonl", record("7"));
-    let summary = sandbox.run_once().json();
+    let summary = sandbox.run_once().code(3).json();
     assert_eq!(summary["datasets"][0]["files"], 1, "messages are no files: {summary}");
 
     assert_eq!(sandbox.lines("SELECT id FROM {raw.events} ORDER BY id"), ["1", "2", "3", "4", "5", "6", "7"]);
@@ -142,6 +144,68 @@ fn what_cannot_be_decoded_is_listed_and_sent_again_as_it_came(sandbox: &Sandbox)
     assert_eq!(sandbox.queues().peek("events")[0].body, b"hello");
 }
 
+fn a_file_is_loaded_once_in_whatever_order_and_however_often_its_messages_come(sandbox: &Sandbox) {
+    let broken = format!("{}{{\"id\":", events_over_days("b", 1_100));
+    sandbox.drop_in("events", "a.jsonl", events_over_days("a", 2_500));
+    sandbox.drop_in("events", "b.jsonl", &broken);
+    sandbox.pipeline(["--role", "producer", "--once"]).run().code(3);
+    let messages = sandbox.queues().take("events");
+    assert_eq!(messages.len(), 4 + 3, "chunks and ends");
+    // The ends first, and all of it twice; then by another consumer the first parts once more.
+    let send = |messages: &mut dyn Iterator<Item = &Message>| {
+        sandbox.queues().send("events", messages.map(|message| (message.properties.clone(), &message.body[..])));
+    };
+    send(&mut messages.iter().rev().chain(messages.iter()));
+    sandbox.pipeline(["--role", "consumer", "--once"]).run().code(3);
+    send(&mut messages.iter().take(2));
+    consume(sandbox);
+    assert_eq!(sandbox.lines("SELECT count(*), count(DISTINCT id) FROM {raw.events}"), ["3600|3600"]);
+    let ledger = "SELECT status, records_read, rows_loaded FROM {raw.loads} ORDER BY status";
+    assert_eq!(sandbox.lines(ledger), ["failed|1100|1100", "loaded|2500|2500"]);
+    sandbox.assert_settled();
+}
+
+fn what_version_0_1_0_left_in_the_queues_is_loaded(sandbox: &Sandbox) {
+    const LOAD_KEY: &str = "0190f3f4-0000-7000-8000-000000000001";
+    consume(sandbox);
+    let message = |kind: &str, content_type: &str, place: Option<[i64; 3]>| {
+        let mut headers = FieldTable::default();
+        for (name, value) in [("kind", kind), ("dataset", "events"), ("load_key", LOAD_KEY), ("source", "/inbox/events/a.json")] {
+            headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        for (name, value) in ["seq", "first_ordinal", "first_byte_offset"].into_iter().zip(place.into_iter().flatten()) {
+            headers.insert(name.into(), AMQPValue::LongLongInt(value));
+        }
+        let part = place.map_or_else(|| "end".to_owned(), |[seq, ..]| seq.to_string());
+        from("dataloader", &format!("{LOAD_KEY}/{part}"))
+            .with_content_type(content_type.into())
+            .with_delivery_mode(2)
+            .with_headers(headers)
+    };
+    let records = format!("[{},{{}}]", event("1", "ada", "2024-05-01 10:00:00"));
+    let rejects = r#"[{"ordinal":3,"byte_offset":500,"reason":"too_large","detail":"more than 8 MiB","record":"eyJpZCI6"}]"#;
+    let end = r#"{"chunks":2,"records":3,"bytes":9000000,"error":null}"#;
+    sandbox.queues().send(
+        "events",
+        [
+            (message("chunk", "application/json", Some([0, 1, 1])), records.as_bytes()),
+            (message("rejects", "application/json", Some([1, 3, 500])), rejects.as_bytes()),
+            (message("end", "application/json", None), end.as_bytes()),
+        ],
+    );
+    sandbox.pipeline(["--role", "consumer", "--once"]).run().code(3);
+    let ledger = "SELECT load_key, source, bytes, status, records_read, rows_loaded, rows_rejected FROM {raw.loads}";
+    assert_eq!(sandbox.lines(ledger), [format!("{LOAD_KEY}|/inbox/events/a.json|9000000|loaded|3|1|2")]);
+    let rejects = "SELECT ordinal, byte_offset, reason, record FROM {raw.rejects} ORDER BY ordinal";
+    let second = records.find("{}").expect("it is in there");
+    assert_eq!(
+        sandbox.lines(rejects),
+        [format!("2|{second}|missing_required|\\x7b7d"), "3|500|too_large|\\x7b226964223a".to_owned()]
+    );
+    assert_eq!(sandbox.queues().waiting("dead"), 0);
+    sandbox.assert_settled();
+}
+
 /// What is asserted of every message of a file.
 #[track_caller]
 fn assert_is_part(message: &Message, kind: &str, load_key: &str, source: &str) {
@@ -163,7 +227,7 @@ fn publish(sandbox: &Sandbox, name: &str, contents: &str) -> (String, Vec<Messag
     sandbox.pipeline(["--role", "producer", "--once"]).run().ok();
     let processed = sandbox.names_in("events/processed");
     let file = processed.iter().map(|name| String::from_utf8_lossy(name)).find(|file| file.ends_with(name)).expect("it was moved");
-    let mut messages = sandbox.queues().take("events");
+    let mut messages = sandbox.queues().peek("events");
     messages.sort_by_key(|message| message.header("seq").map_or(u64::MAX, |seq| seq.parse().expect("a number")));
     (file[..36].to_owned(), messages)
 }
@@ -214,6 +278,13 @@ fn an_array_is_messages_that_are_arrays_and_what_is_too_large_is_told() {
         assert_eq!(String::from_utf8_lossy(&message.body), format!("[{record}]"));
     }
     assert!(rejects.body.len() < 100_000, "64 KiB of it are kept: {}", rejects.body.len());
+
+    sandbox.pipeline(["--role", "consumer", "--once"]).run().code(3);
+    assert_eq!(sandbox.lines("SELECT id FROM {raw.events} ORDER BY id"), ["1", "2"]);
+    let [_, offset, _] = offsets;
+    let found = "SELECT ordinal, byte_offset, reason, length(record) FROM {raw.rejects}";
+    assert_eq!(sandbox.lines(found), [format!("2|{offset}|too_large|{}", 64 << 10)]);
+    sandbox.assert_settled();
 }
 
 #[test]
