@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dataloader::batch::extract::{Extracted, extract};
+use dataloader::batch::extract::{Extracted, Extraction, extract};
 use dataloader::batch::input::Input;
 use dataloader::config::{Config, DatabaseUrl, Settings};
 use dataloader::record::parse::DayRange;
@@ -80,7 +80,8 @@ async fn copy(json: &Path, url: &str) -> Result<()> {
     let dataset = config.dataset_named("events")?;
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
     let (inputs, parsers) = (vec![Input::File(json.to_owned())], config.stream.parsers);
-    let mut extracted = extract(&dataset, inputs, DayRange::ALL, database.dialect(), parsers, &Arc::default());
+    let how = Extraction { days: DayRange::ALL, dialect: database.dialect(), parsers, zstd_window_mib: 64 };
+    let mut extracted = extract(&dataset, inputs, how, &Arc::default());
 
     let mut connection = database.connect().await?;
     connection.begin().await?;

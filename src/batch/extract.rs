@@ -1,6 +1,7 @@
 //! Reads and parses files on threads of their own: one reader cuts chunks, several parsers turn them into rows, and whoever
 //! writes takes them from a bounded channel, which holds the others back.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use tokio::sync::mpsc;
 use super::input::Input;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
-use crate::record::chunk::Chunk;
+use crate::record::chunk::{Chunk, Digest};
 use crate::record::parse::{DayRange, Parsed, Parser};
 use crate::record::split::{SplitError, Splitter};
 use crate::store::{Dialect, Rows};
@@ -40,6 +41,8 @@ pub struct ParsedChunk {
     pub seq: u64,
     pub first_ordinal: u64,
     pub records: u64,
+    /// Of its records.
+    pub digest: Digest,
     pub rows: Rows,
     pub parsed: Parsed,
 }
@@ -57,15 +60,21 @@ pub struct Progress {
     pub files: AtomicU64,
 }
 
+/// How files are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Extraction {
+    pub days: DayRange,
+    /// Of the rows.
+    pub dialect: Dialect,
+    /// Threads.
+    pub parsers: usize,
+    /// The largest window of a zstd file.
+    pub zstd_window_mib: u32,
+}
+
 /// Starts reading `inputs`, one after the other. Dropping the receiver ends the threads.
-pub fn extract(
-    dataset: &Arc<Dataset>,
-    inputs: Vec<Input>,
-    days: DayRange,
-    dialect: Dialect,
-    parsers: usize,
-    progress: &Arc<Progress>,
-) -> mpsc::Receiver<Extracted> {
+pub fn extract(dataset: &Arc<Dataset>, inputs: Vec<Input>, how: Extraction, progress: &Arc<Progress>) -> mpsc::Receiver<Extracted> {
+    let Extraction { days, dialect, parsers, zstd_window_mib } = how;
     let (chunks_in, chunks_out) = crossbeam_channel::bounded::<(usize, Chunk)>(parsers);
     let (extracted_in, extracted_out) = mpsc::channel(parsers);
     for _ in 0..parsers {
@@ -77,8 +86,8 @@ pub fn extract(
                 let parsed = parser.parse(&chunk, &days, &mut rows);
                 let records = chunk.records();
                 progress.records.fetch_add(records, Ordering::Relaxed);
-                let (seq, first_ordinal) = (chunk.seq, chunk.first_ordinal);
-                let chunk = ParsedChunk { file, seq, first_ordinal, records, rows, parsed };
+                let (seq, first_ordinal, digest) = (chunk.seq, chunk.first_ordinal, chunk.digest());
+                let chunk = ParsedChunk { file, seq, first_ordinal, records, digest, rows, parsed };
                 if extracted.blocking_send(Extracted::Chunk(chunk)).is_err() {
                     return;
                 }
@@ -89,7 +98,8 @@ pub fn extract(
     std::thread::spawn(move || {
         for (file, input) in inputs.iter().enumerate() {
             let mut bytes = 0;
-            let message = match read(file, input, &chunks_in, &progress, &mut bytes) {
+            let opened = input.open(&progress.stored_read, zstd_window_mib);
+            let message = match opened.and_then(|text| read(file, input, text, &chunks_in, &mut bytes)) {
                 Ok(Reading::Ended { records }) => Extracted::End { file, bytes, records },
                 Ok(Reading::NobodyListens) => return,
                 Err(error) => Extracted::Failed { file, bytes, error },
@@ -112,11 +122,11 @@ enum Reading {
 fn read(
     file: usize,
     input: &Input,
+    text: Box<dyn Read + Send>,
     chunks: &crossbeam_channel::Sender<(usize, Chunk)>,
-    progress: &Progress,
     bytes: &mut u64,
 ) -> Result<Reading> {
-    let mut splitter = Splitter::new(input.open(&progress.stored_read)?);
+    let mut splitter = Splitter::new(text);
     loop {
         let chunk = splitter.next_chunk();
         *bytes = splitter.bytes();

@@ -39,11 +39,11 @@ impl Input {
         }
     }
 
-    /// Opens it and undoes its compression; counts in `stored_read` the bytes as they are stored.
+    /// Opens it and undoes its compression, as [`decompress`] does; counts in `stored_read` the bytes as they are stored.
     ///
     /// # Errors
     /// If it cannot be opened or read.
-    pub fn open(&self, stored_read: &Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
+    pub fn open(&self, stored_read: &Arc<AtomicU64>, zstd_window_mib: u32) -> Result<Box<dyn Read + Send>> {
         let stored: Box<dyn Read + Send> = match self {
             Self::File(path) => {
                 let file = File::open(path).cannot(format_args!("open {self}"))?;
@@ -55,7 +55,7 @@ impl Input {
             Self::StandardInput => Box::new(io::stdin()),
         };
         let counted = Counted { inner: stored, read: Arc::clone(stored_read) };
-        decompress(counted).cannot(format_args!("read {self}"))
+        decompress(counted, zstd_window_mib).cannot(format_args!("read {self}"))
     }
 }
 

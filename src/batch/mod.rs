@@ -29,7 +29,7 @@ use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, rejects, schema, upsert,
 };
 
-use extract::{Extracted, ParsedChunk, Progress, extract};
+use extract::{Extracted, Extraction, ParsedChunk, Progress, extract};
 use input::{Input, files_of};
 use limit::RejectLimit;
 
@@ -65,6 +65,11 @@ impl LoadOptions {
             days.map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) });
         let stage_dir = config.stage_dir.clone();
         Ok(Self { datasets, days, inputs: None, max_rejects: None, dry_run: false, stage_dir })
+    }
+
+    fn extraction(&self, config: &Config, dialect: Dialect) -> Extraction {
+        let (parsers, zstd_window_mib) = (config.stream.parsers, config.zstd_window_mib);
+        Extraction { days: self.days, dialect, parsers, zstd_window_mib }
     }
 }
 
@@ -163,7 +168,8 @@ struct FileRun {
     records: Option<u64>,
     counts: Counts,
     started_at: Timestamp,
-    chunks: Vec<(u64, u64, u64)>,
+    /// Their lines, but for the load, which has no number yet.
+    chunks: Vec<ChunkLine>,
 }
 
 impl DatasetRun {
@@ -204,7 +210,8 @@ impl DatasetRun {
             skipped: chunk.parsed.skipped,
         };
         let file = &mut self.files[chunk.file];
-        file.chunks.push((chunk.seq, chunk.first_ordinal, chunk.records));
+        let &ParsedChunk { seq, first_ordinal, records, digest, .. } = chunk;
+        file.chunks.push(ChunkLine { load_id: 0, seq, first_ordinal, records, digest });
         file.counts += counts;
         self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
         if let Some(first) = chunk.parsed.rejects.first() {
@@ -310,7 +317,8 @@ async fn load_dataset(
     for file in run.files.iter().filter(|file| file.input != Input::StandardInput) {
         rejects::supersede(connection, &dataset, &file.source).await?;
     }
-    let mut extracted = extract(&dataset, run.inputs(), options.days, connection.dialect(), config.stream.parsers, progress);
+    let how = options.extraction(config, connection.dialect());
+    let mut extracted = extract(&dataset, run.inputs(), how, progress);
     // A COPY has the connection for itself: rejects wait for its end, or end it when there are too many of them.
     let mut next = Next::Resume;
     while next == Next::Resume {
@@ -418,9 +426,7 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
         .files
         .iter()
         .zip(ids)
-        .flat_map(|(file, id)| {
-            file.chunks.iter().map(|&(seq, first_ordinal, records)| ChunkLine { load_id: *id, seq, first_ordinal, records })
-        })
+        .flat_map(|(file, id)| file.chunks.iter().map(|line| ChunkLine { load_id: *id, ..*line }))
         .collect();
     ledger::insert_chunks(connection, &lines).await
 }
@@ -458,8 +464,8 @@ async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun
         for run in runs.iter_mut() {
             let started = Instant::now();
             // Rows are encoded for some store and dropped: what a load would do, short of a database.
-            let dialect = Dialect::Postgres;
-            let mut extracted = extract(&run.dataset, run.inputs(), options.days, dialect, config.stream.parsers, progress);
+            let how = options.extraction(config, Dialect::Postgres);
+            let mut extracted = extract(&run.dataset, run.inputs(), how, progress);
             receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;
             run.check_any_loadable()?;
             run.elapsed = started.elapsed();

@@ -272,7 +272,8 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         }
         delete(connection, &good).await?;
 
-        lines.push(ChunkLine { load_id, seq: lines.len() as u64, first_ordinal: counts.read + 1, records: rejects.len() as u64 });
+        let (first_ordinal, records) = (chunk.first_ordinal, chunk.records());
+        lines.push(ChunkLine { load_id, seq: lines.len() as u64, first_ordinal, records, digest: chunk.digest() });
         let loaded = good.len() as u64;
         let read = rejects.len() as u64;
         counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };

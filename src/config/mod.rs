@@ -43,6 +43,8 @@ pub struct Config {
     pub menu_mode: MenuMode,
     /// The exchange's name, and what the queues' names begin with.
     pub queue_prefix: String,
+    /// The largest window of a zstd file that is read, in MiB: reading it takes as much memory. A power of two.
+    pub zstd_window_mib: u32,
     pub stream: StreamSettings,
     /// At least one, in the order of the file.
     pub datasets: Vec<Arc<Dataset>>,
@@ -107,6 +109,7 @@ impl Config {
             stage_dir,
             menu_mode: menu_mode.unwrap_or(MenuMode::Batch),
             queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
+            zstd_window_mib: file.zstd_window_mib.unwrap_or(64),
             stream,
             datasets,
         };

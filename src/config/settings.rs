@@ -158,11 +158,12 @@ pub struct Settings {
     pub role: Option<Role>,
     pub menu_mode: Option<MenuMode>,
     pub queue_prefix: Option<String>,
+    pub zstd_window_mib: Option<u32>,
 }
 
 impl Settings {
-    pub(super) const NAMES: [&str; 9] =
-        ["data_dir", "inbox", "database", "transport", "role", "amqp_url", "queue_prefix", "mode", "stage_dir"];
+    pub(super) const NAMES: [&str; 10] =
+        ["data_dir", "inbox", "database", "transport", "role", "amqp_url", "queue_prefix", "mode", "stage_dir", "zstd_window_mib"];
 
     pub(super) fn read(file: &Section<'_>) -> Result<Self> {
         let path = |name: &str| file.get(name).map(|value| value.path()).transpose();
@@ -176,8 +177,22 @@ impl Settings {
             role: parsed(file, "role", |text| choice("role", text))?,
             menu_mode: parsed(file, "mode", |text| choice("mode", text))?,
             queue_prefix: parsed(file, "queue_prefix", queue_prefix)?,
+            zstd_window_mib: zstd_window_mib(file)?,
         })
     }
+}
+
+/// zstd's windows are at most 2 GiB, and it takes a limit as a power of two.
+fn zstd_window_mib(file: &Section<'_>) -> Result<Option<u32>> {
+    let Some(value) = file.get("zstd_window_mib") else { return Ok(None) };
+    let mib = value.integer(1..=2_048)?;
+    if mib.is_power_of_two() {
+        return Ok(Some(mib));
+    }
+    let larger = mib.next_power_of_two();
+    Err(value
+        .error(format!("`zstd_window_mib` is {mib}, which is no power of two"))
+        .hint(format!("give {larger} or {}", larger / 2)))
 }
 
 fn parsed<T>(file: &Section<'_>, name: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {

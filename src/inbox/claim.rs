@@ -5,12 +5,13 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::read::End;
 use super::{Candidate, Inbox, PATIENCE, Place, Stamp, disk, list, names};
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
@@ -45,8 +46,12 @@ pub(super) struct Held {
     pub patience: Duration,
     /// Up to where it was read.
     pub position: AtomicU64,
-    /// Where reading came to the end; the largest number until then.
-    pub ended_at: AtomicU64,
+    /// Where reading came to the end; none until then.
+    pub end: Mutex<Option<End>>,
+    /// Somebody may have read it before, and committed some of it.
+    pub is_read_again: AtomicBool,
+    /// The reader is done with it.
+    pub is_read: AtomicBool,
 }
 
 /// A file in `.loading/`, of a dead process or of a living one; [`Inbox::reclaim`] finds out.
@@ -139,6 +144,7 @@ impl Inbox {
         };
         let stamp = Stamp::of(&file.metadata()?);
         let claim = self.hold(place, file, path.clone(), name, stamp).into_claim(*key);
+        claim.read_again();
         Ok(if claim.finish_move()? { None } else { Some(claim) })
     }
 
@@ -152,7 +158,9 @@ impl Inbox {
             settle: self.settle,
             patience: self.settle,
             position: AtomicU64::new(0),
-            ended_at: AtomicU64::new(u64::MAX),
+            end: Mutex::new(None),
+            is_read_again: AtomicBool::new(false),
+            is_read: AtomicBool::new(false),
         }
     }
 }
@@ -174,6 +182,27 @@ impl Claim {
     /// How many bytes, as stored, have been read.
     pub fn bytes_read(&self) -> u64 {
         self.held.position.load(Ordering::Relaxed)
+    }
+
+    /// Whether an earlier reading may have left something of this file in the ledger.
+    pub fn is_read_again(&self) -> bool {
+        self.held.is_read_again.load(Ordering::Relaxed)
+    }
+
+    /// It is to be read once more, from its beginning.
+    pub fn read_again(&self) {
+        self.held.is_read_again.store(true, Ordering::Relaxed);
+        self.held.is_read.store(false, Ordering::Release);
+    }
+
+    /// Nothing more of it will be read, and what became of it is about to be known.
+    pub fn set_read(&self) {
+        self.held.is_read.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Claim::set_read`] was called, and [`Claim::read_again`] not since.
+    pub fn is_read(&self) -> bool {
+        self.held.is_read.load(Ordering::Acquire)
     }
 
     /// Notes, durably, that something panicked while it worked on this load, and says how often that has happened. Only what is

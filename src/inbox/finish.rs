@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
@@ -16,7 +15,7 @@ use crate::error::{IoContext, Result};
 pub struct Placed {
     /// Absolute.
     pub path: PathBuf,
-    /// Bytes that somebody wrote after all of the file had been read: nobody will load them. More than zero deserves a warning.
+    /// Bytes that somebody wrote while the file moved: nobody will load them. More than zero deserves a warning.
     pub unread: u64,
 }
 
@@ -33,14 +32,21 @@ struct ErrorFile<'a> {
 }
 
 impl Inbox {
-    /// Moves the file to `processed/`: all of it is durable elsewhere. After it the claim is void.
+    /// Moves the file to `processed/`: all that was read is durable elsewhere. After it the claim is void. None if somebody has
+    /// written to the file since: it stays where it is, to be read again.
     ///
     /// # Errors
     /// If the file cannot be moved: then it stays claimed, and is loaded by nobody twice, as its key is known.
-    pub fn done(&self, claim: &Claim) -> Result<Placed> {
-        let unread = claim.size().saturating_sub(claim.held.ended_at.load(Ordering::Relaxed));
-        claim.move_to(&claim.processed_path()).cannot(format_args!("move {} to processed/", claim.source))?;
-        Ok(Placed { path: claim.processed_path(), unread })
+    pub fn done(&self, claim: &Claim) -> Result<Option<Placed>> {
+        let move_done = || {
+            if claim.has_changed()? {
+                return Ok(None);
+            }
+            claim.move_to(&claim.processed_path())?;
+            let read = claim.end().map_or(u64::MAX, |end| end.position);
+            Ok(Some(Placed { path: claim.processed_path(), unread: claim.size().saturating_sub(read) }))
+        };
+        move_done().cannot(format_args!("move {} to processed/", claim.source))
     }
 
     /// Moves the file to `failed/`, with `error` in a JSON file beside it, which is there first. After it the claim is void.

@@ -34,7 +34,7 @@ pub use claim::{Claim, Leftover};
 pub use drop::drop_file;
 pub use finish::Placed;
 pub use names::path_text;
-pub use read::ClaimReader;
+pub use read::{CannotRead, ClaimReader};
 pub use settling::Settling;
 pub use watch::{Event, Watcher};
 

@@ -1,15 +1,19 @@
 //! Reads a claimed file to its real end: a writer may still be at work on it.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use super::{Claim, Stamp};
+use crate::error::io_text;
 
 /// The bytes of a claimed file, as stored. It ends when the file does and nobody writes to it: if the file has changed since it
-/// was found, its end waits until it has been still for the settle time. So reading blocks; it wants a thread of its own.
+/// was found, its end waits until it has been still for the settle time. What cannot be read is tried again for some seconds,
+/// and then is a [`CannotRead`]. So reading blocks; it wants a thread of its own.
 #[derive(Debug)]
 pub struct ClaimReader {
     claim: Claim,
@@ -18,10 +22,42 @@ pub struct ClaimReader {
     still: Stamp,
 }
 
+/// A disk that cannot be read, in the [`io::Error`] of a [`ClaimReader`].
+#[derive(Debug)]
+pub struct CannotRead {
+    /// In the file as it is stored.
+    position: u64,
+    cause: io::Error,
+}
+
+impl fmt::Display for CannotRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at byte {}: {}", self.position, io_text(&self.cause))
+    }
+}
+
+impl std::error::Error for CannotRead {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+/// Where the reading of a file came to its end, and what the file looked like then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub position: u64,
+    pub stamp: Stamp,
+}
+
+/// How long to wait before each attempt to read what could not be read.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_000), Duration::from_millis(2_500)];
+
 impl Claim {
     /// A reader from the beginning of the file.
     pub fn open(&self) -> ClaimReader {
         self.held.position.store(0, Ordering::Relaxed);
+        self.set_end(None);
         ClaimReader { claim: self.clone(), position: 0, still: self.held.stamp }
     }
 
@@ -33,10 +69,24 @@ impl Claim {
     /// If the file cannot be looked at.
     pub fn more_coming(&self) -> io::Result<bool> {
         let position = self.bytes_read();
-        if self.held.ended_at.load(Ordering::Relaxed) != position {
+        if self.end().is_none_or(|end| end.position != position) {
             return Ok(false);
         }
-        grows(position, self.held.patience, || self.stamp(), thread::sleep)
+        Ok(still(position, self.held.patience, || self.stamp(), thread::sleep)?.is_none())
+    }
+
+    /// Whether somebody has written to the file since it was read to its end.
+    pub(super) fn has_changed(&self) -> io::Result<bool> {
+        let stamp = self.stamp()?;
+        Ok(self.end().is_some_and(|end| end.stamp != stamp))
+    }
+
+    pub(super) fn end(&self) -> Option<End> {
+        *self.held.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_end(&self, end: Option<End>) {
+        *self.held.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -44,8 +94,8 @@ impl Claim {
     }
 }
 
-impl Read for ClaimReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl ClaimReader {
+    fn read_on(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let read = self.claim.held.file.read_at(buffer, self.position)?;
             if read > 0 || buffer.is_empty() {
@@ -53,37 +103,57 @@ impl Read for ClaimReader {
                 self.claim.held.position.store(self.position, Ordering::Relaxed);
                 return Ok(read);
             }
-            let stamp = self.claim.stamp()?;
-            if stamp == self.still || !grows(self.position, self.claim.held.settle, || self.claim.stamp(), thread::sleep)? {
-                self.claim.held.ended_at.store(self.position, Ordering::Relaxed);
-                return Ok(0);
+            let mut stamp = self.claim.stamp()?;
+            if stamp != self.still {
+                match still(self.position, self.claim.held.settle, || self.claim.stamp(), thread::sleep)? {
+                    Some(found) => stamp = found,
+                    None => continue,
+                }
             }
+            self.claim.set_end(Some(End { position: self.position, stamp }));
+            return Ok(0);
         }
     }
 }
 
-/// Waits until the file is longer than `position` (true) or has been still for `settle` (false).
-fn grows(
+impl Read for ClaimReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        for pause in PAUSES {
+            let cause = match self.read_on(buffer) {
+                Ok(read) => return Ok(read),
+                Err(cause) => cause,
+            };
+            let error = CannotRead { position: self.position, cause };
+            tracing::warn!("cannot read {} {error}; trying again", self.claim.source);
+            thread::sleep(pause);
+        }
+        let position = self.position;
+        self.read_on(buffer).map_err(|cause| io::Error::new(cause.kind(), CannotRead { position, cause }))
+    }
+}
+
+/// Waits until the file is longer than `position` (none) or has been still for `settle` (what it then looks like).
+fn still(
     position: u64,
     settle: Duration,
     mut look: impl FnMut() -> io::Result<Stamp>,
     mut pause: impl FnMut(Duration),
-) -> io::Result<bool> {
+) -> io::Result<Option<Stamp>> {
     let step = (settle / 5).clamp(Duration::from_millis(1), Duration::from_millis(50));
     let mut last = look()?;
-    let mut still = Duration::ZERO;
+    let mut waited = Duration::ZERO;
     loop {
         if last.size > position {
-            return Ok(true);
+            return Ok(None);
         }
-        if still >= settle {
-            return Ok(false);
+        if waited >= settle {
+            return Ok(Some(last));
         }
         pause(step);
-        still += step;
+        waited += step;
         let now = look()?;
         if now != last {
-            (last, still) = (now, Duration::ZERO);
+            (last, waited) = (now, Duration::ZERO);
         }
     }
 }
@@ -106,14 +176,15 @@ mod tests {
     #[test]
     fn a_file_that_is_longer_is_read_on_at_once() {
         let mut waited = Duration::ZERO;
-        assert!(grows(5, Duration::from_millis(250), looks(&[6]), |pause| waited += pause).unwrap());
+        assert_eq!(still(5, Duration::from_millis(250), looks(&[6]), |pause| waited += pause).unwrap(), None);
         assert_eq!(waited, Duration::ZERO);
     }
 
     #[test]
     fn a_file_ends_when_it_has_been_still_for_the_settle_time() {
         let mut waited = Duration::ZERO;
-        assert!(!grows(5, Duration::from_millis(250), looks(&[5]), |pause| waited += pause).unwrap());
+        let still = still(5, Duration::from_millis(250), looks(&[5]), |pause| waited += pause).unwrap();
+        assert_eq!(still.map(|stamp| stamp.size), Some(5));
         assert_eq!(waited, Duration::from_millis(250));
     }
 
@@ -121,8 +192,8 @@ mod tests {
     fn every_change_starts_the_wait_again() {
         let mut waited = Duration::ZERO;
         // Truncated and written again, up to where it was read.
-        assert!(!grows(5, Duration::from_millis(250), looks(&[5, 5, 5, 0, 0, 5]), |pause| waited += pause).unwrap());
+        assert!(still(5, Duration::from_millis(250), looks(&[5, 5, 5, 0, 0, 5]), |pause| waited += pause).unwrap().is_some());
         assert_eq!(waited, Duration::from_millis(5 * 50 + 250));
-        assert!(grows(5, Duration::from_millis(250), looks(&[5, 5, 5, 5, 6]), |_| ()).unwrap());
+        assert!(still(5, Duration::from_millis(250), looks(&[5, 5, 5, 5, 6]), |_| ()).unwrap().is_none());
     }
 }

@@ -131,7 +131,7 @@ fn a_directory_that_is_removed_holds_nothing_and_is_made_again() {
     for dir in ["processed", "failed"] {
         fs::remove_dir(sandbox.path(dir)).unwrap();
     }
-    assert!(sandbox.inbox.done(&good).unwrap().path.exists());
+    assert!(sandbox.inbox.done(&good).unwrap().unwrap().path.exists());
     assert!(sandbox.inbox.failed(&bad, "cut off").unwrap().path.exists());
 }
 
@@ -203,7 +203,7 @@ fn any_name_survives_claim_crash_and_move() {
         assert_eq!(sandbox.names("failed").len(), 2);
 
         let claim = sandbox.claim(name, "[2]");
-        let placed = sandbox.inbox.done(&claim).unwrap();
+        let placed = sandbox.inbox.done(&claim).unwrap().unwrap();
         sandbox.assert_only("processed", &claim, "[2]");
         if name.len() <= 218 {
             assert_eq!(names::split_key(file_name(&placed.path)).unwrap().1, name);
@@ -356,7 +356,7 @@ fn a_file_that_grew_is_read_until_it_is_still() {
     append(&path, ",2]");
     let claim = inbox.claim(&found).unwrap().unwrap();
     assert_eq!(text(&claim), "[1,2]");
-    assert_eq!(inbox.done(&claim).unwrap().unread, 0);
+    assert_eq!(inbox.done(&claim).unwrap().unwrap().unread, 0);
 }
 
 #[test]
@@ -380,14 +380,24 @@ fn more_is_waited_for_when_the_text_ended_too_early() {
 }
 
 #[test]
-fn bytes_that_come_after_the_end_was_read_are_told() {
-    let sandbox = Sandbox::new();
-    let claim = sandbox.claim("x", "[1]");
-    assert_eq!(text(&claim), "[1]");
-    append(loading(&claim), "[2]");
-    let placed = sandbox.inbox.done(&claim).unwrap();
-    assert_eq!(placed.unread, 3);
-    assert_eq!(fs::read_to_string(placed.path).unwrap(), "[1][2]");
+fn a_file_that_was_written_to_since_it_was_read_is_not_done() {
+    let root = tempfile::tempdir().unwrap();
+    let inbox = open_with(root.path(), Duration::from_millis(20));
+    let path = root.path().join("events/x");
+    fs::write(&path, "[1]").unwrap();
+    let claim = inbox.claim(&inbox.look(&path).unwrap()).unwrap().unwrap();
+    let mut expected = "[1]".to_owned();
+    // Longer, then as long as before.
+    for change in [|path: &Path| append(path, "[2]"), |path: &Path| fs::write(path, "[3][4]").unwrap()] {
+        assert_eq!(text(&claim), expected);
+        change(loading(&claim));
+        expected = fs::read_to_string(loading(&claim)).unwrap();
+        assert_eq!(inbox.done(&claim).unwrap(), None);
+        assert_eq!(fs::read_to_string(loading(&claim)).unwrap(), expected, "it stays claimed");
+    }
+    assert_eq!(text(&claim), expected);
+    let placed = inbox.done(&claim).unwrap().unwrap();
+    assert_eq!((fs::read_to_string(placed.path).unwrap(), placed.unread), (expected, 0));
 }
 
 #[test]

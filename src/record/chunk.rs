@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use twox_hash::XxHash3_128;
+
 use super::row::Reject;
 
 /// A chunk ends with the record that brings it to this many records.
@@ -49,7 +51,54 @@ pub enum ChunkBody {
     Rejects(Vec<Reject>),
 }
 
+/// What tells the records of a chunk from others: XXH3, 128 bits, big-endian, of their own bytes.
+pub type Digest = [u8; 16];
+
 impl Chunk {
+    /// The digest of its records: the same wherever the chunk was cut, and whichever way it came.
+    pub fn digest(&self) -> Digest {
+        self.digest_of_first(usize::MAX)
+    }
+
+    /// The digest that the chunk would have if it ended behind so many of its records.
+    pub fn digest_of_first(&self, records: usize) -> Digest {
+        match &self.body {
+            ChunkBody::Records { text, spans, .. } => {
+                let end = spans.iter().take(records).last().map_or(0, |span| span.end as usize);
+                XxHash3_128::oneshot(&text[..end]).to_be_bytes()
+            }
+            ChunkBody::Rejects(rejects) => {
+                let mut hash = XxHash3_128::new();
+                for Reject { byte_offset, detail, record, .. } in rejects.iter().take(records) {
+                    hash.write(&byte_offset.to_be_bytes());
+                    hash.write(&(record.len() as u64).to_be_bytes());
+                    hash.write(record);
+                    // Of a record that is too large it tells the size.
+                    hash.write(detail.as_bytes());
+                }
+                hash.finish_128().to_be_bytes()
+            }
+        }
+    }
+
+    /// What is left of it behind so many of its records: those that a file has grown by.
+    pub fn behind(&self, records: usize) -> Self {
+        let (first_byte_offset, body) = match &self.body {
+            ChunkBody::Records { framing, text, spans } => {
+                let start = spans.get(records).map_or(text.len(), |span| span.start as usize);
+                let shift = spans.get(records).map_or(0, |span| span.start);
+                let spans = spans.iter().skip(records).map(|span| span.start - shift..span.end - shift).collect();
+                let body = ChunkBody::Records { framing: *framing, text: text[start..].to_vec(), spans };
+                (self.first_byte_offset + start as u64, body)
+            }
+            ChunkBody::Rejects(rejects) => {
+                let rest: Vec<Reject> = rejects.iter().skip(records).cloned().collect();
+                (rest.first().map_or(self.first_byte_offset, |reject| reject.byte_offset), ChunkBody::Rejects(rest))
+            }
+        };
+        Self { seq: self.seq, first_ordinal: self.first_ordinal + records as u64, first_byte_offset, body }
+    }
+
     /// How many of the file's records it holds, rejected ones included.
     pub fn records(&self) -> u64 {
         match &self.body {

@@ -4,24 +4,49 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, BufReader, Read};
 
-/// The compressed data is cut off or damaged, although all of it could be read. [`decompress`]'s reader wraps it in an
-/// [`io::Error`], so that whoever reads can tell it from a disk or pipe that failed: reading again will not help.
+use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
+
+/// The data could be read, but not decompressed: it is cut off, damaged, or needs too much memory. [`decompress`]'s reader wraps
+/// it in an [`io::Error`], so that whoever reads can tell it from a disk or pipe that failed: reading again will not help.
 #[derive(Debug)]
-pub struct BrokenCompression {
-    format: &'static str,
+pub struct CannotDecompress {
+    message: String,
     cause: io::Error,
 }
 
-impl fmt::Display for BrokenCompression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.cause.kind() {
-            io::ErrorKind::UnexpectedEof => write!(f, "broken {}: the compressed data is cut off", self.format),
-            _ => write!(f, "broken {}: {}", self.format, self.cause),
+impl CannotDecompress {
+    fn gzip(cause: io::Error) -> Self {
+        Self::broken("gzip", cause)
+    }
+
+    fn zstd(cause: io::Error, window_mib: u32) -> Self {
+        let is_too_large = |error: &zstd::Error| error.is(ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge);
+        if cause.get_ref().and_then(|error| error.downcast_ref()).is_some_and(is_too_large) {
+            let message = format!(
+                "the zstd window is larger than {window_mib} MiB, and reading takes as much memory: compress the file again \
+                 without --long and --ultra, or raise the setting zstd_window_mib"
+            );
+            return Self { message, cause };
         }
+        Self::broken("zstd", cause)
+    }
+
+    fn broken(format: &str, cause: io::Error) -> Self {
+        let message = match cause.kind() {
+            io::ErrorKind::UnexpectedEof => format!("broken {format}: the compressed data is cut off"),
+            _ => format!("broken {format}: {cause}"),
+        };
+        Self { message, cause }
     }
 }
 
-impl Error for BrokenCompression {
+impl fmt::Display for CannotDecompress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for CannotDecompress {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.cause)
     }
@@ -29,9 +54,11 @@ impl Error for BrokenCompression {
 
 /// A reader of the plain text: of gzip (all members) and zstd (all frames) decompressed, of everything else as it is.
 ///
+/// `zstd_window_mib`, a power of two, is the largest window of a zstd frame that is accepted: reading it takes as much memory.
+///
 /// # Errors
-/// When the first bytes cannot be read. The reader's own errors are those of `reader`, or hold a [`BrokenCompression`].
-pub fn decompress(mut reader: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
+/// When the first bytes cannot be read. The reader's own errors are those of `reader`, or hold a [`CannotDecompress`].
+pub fn decompress(mut reader: impl Read + Send + 'static, zstd_window_mib: u32) -> io::Result<Box<dyn Read + Send>> {
     let mut magic = Vec::with_capacity(4);
     reader.by_ref().take(4).read_to_end(&mut magic)?;
     let format = Format::of(&magic);
@@ -40,15 +67,18 @@ pub fn decompress(mut reader: impl Read + Send + 'static) -> io::Result<Box<dyn 
         Format::Plain => Box::new(reader),
         Format::Gzip => {
             let decoder = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(COMPRESSED_BUFFER, Source(reader)));
-            Box::new(Decoder { decoder, format: "gzip" })
+            Box::new(Decoder { decoder, explain: CannotDecompress::gzip })
         }
         Format::Zstd => {
-            let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(COMPRESSED_BUFFER, Source(reader)))?;
-            Box::new(Decoder { decoder, format: "zstd" })
+            let mut decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(COMPRESSED_BUFFER, Source(reader)))?;
+            decoder.window_log_max(MIB_LOG + zstd_window_mib.ilog2())?;
+            Box::new(Decoder { decoder, explain: move |cause| CannotDecompress::zstd(cause, zstd_window_mib) })
         }
     })
 }
 
+/// log₂ of a MiB in bytes.
+const MIB_LOG: u32 = 20;
 /// Compressed bytes that are read at a time.
 const COMPRESSED_BUFFER: usize = 128 << 10;
 
@@ -89,16 +119,17 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-struct Decoder<D> {
+struct Decoder<D, E> {
     decoder: D,
-    format: &'static str,
+    /// What an error of the decoder, not of its source, means.
+    explain: E,
 }
 
-impl<D: Read> Read for Decoder<D> {
+impl<D: Read, E: Fn(io::Error) -> CannotDecompress> Read for Decoder<D, E> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.decoder.read(buf).map_err(|e| match e.downcast::<SourceError>() {
             Ok(source) => source.0,
-            Err(cause) => io::Error::new(io::ErrorKind::InvalidData, BrokenCompression { format: self.format, cause }),
+            Err(cause) => io::Error::new(io::ErrorKind::InvalidData, (self.explain)(cause)),
         })
     }
 }
@@ -123,12 +154,12 @@ mod tests {
 
     fn read_all(bytes: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
         let mut text = Vec::new();
-        let result = decompress(io::Cursor::new(bytes)).and_then(|mut reader| reader.read_to_end(&mut text));
+        let result = decompress(io::Cursor::new(bytes), 64).and_then(|mut reader| reader.read_to_end(&mut text));
         (text, result.map(drop))
     }
 
     fn is_broken(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|e| e.is::<BrokenCompression>())
+        error.get_ref().is_some_and(|e| e.is::<CannotDecompress>())
     }
 
     /// Gives one byte at a time, then fails.
@@ -202,7 +233,7 @@ mod tests {
     fn a_failing_disk_is_not_broken_compression() {
         for packed in [gzip(b"{\"a\":1}"), zstd(b"{\"a\":1}"), b"{\"a\":1}".to_vec()] {
             for length in [0, 3, 7, packed.len() - 4] {
-                let error = decompress(Failing(io::Cursor::new(packed[..length.min(packed.len())].to_vec())))
+                let error = decompress(Failing(io::Cursor::new(packed[..length.min(packed.len())].to_vec())), 64)
                     .and_then(|mut reader| reader.read_to_end(&mut Vec::new()))
                     .unwrap_err();
                 assert!(!is_broken(&error));

@@ -17,7 +17,7 @@ use std::ops::Range;
 use self::structure::{Structure, Syntax, first_value, is_white_space, trim_end};
 use self::window::Window;
 use super::chunk::{CHUNK_BYTES, CHUNK_RECORDS, Chunk, ChunkBody, Framing, KEPT_RECORD_BYTES, MAX_RECORD_BYTES};
-use super::decompress::BrokenCompression;
+use super::decompress::CannotDecompress;
 use super::row::{Reject, RejectReason};
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -150,7 +150,8 @@ impl<R: Read> Splitter<R> {
         self.window.offset()
     }
 
-    /// Records found so far, rejected ones and those of the chunk in progress included.
+    /// Records found so far, rejected ones and those of the chunk in progress included; after the end or an error exactly those
+    /// of the chunks that were returned.
     pub fn records(&self) -> u64 {
         self.records
     }
@@ -178,7 +179,10 @@ impl<R: Read> Splitter<R> {
             }
             if let Err(e) = self.step() {
                 match e {
-                    SplitError::Io(_) => self.draft = Draft::default(),
+                    SplitError::Io(_) => {
+                        let dropped = std::mem::take(&mut self.draft);
+                        self.records -= (dropped.spans.len() + dropped.rejects.len()) as u64;
+                    }
                     SplitError::Boundary { .. } => self.seal(),
                 }
                 self.failed = Some(e);
@@ -452,7 +456,7 @@ impl<R: Read> Splitter<R> {
     /// Reads once more; false at the end of the text.
     fn fill(&mut self) -> Result<bool, SplitError> {
         self.window.fill().map_err(|e| match e.get_ref() {
-            Some(broken) if broken.is::<BrokenCompression>() => self.boundary_at(self.window.end_offset(), e.to_string()),
+            Some(broken) if broken.is::<CannotDecompress>() => self.boundary_at(self.window.end_offset(), e.to_string()),
             _ => SplitError::Io(e),
         })
     }

@@ -1,11 +1,14 @@
 //! The ledger: one row per load (a file, once), one line per chunk.
 
+use std::collections::{HashMap, HashSet};
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::connection::{Arg, Connection};
+use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::sql::{Dialect, Schema, placeholders, tuples};
+use crate::record::chunk::Digest;
 
 /// What became of a load's records. For a finished load `read == loaded + rejected + skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -56,6 +59,25 @@ pub struct ChunkLine {
     pub seq: u64,
     pub first_ordinal: u64,
     pub records: u64,
+    pub digest: Digest,
+}
+
+impl ChunkLine {
+    fn args(&self) -> [Arg<'_>; 5] {
+        [Arg::Int(Some(self.load_id)), int(self.seq), int(self.first_ordinal), int(self.records), Arg::Bytes(&self.digest)]
+    }
+}
+
+/// The columns of [`ChunkLine::args`].
+const LINE_COLUMNS: &str = "load_id, seq, first_ordinal, records, digest";
+
+/// What the ledger knows of a chunk that comes again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownChunk {
+    pub first_ordinal: u64,
+    pub records: u64,
+    /// `None` in lines that an earlier version wrote.
+    pub digest: Option<Digest>,
 }
 
 /// Inside a transaction that writes: numbers for loads that are written when they are over.
@@ -121,12 +143,9 @@ pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<
 /// # Errors
 /// If the database fails.
 pub async fn insert_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<()> {
-    let rows: Vec<Vec<Arg<'_>>> = lines
-        .iter()
-        .map(|line| vec![Arg::Int(Some(line.load_id)), int(line.seq), int(line.first_ordinal), int(line.records)])
-        .collect();
+    let rows: Vec<Vec<Arg<'_>>> = lines.iter().map(|line| line.args().to_vec()).collect();
     let batches = connection.dialect().table(Schema::Raw, "batches");
-    connection.insert(&format!("{batches} (load_id, seq, first_ordinal, records)"), "", &rows).await
+    connection.insert(&format!("{batches} ({LINE_COLUMNS})"), "", &rows).await
 }
 
 /// A count as an argument; counts of records and bytes stay far below 2⁶³.
@@ -142,11 +161,22 @@ pub struct OpenLoad<'a> {
     pub source: &'a str,
 }
 
-/// Inside a transaction: makes the rows of loads that have none yet; returns the numbers of all, in their order.
+/// A load that takes chunks, or does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedLoad {
+    pub id: i64,
+    /// Its file has changed: nothing more of it is loaded.
+    pub is_void: bool,
+}
+
+/// A load that [`void`] has ended.
+const IS_VOID: &str = "status = 'failed' and bytes is null";
+
+/// Inside a transaction: makes the rows of loads that have none yet; returns all, in their order.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreResult<Vec<i64>> {
+pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreResult<Vec<OpenedLoad>> {
     if open.is_empty() {
         return Ok(Vec::new());
     }
@@ -163,40 +193,91 @@ pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreRe
         .collect();
     let into = format!("{loads} (load_key, dataset, source, status)");
     connection.insert(&into, "on conflict (load_key) do nothing", &rows).await?;
-    let mut ids = std::collections::HashMap::new();
+    let mut opened = HashMap::new();
     for keys in open.chunks(1_000) {
         let args: Vec<Arg<'_>> = keys.iter().map(|load| Arg::Uuid(load.load_key)).collect();
-        let sql = format!("select load_key, id from {loads} where load_key in ({})", placeholders(args.len()));
+        let sql = format!("select load_key, id, {IS_VOID} from {loads} where load_key in ({})", placeholders(args.len()));
         for row in connection.fetch(sql, &args).await? {
-            ids.insert(row[0].text().unwrap_or_default().to_owned(), row[1].int());
+            let load = OpenedLoad { id: row[1].int(), is_void: row[2].int() != 0 };
+            opened.insert(row[0].text().unwrap_or_default().to_owned(), load);
         }
     }
-    Ok(open.iter().map(|load| ids[&load.load_key.to_string()]).collect())
+    Ok(open.iter().map(|load| opened[&load.load_key.to_string()]).collect())
 }
 
-/// Inside a transaction: writes chunk lines that are not there yet; returns which of them are new. A chunk that is not was
-/// loaded before.
+/// Inside a transaction: writes chunk lines that are not there yet. Of each that is, returns what it says; such a chunk came
+/// before. Nobody changes these lines until the transaction ends.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<Vec<bool>> {
+pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<Vec<Option<KnownChunk>>> {
     let batches = connection.dialect().table(Schema::Raw, "batches");
-    let mut new = std::collections::HashSet::new();
+    let key = |line: &ChunkLine| (line.load_id, i64::try_from(line.seq).unwrap_or(i64::MAX));
+    let mut known = Vec::with_capacity(lines.len());
     for lines in lines.chunks(1_000) {
-        let args: Vec<Arg<'_>> = lines
-            .iter()
-            .flat_map(|line| [Arg::Int(Some(line.load_id)), int(line.seq), int(line.first_ordinal), int(line.records)])
-            .collect();
+        let args: Vec<Arg<'_>> = lines.iter().flat_map(ChunkLine::args).collect();
         let sql = format!(
-            "insert into {batches} (load_id, seq, first_ordinal, records) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
-            tuples(lines.len(), 4)
+            "insert into {batches} ({LINE_COLUMNS}) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
+            tuples(lines.len(), 5)
         );
-        for row in connection.fetch(sql, &args).await? {
-            new.insert((row[0].int(), row[1].int()));
-        }
+        let rows = connection.fetch(sql, &args).await?;
+        let mut new: HashSet<(i64, i64)> = rows.iter().map(|row| (row[0].int(), row[1].int())).collect();
+        // Taken out when found: of two equal chunks in one transaction only the first is new.
+        let again: Vec<bool> = lines.iter().map(|line| !new.remove(&key(line))).collect();
+        let keys: Vec<(i64, i64)> = lines.iter().zip(&again).filter(|(_, again)| **again).map(|(line, _)| key(line)).collect();
+        let found = known_chunks(connection, &keys).await?;
+        known.extend(lines.iter().zip(again).map(|(line, again)| again.then(|| found[&key(line)].clone())));
     }
-    // Taken out when found: of two equal chunks in one transaction only the first is new.
-    Ok(lines.iter().map(|line| new.remove(&(line.load_id, i64::try_from(line.seq).unwrap_or(i64::MAX)))).collect())
+    Ok(known)
+}
+
+/// The lines of chunks by load and `seq`, locked until the transaction ends.
+async fn known_chunks(connection: &mut Connection, keys: &[(i64, i64)]) -> StoreResult<HashMap<(i64, i64), KnownChunk>> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let dialect = connection.dialect();
+    let lock = match dialect {
+        Dialect::Postgres => "for update",
+        Dialect::Sqlite => "",
+    };
+    let args: Vec<Arg<'_>> = keys.iter().flat_map(|(load_id, seq)| [Arg::Int(Some(*load_id)), Arg::Int(Some(*seq))]).collect();
+    let sql = format!(
+        "select {LINE_COLUMNS} from {} where (load_id, seq) in (values {}) order by load_id, seq {lock}",
+        dialect.table(Schema::Raw, "batches"),
+        tuples(keys.len(), 2)
+    );
+    let rows = connection.fetch(sql, &args).await?;
+    let known = rows.into_iter().map(|row| {
+        let [load_id, seq, first_ordinal, records] = [0, 1, 2, 3].map(|column: usize| row[column].int());
+        let digest = row.into_iter().nth(4).map(Field::into_bytes).and_then(|digest| digest.try_into().ok());
+        let known = KnownChunk { first_ordinal: first_ordinal.unsigned_abs(), records: records.unsigned_abs(), digest };
+        ((load_id, seq), known)
+    });
+    Ok(known.collect())
+}
+
+/// Inside the transaction of [`claim_chunks`]: writes more records into the line of a chunk.
+///
+/// # Errors
+/// If the database fails.
+pub async fn extend_chunk(connection: &mut Connection, line: &ChunkLine) -> StoreResult<()> {
+    let batches = connection.dialect().table(Schema::Raw, "batches");
+    let sql = format!("update {batches} set records = $4, digest = $5 where load_id = $1 and seq = $2 and first_ordinal = $3");
+    connection.execute(sql, &line.args()).await.map(drop)
+}
+
+/// Inside the transaction of [`claim_chunks`]: takes lines back that it wrote.
+///
+/// # Errors
+/// If the database fails.
+pub async fn give_up_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<()> {
+    let batches = connection.dialect().table(Schema::Raw, "batches");
+    for line in lines {
+        let sql = format!("delete from {batches} where load_id = $1 and seq = $2");
+        connection.execute(sql, &[Arg::Int(Some(line.load_id)), int(line.seq)]).await?;
+    }
+    Ok(())
 }
 
 /// What a transaction adds to a load that is in flight.
@@ -225,8 +306,16 @@ pub struct ClosedLoad {
     pub error: Option<String>,
 }
 
+/// The columns of a [`ClosedLoad`].
+const CLOSED_COLUMNS: &str = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
+
+/// All of a load's records that the ledger accounts for.
+const ACCOUNTED: &str = "rows_loaded + rows_rejected + records_skipped";
+
 /// Inside a transaction: books what it adds to each load, and closes those whose end is known and whose records are all in, in
-/// whatever order they came. Returns those that this closed, and of those that end here also those that were closed before.
+/// whatever order they came. The latest end counts: a file that is read again may have grown, or fail where it did not before.
+/// More records than the end tells of are those of a file that was cut off. Returns the loads that this closed, and of those
+/// that end here also those that were closed before.
 ///
 /// # Errors
 /// If the database fails.
@@ -237,58 +326,105 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
     }
     let dialect = connection.dialect();
     let table = dialect.table(Schema::Raw, "loads");
-    let list = |ids: &[i64]| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
-    let ids = list(&loads.iter().map(|load| load.id).collect::<Vec<_>>());
+    let ids = id_list(loads.iter().map(|load| load.id));
     if dialect == Dialect::Postgres && loads.len() > 1 {
         // In the order of their numbers: whoever adds to the same loads waits, and never in a circle.
         connection.run(format!("select id from {table} where id in ({ids}) order by id for update")).await?;
     }
     for loads in loads.chunks(1_000) {
-        let args: Vec<Arg<'_>> = loads
-            .iter()
-            .flat_map(|load| {
-                let (records, bytes) = load.end.map_or((Arg::Int(None), Arg::Int(None)), |end| (int(end.records), int(end.bytes)));
-                let error = Arg::Text(load.end.and_then(|end| end.error));
-                [Arg::Int(Some(load.id)), int(load.counts.loaded), int(load.counts.rejected), records, bytes, error]
-            })
-            .collect();
-        let if_open = |column: &str| {
-            format!("{column} = case when l.status = 'loading' and v.bytes is not null then v.{column} else l.{column} end")
-        };
-        let sql = format!(
-            "with v (id, loaded, rejected, records_read, bytes, error) as (values {values}) \
-             update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
-             {records}, {bytes}, {error} from v where l.id = v.id",
-            values = tuples(loads.len(), 6),
-            records = if_open("records_read"),
-            bytes = if_open("bytes"),
-            error = if_open("error"),
-        );
-        connection.execute(sql, &args).await?;
+        add(connection, &table, loads).await?;
     }
-    let columns = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
-    let now = dialect.now();
+    let ended: Vec<i64> = loads.iter().filter(|load| load.end.is_some()).map(|load| load.id).collect();
+    let mut closed = close(connection, &table, &ids, &ended).await?;
+    let before: Vec<i64> = ended.into_iter().filter(|id| !closed.iter().any(|load| load.id == *id)).collect();
+    if !before.is_empty() {
+        let ids = id_list(before.into_iter());
+        let sql = format!("select {CLOSED_COLUMNS} from {table} where id in ({ids}) and status <> 'loading'");
+        closed.extend(connection.fetch(sql, &[]).await?.iter().map(|row| ClosedLoad::of(row)));
+    }
+    Ok(closed)
+}
+
+/// Adds to the counts, and takes over the ends. A load that was closed is open again when an end says something new, or when
+/// records come that its end did not tell of: the end that does will follow.
+async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>]) -> StoreResult<()> {
+    let args: Vec<Arg<'_>> = loads
+        .iter()
+        .flat_map(|load| {
+            let (records, bytes) = load.end.map_or((Arg::Int(None), Arg::Int(None)), |end| (int(end.records), int(end.bytes)));
+            let error = Arg::Text(load.end.and_then(|end| end.error));
+            [Arg::Int(Some(load.id)), int(load.counts.loaded), int(load.counts.rejected), records, bytes, error]
+        })
+        .collect();
+    let adds = "(v.loaded > 0 or v.rejected > 0)";
+    let is_same_end = "l.bytes = v.bytes and coalesce(l.error, '') = coalesce(v.error, '') \
+                       and (v.error is not null or l.records_read = v.records_read)";
+    let ends = format!("v.bytes is not null and (l.status = 'loading' or l.bytes is not null and ({adds} or not ({is_same_end})))");
+    let outgrows = format!("l.status = 'loaded' and {adds}");
+    let sql = format!(
+        "with v (id, loaded, rejected, records_read, bytes, error) as (values {values}) \
+         update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
+         records_read = case when {ends} then v.records_read when {outgrows} then 0 \
+         when l.status = 'failed' then l.records_read + v.loaded + v.rejected else l.records_read end, \
+         bytes = case when {ends} then v.bytes when {outgrows} then null else l.bytes end, \
+         error = case when {ends} then v.error else l.error end, \
+         finished_at = case when {ends} or {outgrows} then null else l.finished_at end, \
+         status = case when {ends} or {outgrows} then 'loading' else l.status end \
+         from v where l.id = v.id",
+        values = tuples(loads.len(), 6),
+    );
+    connection.execute(sql, &args).await.map(drop)
+}
+
+/// Closes those of the loads that are complete. `ended` are those whose end came with this transaction.
+async fn close(connection: &mut Connection, table: &str, ids: &str, ended: &[i64]) -> StoreResult<Vec<ClosedLoad>> {
+    let now = connection.dialect().now();
+    // Nothing but a file's own end says that no more of it is to come.
+    let is_cut_off = match ended {
+        [] => "1 = 0".to_owned(),
+        ended => format!("error is null and {ACCOUNTED} > records_read and id in ({})", id_list(ended.iter().copied())),
+    };
     let sql = format!(
         "update {table} set finished_at = {now}, \
-         status = case when error is null then 'loaded' else 'failed' end, \
-         records_read = case when error is null then records_read else rows_loaded + rows_rejected + records_skipped end \
+         status = case when error is null and {ACCOUNTED} = records_read then 'loaded' else 'failed' end, \
+         bytes = case when {is_cut_off} then null else bytes end, \
+         error = case when {is_cut_off} then $1 else error end, \
+         records_read = {ACCOUNTED} \
          where id in ({ids}) and status = 'loading' and bytes is not null \
-         and rows_loaded + rows_rejected + records_skipped >= records_read returning {columns}",
+         and ({ACCOUNTED} = records_read or error is not null and {ACCOUNTED} > records_read or {is_cut_off}) \
+         returning {CLOSED_COLUMNS}",
     );
-    let mut rows = connection.fetch(sql, &[]).await?;
-    let ended = loads.iter().filter(|load| load.end.is_some()).map(|load| load.id);
-    let before: Vec<i64> = ended.filter(|id| !rows.iter().any(|row| row[0].int() == *id)).collect();
-    if !before.is_empty() {
-        let sql = format!("select {columns} from {table} where id in ({}) and status <> 'loading'", list(&before));
-        rows.extend(connection.fetch(sql, &[]).await?);
+    let error = "the file has changed: it has fewer records than were loaded from it before";
+    let rows = connection.fetch(sql, &[Arg::Text(Some(error))]).await?;
+    Ok(rows.iter().map(|row| ClosedLoad::of(row)).collect())
+}
+
+/// Inside a transaction: ends a load whose file is no longer the one that was loaded before. What was loaded stays, nothing is
+/// added any more: such a load has failed and no length. Nothing if it had been ended so.
+///
+/// # Errors
+/// If the database fails.
+pub async fn void(connection: &mut Connection, id: i64, error: &str) -> StoreResult<Option<ClosedLoad>> {
+    let dialect = connection.dialect();
+    let table = dialect.table(Schema::Raw, "loads");
+    let now = dialect.now();
+    let sql = format!(
+        "update {table} set status = 'failed', error = $2, bytes = null, finished_at = {now}, records_read = {ACCOUNTED} \
+         where id = $1 and not ({IS_VOID}) returning {CLOSED_COLUMNS}"
+    );
+    let rows = connection.fetch(sql, &[Arg::Int(Some(id)), Arg::Text(Some(error))]).await?;
+    Ok(rows.first().map(|row| ClosedLoad::of(row)))
+}
+
+impl ClosedLoad {
+    /// From [`CLOSED_COLUMNS`].
+    fn of(row: &[Field]) -> Self {
+        let count = |column: usize| row[column].int().unsigned_abs();
+        let counts = Counts { read: count(1), loaded: count(2), rejected: count(3), skipped: count(4) };
+        Self { id: row[0].int(), counts, error: row[5].text().map(str::to_owned) }
     }
-    let count = |field: &super::Field| field.int().unsigned_abs();
-    Ok(rows
-        .iter()
-        .map(|row| ClosedLoad {
-            id: row[0].int(),
-            counts: Counts { read: count(&row[1]), loaded: count(&row[2]), rejected: count(&row[3]), skipped: count(&row[4]) },
-            error: row[5].text().map(str::to_owned),
-        })
-        .collect())
+}
+
+fn id_list(ids: impl Iterator<Item = i64>) -> String {
+    ids.map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
 }

@@ -206,7 +206,8 @@ mod tests {
     use super::*;
     use crate::config::{Config, Settings};
     use crate::record::chunk::{Chunk, ChunkBody};
-    use crate::store::{Dialect, Rows};
+    use crate::record::parse::Parsed;
+    use crate::store::Dialect;
     use crate::stream::protocol::ParsedChunk;
     use crate::transport::piece::{FileEnd, Load, Receipt};
 
@@ -228,9 +229,8 @@ mod tests {
 
     fn chunk(load: &Arc<Load>, bytes: usize) -> ParsedPiece {
         let chunk = Chunk { seq: 0, first_ordinal: 1, first_byte_offset: 0, body: ChunkBody::Rejects(Vec::new()) };
-        let (rows, rejects, days) = (Rows::new(Dialect::Postgres), Vec::new(), Default::default());
-        let chunk = ParsedChunk { seq: 0, first_ordinal: 1, records: 0, rows, rejects, days, bytes, chunk };
-        piece(load, ParsedContent::Chunk(chunk))
+        let parsed = ParsedChunk::new(chunk, Dialect::Postgres, |_, _| Parsed::default());
+        piece(load, ParsedContent::Chunk(ParsedChunk { bytes, ..parsed }))
     }
 
     fn end(load: &Arc<Load>) -> ParsedPiece {

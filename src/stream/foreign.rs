@@ -67,7 +67,8 @@ pub async fn claim(
         for i in indexes {
             let ParsedContent::Foreign { chunk, .. } = &mut pieces[i].content else { continue };
             chunk.renumber(ordinal);
-            lines.push(ChunkLine { load_id: open.id, seq, first_ordinal: ordinal, records: chunk.records });
+            let (records, digest) = (chunk.records, chunk.digest);
+            lines.push(ChunkLine { load_id: open.id, seq, first_ordinal: ordinal, records, digest });
             seq += 1;
             ordinal += chunk.records;
             bytes += chunk.bytes as u64;

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, Recipient, ResponseActFuture, SpawnHandle, WrapFuture,
+};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -14,11 +16,15 @@ use super::faults::{Faults, StageWatch};
 use super::protocol::{LoadFinished, ReadFile};
 use super::reader::Reader;
 use crate::config::Config;
-use crate::error::Result;
-use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Settling, Watcher};
+use crate::error::{Error, Result};
+use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
+use crate::retry::GIVE_UP_AFTER;
 
 /// How many files are claimed at a time. More gain nothing, and each is open.
 const MAX_CLAIMS: usize = 64;
+
+/// How often a file that cannot be moved is mentioned in the log.
+const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 /// When the run is over.
 #[derive(Debug)]
@@ -54,9 +60,19 @@ impl Claims {
     }
 }
 
+/// What an intake works with.
+pub struct IntakeParts {
+    pub inbox: Inbox,
+    pub claims: Claims,
+    /// Gets the files.
+    pub reader: Addr<Reader>,
+    /// See [`Intake::tally`].
+    pub tally: Option<Recipient<LoadFinished>>,
+}
+
 /// The actor.
 pub struct Intake {
-    inbox: Inbox,
+    inbox: Arc<Inbox>,
     watcher: Option<Watcher>,
     /// What the watcher saw and nobody has looked at yet.
     seen: Arc<Mutex<Vec<Event>>>,
@@ -67,9 +83,17 @@ pub struct Intake {
     waiting_paths: HashSet<PathBuf>,
     leftovers: VecDeque<Leftover>,
     claims: Claims,
-    /// Loads that are over, whose files could not be put in their place yet.
+    /// Loads that are over, whose files are on their way to their place.
+    moving: HashSet<Uuid>,
+    /// Those whose files could not be put there yet.
     unplaced: Vec<LoadFinished>,
+    /// Since when that has been so, and when it was last mentioned.
+    unplaced_since: Option<(Instant, Instant)>,
+    /// Told when no file is on its way any more.
+    draining: Option<oneshot::Sender<()>>,
     reader: Addr<Reader>,
+    /// Told of each load whose file is in its place, where nobody else tells.
+    tally: Option<Recipient<LoadFinished>>,
     mode: Mode,
     is_stopped: bool,
     rescan_interval: Duration,
@@ -79,10 +103,11 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake for that inbox, which hands its files to `reader`.
-    pub fn new(inbox: Inbox, claims: Claims, config: &Config, reader: Addr<Reader>, mode: Mode, faults: &Faults) -> Self {
+    /// An intake that claims nothing yet.
+    pub fn new(parts: IntakeParts, config: &Config, mode: Mode, faults: &Faults) -> Self {
+        let IntakeParts { inbox, claims, reader, tally } = parts;
         Self {
-            inbox,
+            inbox: Arc::new(inbox),
             watcher: None,
             seen: Arc::default(),
             settling: Settling::new(config.stream.settle),
@@ -90,8 +115,12 @@ impl Intake {
             waiting_paths: HashSet::new(),
             leftovers: VecDeque::new(),
             claims,
+            moving: HashSet::new(),
             unplaced: Vec::new(),
+            unplaced_since: None,
+            draining: None,
             reader,
+            tally,
             mode,
             is_stopped: false,
             rescan_interval: config.stream.rescan_interval,
@@ -110,11 +139,10 @@ impl Intake {
     }
 
     /// Tries again what could not be put in its place.
-    fn place_again(&mut self) {
+    fn place_again(&mut self, ctx: &mut Context<Self>) {
         for finished in std::mem::take(&mut self.unplaced) {
-            self.place(finished);
+            self.place(finished, ctx);
         }
-        self.tell_if_done();
     }
 
     fn wait_in_line(&mut self, candidate: Candidate) {
@@ -200,42 +228,102 @@ impl Intake {
 
     /// With `--once`: whether nothing is left to load.
     fn tell_if_done(&mut self) {
-        let is_done = self.settling.is_empty()
-            && self.waiting.is_empty()
-            && self.leftovers.is_empty()
-            && self.unplaced.is_empty()
-            && self.claims.with(|claims| claims.is_empty());
-        if let (true, Mode::Once(done)) = (is_done, &mut self.mode)
+        let Mode::Once(done) = &mut self.mode else { return };
+        let is_read = self.settling.is_empty() && self.waiting.is_empty() && self.leftovers.is_empty();
+        let claimed = self.claims.with(|claims| claims.len());
+        if is_read
+            && claimed == 0
             && let Some(done) = done.take()
         {
             let _ = done.send(());
         }
+        if let Some((since, _)) = self.unplaced_since
+            && is_read
+            && claimed == self.unplaced.len()
+            && since.elapsed() > GIVE_UP_AFTER
+        {
+            let files = self.unplaced.len();
+            let error = Error::failed(format!("{files} files are loaded, but cannot be moved out of .loading/ (the log says why)"));
+            self.faults.report(error.hint("make their place writable; the next start moves them, and loads nothing twice"));
+        }
     }
 
-    /// Puts the file of a load that is over where it belongs.
-    fn place(&mut self, finished: LoadFinished) {
+    /// Puts the file of a load that is over where it belongs: on a thread of its own, as that can mean to copy it.
+    fn place(&mut self, finished: LoadFinished, ctx: &mut Context<Self>) {
         // Another process's, which finishes with its own knowledge.
         let Some(claim) = self.claims.with(|claims| claims.get(&finished.key).cloned()) else { return };
-        let placed = match &finished.error {
-            None => self.inbox.done(&claim),
-            Some(error) => self.inbox.failed(&claim, error),
-        };
+        // What an earlier reading left in the ledger may close a load while its file is read again: the end will tell.
+        if !claim.is_read() || !self.moving.insert(finished.key) {
+            return;
+        }
+        let inbox = Arc::clone(&self.inbox);
+        let moving = tokio::task::spawn_blocking(move || {
+            let placed = match &finished.error {
+                None => inbox.done(&claim),
+                Some(error) => inbox.failed(&claim, error).map(Some),
+            };
+            (claim, finished, placed)
+        });
+        let moving = moving.into_actor(self).map(|moved, intake, ctx| match moved {
+            Ok((claim, finished, placed)) => intake.placed(claim, finished, placed, ctx),
+            Err(_) => intake.faults.report(Error::failed("moving a file panicked")),
+        });
+        ctx.spawn(moving);
+    }
+
+    fn placed(&mut self, claim: Claim, finished: LoadFinished, placed: Result<Option<Placed>>, ctx: &mut Context<Self>) {
+        self.moving.remove(&finished.key);
         match placed {
-            Ok(placed) => {
+            Ok(Some(placed)) => {
                 self.claims.with(|claims| claims.remove(&finished.key));
                 if placed.unread > 0 {
-                    tracing::warn!(
-                        "{} bytes were written to {} after it was loaded: they are not loaded",
-                        placed.unread,
-                        placed.path.display()
-                    );
+                    let path = placed.path.display();
+                    tracing::warn!("{} bytes were written to {path} while it was moved there: they are not loaded", placed.unread);
                 }
+                if let Some(tally) = &self.tally {
+                    tally.do_send(finished);
+                }
+            }
+            Ok(None) => {
+                tracing::debug!(file = %claim.source, "somebody has written to it since it was read: it is read again");
+                claim.read_again();
+                self.reader.do_send(ReadFile(claim));
             }
             // Its records are safe; the next listing tries again.
             Err(error) => {
-                tracing::warn!("{error}");
                 self.unplaced.push(finished);
+                self.mention_unplaced(&error);
             }
+        }
+        if self.unplaced.is_empty() && self.moving.is_empty() {
+            self.unplaced_since = None;
+        }
+        if self.moving.is_empty()
+            && let Some(drained) = self.draining.take()
+        {
+            let _ = drained.send(());
+        }
+        // There is room for other claims.
+        self.advance(ctx);
+    }
+
+    fn mention_unplaced(&mut self, error: &Error) {
+        let now = Instant::now();
+        let is_due = match &mut self.unplaced_since {
+            None => {
+                self.unplaced_since = Some((now, now));
+                true
+            }
+            Some((_, mentioned)) => {
+                let is_due = mentioned.elapsed() > MENTION_EVERY;
+                if is_due {
+                    *mentioned = now;
+                }
+                is_due
+            }
+        };
+        if is_due {
+            tracing::warn!("{error}; its records are loaded, the move is tried again");
         }
     }
 }
@@ -257,7 +345,7 @@ impl Actor for Intake {
             Err(error) => tracing::warn!("{error}; the inbox is listed every {:?} instead", self.rescan_interval),
         }
         ctx.run_interval(self.rescan_interval, |intake, ctx| {
-            intake.place_again();
+            intake.place_again(ctx);
             // With --once only what was there at the start counts.
             if matches!(intake.mode, Mode::Watch) {
                 intake.rescan(ctx);
@@ -313,9 +401,26 @@ impl Handler<LoadFinished> for Intake {
     type Result = ();
 
     fn handle(&mut self, finished: LoadFinished, ctx: &mut Self::Context) {
-        self.place(finished);
-        self.advance(ctx);
-        self.tell_if_done();
+        self.place(finished, ctx);
+    }
+}
+
+/// Nothing more is to come; the answer says that no file is on its way to its place any more.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Finish;
+
+impl Handler<Finish> for Intake {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: Finish, _: &mut Self::Context) -> Self::Result {
+        let (drained, is_drained) = oneshot::channel();
+        if self.moving.is_empty() {
+            let _ = drained.send(());
+        } else {
+            self.draining = Some(drained);
+        }
+        Box::pin(is_drained.into_actor(self).map(|_, _, _| ()))
     }
 }
 

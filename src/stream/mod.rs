@@ -9,6 +9,7 @@ mod reader; // files → chunks
 mod parser; // chunks → rows and rejects
 mod batcher; // rows → batches
 mod writer; // batches → the database
+mod chunks; // which of them are new
 mod foreign; // other programs' messages among them
 mod modeller; // changed days → modelled tables
 mod tally; // what was loaded

@@ -95,17 +95,6 @@ impl ParserThread {
 
     fn parse_chunk(&mut self, load: &Load, chunk: Chunk) -> ParsedChunk {
         let parser = self.parsers.entry(load.dataset.name.clone()).or_insert_with(|| Parser::new(Arc::clone(&load.dataset)));
-        let mut rows = Rows::new(self.dialect);
-        let parsed = (self.parse)(parser, &chunk, &mut rows);
-        ParsedChunk {
-            seq: chunk.seq,
-            first_ordinal: chunk.first_ordinal,
-            records: chunk.records(),
-            rows,
-            rejects: parsed.rejects,
-            days: parsed.days,
-            bytes: chunk.bytes(),
-            chunk,
-        }
+        ParsedChunk::new(chunk, self.dialect, |chunk, rows| (self.parse)(parser, chunk, rows))
     }
 }

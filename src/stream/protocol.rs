@@ -17,10 +17,11 @@ use uuid::Uuid;
 
 use crate::dataset::Dataset;
 use crate::inbox::Claim;
-use crate::record::chunk::Chunk;
+use crate::record::chunk::{Chunk, Digest};
+use crate::record::parse::Parsed;
 use crate::record::row::Reject;
-use crate::store::Rows;
 use crate::store::ledger::Counts;
+use crate::store::{Dialect, Rows};
 use crate::transport::amqp::publisher::Published;
 use crate::transport::piece::{FileEnd, Load, Receipt};
 
@@ -52,6 +53,8 @@ pub struct ParsedChunk {
     pub seq: u64,
     pub first_ordinal: u64,
     pub records: u64,
+    /// Of its records.
+    pub digest: Digest,
     pub rows: Rows,
     pub rejects: Vec<Reject>,
     /// Days since 1970-01-01 that the rows change.
@@ -63,6 +66,23 @@ pub struct ParsedChunk {
 }
 
 impl ParsedChunk {
+    /// The chunk, parsed by `parse` into rows of that dialect.
+    pub fn new(chunk: Chunk, dialect: Dialect, parse: impl FnOnce(&Chunk, &mut Rows) -> Parsed) -> Self {
+        let mut rows = Rows::new(dialect);
+        let Parsed { rejects, days, .. } = parse(&chunk, &mut rows);
+        Self {
+            seq: chunk.seq,
+            first_ordinal: chunk.first_ordinal,
+            records: chunk.records(),
+            digest: chunk.digest(),
+            rows,
+            rejects,
+            days,
+            bytes: chunk.bytes(),
+            chunk,
+        }
+    }
+
     /// Counts its records from another ordinal on.
     pub fn renumber(&mut self, first_ordinal: u64) {
         for reject in &mut self.rejects {

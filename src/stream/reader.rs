@@ -11,7 +11,7 @@ use super::faults::{Faults, StageWatch};
 use super::protocol::ReadFile;
 use crate::dataset::Dataset;
 use crate::error::io_text;
-use crate::inbox::Claim;
+use crate::inbox::{CannotRead, Claim};
 use crate::record::chunk::Chunk;
 use crate::record::decompress::decompress;
 use crate::record::split::{SplitError, Splitter};
@@ -26,17 +26,27 @@ pub struct Reader {
     _watch: StageWatch,
 }
 
+/// What the reader's thread works with.
+pub struct FileReader {
+    pub outlet: Outlet,
+    pub budget: Budget,
+    /// The run ends: the chunk in work is the last.
+    pub stop: Arc<AtomicBool>,
+    /// As [`decompress`] takes it.
+    pub zstd_window_mib: u32,
+}
+
 impl Reader {
-    /// Starts the thread; it ends after a [`Close`], with the chunk in work when `stop` is set.
+    /// Starts the thread; it ends after a [`Close`], with the chunk in work when told to stop.
     ///
     /// # Errors
     /// If the operating system gives no thread.
-    pub fn new(outlet: Outlet, budget: Budget, stop: Arc<AtomicBool>, faults: &Faults) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub fn new(reader: FileReader, faults: &Faults) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (files, claimed) = crossbeam_channel::unbounded::<Claim>();
         let watch = faults.watch("reader's thread");
         let thread = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
             for claim in claimed {
-                if read(&claim, &outlet, &budget, &stop) == Reading::Stopped {
+                if let Err(Stopped) = reader.read(&claim) {
                     break;
                 }
             }
@@ -74,85 +84,100 @@ impl Handler<Close> for Reader {
     }
 }
 
-/// What became of a file in the reader.
-#[derive(Debug, PartialEq, Eq)]
-enum Reading {
-    Ended,
-    /// The run ends; the file stays claimed.
-    Stopped,
-}
+/// The run ends; the file in work stays claimed.
+struct Stopped;
 
 /// A file that made the process crash this often fails: trying on would never end.
 const MAX_CRASHES: u64 = 3;
 
-fn read(claim: &Claim, outlet: &Outlet, budget: &Budget, stop: &AtomicBool) -> Reading {
-    let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
-    let pass = |content: Content, bytes: usize| {
-        if stop.load(Ordering::Relaxed) {
-            return Reading::Stopped;
+impl FileReader {
+    fn read(&self, claim: &Claim) -> Result<(), Stopped> {
+        let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
+        if let Some(error) = cannot_start(claim) {
+            return self.end(claim, &load, FileEnd { chunks: 0, records: 0, bytes: 0, error: Some(error) });
         }
-        let receipt = budget.take(bytes);
-        match outlet.pass(Piece { load: Arc::clone(&load), content, receipt }) {
-            Ok(()) => Reading::Ended,
-            Err(_) => Reading::Stopped,
+        let mut passed = 0;
+        loop {
+            let (end, last) = self.cut(claim, &load, &mut passed)?;
+            // Where the text breaks off its writer may go on. It is then read again from the beginning, without what was passed;
+            // the last chunk was not, as it may have been cut short.
+            if end.error.is_some() && !self.stop.load(Ordering::Relaxed) && claim.more_coming().unwrap_or(false) {
+                continue;
+            }
+            if let Some(chunk) = last.filter(|last| last.seq >= passed) {
+                self.pass_chunk(&load, chunk)?;
+            }
+            return self.end(claim, &load, end);
         }
-    };
-    let failed = |error: String, bytes: u64, records: u64, chunks: u64| FileEnd { chunks, records, bytes, error: Some(error) };
-    let cannot_start = match claim.crashes() {
+    }
+
+    /// Reads the file as far as it goes and passes on all chunks from `passed` on but the last, which it returns: what it counts
+    /// are these.
+    fn cut(&self, claim: &Claim, load: &Arc<Load>, passed: &mut u64) -> Result<(FileEnd, Option<Chunk>), Stopped> {
+        let failed = |error: String| FileEnd { chunks: 0, records: 0, bytes: 0, error: Some(error) };
+        let mut splitter = match decompress(claim.open(), self.zstd_window_mib) {
+            Ok(text) => Splitter::new(text),
+            Err(error) => return Ok((failed(cannot_read(&error)), None)),
+        };
+        let mut last: Option<Chunk> = None;
+        let error = loop {
+            match splitter.next_chunk() {
+                Ok(Some(chunk)) => {
+                    let Some(chunk) = last.replace(chunk).filter(|before| before.seq >= *passed) else { continue };
+                    *passed = chunk.seq + 1;
+                    self.pass_chunk(load, chunk)?;
+                }
+                Ok(None) => break None,
+                Err(SplitError::Io(error)) => break Some(cannot_read(&error)),
+                Err(boundary) => break Some(boundary.to_string()),
+            }
+        };
+        let (chunks, records, bytes) = (splitter.chunks(), splitter.records(), splitter.bytes());
+        Ok((FileEnd { chunks, records, bytes, error }, last))
+    }
+
+    fn pass_chunk(&self, load: &Arc<Load>, chunk: Chunk) -> Result<(), Stopped> {
+        let bytes = footprint(&chunk, &load.dataset);
+        self.pass(load, Content::Chunk(chunk), bytes)
+    }
+
+    fn end(&self, claim: &Claim, load: &Arc<Load>, end: FileEnd) -> Result<(), Stopped> {
+        // Such an end decides at once what became of the file: what an earlier reading left in the ledger is no part of it.
+        if end.error.is_some() || claim.is_read_again() {
+            self.budget.wait_until_all_is_free();
+        }
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Stopped);
+        }
+        claim.set_read();
+        self.pass(load, Content::End(end), END_BYTES)
+    }
+
+    fn pass(&self, load: &Arc<Load>, content: Content, bytes: usize) -> Result<(), Stopped> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Stopped);
+        }
+        let receipt = self.budget.take(bytes);
+        self.outlet.pass(Piece { load: Arc::clone(load), content, receipt }).map_err(|_| Stopped)
+    }
+}
+
+/// Why the file is not even opened.
+fn cannot_start(claim: &Claim) -> Option<String> {
+    match claim.crashes() {
         Ok(crashes) if crashes >= MAX_CRASHES => {
             Some(format!("the program crashed {MAX_CRASHES} times while it worked on this file"))
         }
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
-    };
-    if let Some(error) = cannot_start {
-        return pass(Content::End(failed(error, 0, 0, 0)), END_BYTES);
-    }
-    let mut passed = 0;
-    loop {
-        let mut last: Option<Chunk> = None;
-        let mut splitter = match decompress(claim.open()) {
-            Ok(text) => Ok(Splitter::new(text)),
-            Err(error) => Err(failed(cannot_read(&error), 0, 0, 0)),
-        };
-        let end = loop {
-            let splitter = match &mut splitter {
-                Ok(splitter) => splitter,
-                Err(failed) => break failed.clone(),
-            };
-            let next = splitter.next_chunk();
-            let (bytes, records, chunks) = (splitter.bytes(), splitter.records(), splitter.chunks());
-            match next {
-                Ok(Some(chunk)) => {
-                    let Some(chunk) = last.replace(chunk).filter(|before| before.seq >= passed) else { continue };
-                    passed = chunk.seq + 1;
-                    let bytes = footprint(&chunk, &claim.dataset);
-                    if pass(Content::Chunk(chunk), bytes) == Reading::Stopped {
-                        return Reading::Stopped;
-                    }
-                }
-                Ok(None) => break FileEnd { chunks, records, bytes, error: None },
-                Err(SplitError::Io(error)) => break failed(cannot_read(&error), bytes, records, chunks),
-                Err(boundary) => break failed(boundary.to_string(), bytes, records, chunks),
-            }
-        };
-        // Where the text breaks off its writer may go on. It is then read again from the beginning, without what was passed;
-        // the last chunk was not, as it may have been cut short.
-        if end.error.is_some() && !stop.load(Ordering::Relaxed) && claim.more_coming().unwrap_or(false) {
-            continue;
-        }
-        if let Some(chunk) = last.filter(|last| last.seq >= passed) {
-            let bytes = footprint(&chunk, &claim.dataset);
-            if pass(Content::Chunk(chunk), bytes) == Reading::Stopped {
-                return Reading::Stopped;
-            }
-        }
-        return pass(Content::End(end), END_BYTES);
     }
 }
 
 fn cannot_read(error: &std::io::Error) -> String {
-    format!("cannot read the file: {}", io_text(error))
+    match error.get_ref() {
+        Some(place) if place.is::<CannotRead>() => format!("cannot read the file {place}"),
+        _ => format!("cannot read the file: {}", io_text(error)),
+    }
 }
 
 /// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times

@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::batcher::{Batcher, Drain};
 use super::faults::Faults;
-use super::intake::{Claims, Intake, Mode, Stop};
+use super::intake::{Claims, Finish, Intake, IntakeParts, Mode, Stop};
 use super::link::{BrokerLink, Links};
 use super::modeller::{Modeller, RefreshAll};
 use super::options::RunOptions;
 use super::parser::{self, OnCrash};
 use super::protocol::LoadFinished;
-use super::reader::{Close, Reader};
+use super::reader::{Close, FileReader, Reader};
 use super::stats::Stats;
 use super::tally::{Summarize, Tally};
 use super::writer::Writer;
@@ -144,14 +144,18 @@ impl Stages {
         let files = if topology.files {
             let outlet = if topology.broker { Outlet::Publisher(publisher_in) } else { Outlet::Parsers(parsers_in.clone()) };
             let mode = if topology.end == End::InboxIsEmpty { Mode::Once(idle_in.take()) } else { Mode::Watch };
-            Some(Files::start(context, outlet, budget, claims.clone(), mode)?)
+            // With both halves in this process and the broker in between, the writers count what is loaded.
+            let tally = (!(topology.broker && topology.records)).then(|| tally.clone().recipient());
+            let stop = Arc::new(AtomicBool::new(false));
+            let reader = FileReader { outlet, budget, stop, zstd_window_mib: config.zstd_window_mib };
+            Some(Files::start(context, reader, claims.clone(), tally, mode)?)
         } else {
             None
         };
         let records = if topology.records {
             // Over the broker a file goes where it belongs as soon as it is published.
             let intake = files.as_ref().filter(|_| !topology.broker).map(|files| files.intake.clone().recipient());
-            let finished = std::iter::once(tally.clone().recipient()).chain(intake).collect();
+            let finished = intake.unwrap_or_else(|| tally.clone().recipient());
             Some(Records::start(context, parsers_out, finished, claims)?)
         } else {
             None
@@ -159,8 +163,7 @@ impl Stages {
         let (mut publisher, mut consumer) = (None, None);
         if let Some(broker) = context.links.broker.as_ref().filter(|_| topology.broker) {
             if let Some(files) = &files {
-                let own_tally = (!topology.records).then(|| tally.clone());
-                publisher = Some(start_publisher(context, broker, publisher_out, files.intake.clone(), own_tally));
+                publisher = Some(start_publisher(context, broker, publisher_out, files.intake.clone()));
             }
             if topology.records {
                 consumer = Some(Consuming::start(context, broker, topology, parsers_in, idle_in.take()));
@@ -206,18 +209,27 @@ impl Stages {
             batcher.send(Drain).await.map_err(gone)?;
             modeller.send(RefreshAll).await.map_err(gone)?;
         }
+        if let Some(Files { intake, .. }) = &self.files {
+            intake.send(Finish).await.map_err(gone)?;
+        }
         self.tally.send(Summarize).await.map_err(gone)
     }
 }
 
 impl Files {
-    fn start(context: &Context<'_>, outlet: Outlet, budget: Budget, claims: Claims, mode: Mode) -> Result<Self> {
+    fn start(
+        context: &Context<'_>,
+        reader: FileReader,
+        claims: Claims,
+        tally: Option<Recipient<LoadFinished>>,
+        mode: Mode,
+    ) -> Result<Self> {
         let Context { config, faults, .. } = context;
         let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (reader, thread) = Reader::new(outlet, budget, Arc::clone(&stop), faults).map_err(thread_error)?;
+        let stop = Arc::clone(&reader.stop);
+        let (reader, thread) = Reader::new(reader, faults).map_err(thread_error)?;
         let reader = reader.start();
-        let intake = Intake::new(inbox, claims, config, reader.clone(), mode, faults).start();
+        let intake = Intake::new(IntakeParts { inbox, claims, reader: reader.clone(), tally }, config, mode, faults).start();
         Ok(Self { intake, reader, stop, thread: Some(thread) })
     }
 }
@@ -227,7 +239,7 @@ impl Records {
     fn start(
         context: &Context<'_>,
         pieces: crossbeam_channel::Receiver<Piece>,
-        finished: Vec<Recipient<LoadFinished>>,
+        finished: Recipient<LoadFinished>,
         claims: Claims,
     ) -> Result<Self> {
         let Context { config, options, links, stats, faults } = context;
@@ -252,24 +264,11 @@ impl Records {
     }
 }
 
-/// Starts the publisher. The intake hears of every load that is published, and so does `tally`, where no writer of this process
-/// tells it what was loaded.
-fn start_publisher(
-    context: &Context<'_>,
-    link: &BrokerLink,
-    pieces: mpsc::Receiver<Piece>,
-    intake: Addr<Intake>,
-    tally: Option<Addr<Tally>>,
-) -> Task {
+/// Starts the publisher. The intake hears of every load that is published.
+fn start_publisher(context: &Context<'_>, link: &BrokerLink, pieces: mpsc::Receiver<Piece>, intake: Addr<Intake>) -> Task {
     let publisher = Publisher::new(link.broker.clone(), link.topology.clone(), context.options.patience());
     link.watch(publisher.connected());
-    let work = publisher.run(pieces, move |published| {
-        let finished = LoadFinished::from(published);
-        if let Some(tally) = &tally {
-            tally.do_send(finished.clone());
-        }
-        intake.do_send(finished);
-    });
+    let work = publisher.run(pieces, move |published| intake.do_send(LoadFinished::from(published)));
     report_fault(work, context.faults)
 }
 

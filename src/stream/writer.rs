@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use actix::{Actor, ActorFutureExt, Addr, AtomicResponse, Context, Handler, Recipient, WrapFuture};
 use uuid::Uuid;
 
+use super::chunks::{self, ClaimedChunks};
 use super::faults::{Faults, StageWatch};
 use super::foreign;
 use super::link::Link;
@@ -19,9 +20,9 @@ use crate::error::Result;
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
-use crate::store::ledger::{self, ChunkLine, Counts, LoadEnd, LoadProgress, OpenLoad};
+use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
 use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
-use crate::transport::piece::FileEnd;
+use crate::transport::piece::{FileEnd, Load};
 
 /// What a transaction did.
 #[derive(Debug, Default)]
@@ -51,27 +52,30 @@ type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
 async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> StoreResult<Committed> {
     connection.begin().await?;
     let mut committed = Committed::default();
-    let ids = open_loads(connection, pieces).await?;
-    let mut is_fresh = claim_chunks(connection, pieces, &ids).await?;
-    let foreign = foreign::claim(connection, pieces, &mut is_fresh, &mut committed.contradicting).await?;
+    let loads = open_loads(connection, pieces).await?;
+    let ClaimedChunks { mut is_new, mut grown, changed } = chunks::claim(connection, pieces, &loads).await?;
+    let foreign = foreign::claim(connection, pieces, &mut is_new, &mut committed.contradicting).await?;
 
+    let id_of = |load: &Load| loads.get(&load.key).map(|load| load.id).or_else(|| foreign.id(load.key)).unwrap_or_default();
     let mut fresh: BTreeMap<String, (Arc<Dataset>, Vec<FreshChunk<'_>>)> = BTreeMap::new();
+    let mut add = |load: &Load, chunk| {
+        let of_dataset = fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
+        of_dataset.1.push((id_of(load), chunk));
+    };
     let mut ended = HashMap::new();
     let mut keys = HashMap::new();
-    for (piece, is_fresh) in pieces.iter_mut().zip(is_fresh) {
-        let load = &piece.load;
-        let load_id = ids.get(&load.key).copied().or_else(|| foreign.id(load.key)).unwrap_or_default();
-        keys.insert(load_id, Arc::clone(load));
+    for (piece, is_new) in pieces.iter_mut().zip(is_new) {
+        keys.insert(id_of(&piece.load), Arc::clone(&piece.load));
         match &mut piece.content {
-            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if is_fresh => {
-                let of_dataset = fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
-                of_dataset.1.push((load_id, chunk));
-            }
+            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if is_new => add(&piece.load, chunk),
             ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
             ParsedContent::End(end) => {
-                ended.insert(load_id, load_end(end));
+                ended.insert(id_of(&piece.load), load_end(end));
             }
         }
+    }
+    for (load, chunk) in &mut grown {
+        add(load, chunk);
     }
 
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
@@ -97,11 +101,17 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
     }
     // The rows of the ledger last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
-    let progress = ids.into_values().map(|id| {
-        let counts = added.get(&id).copied().unwrap_or_default();
-        LoadProgress { id, counts, end: ended.get(&id).copied() }
+    let mut closed = Vec::new();
+    for (id, error) in &changed {
+        closed.extend(ledger::void(connection, *id, error).await?);
+    }
+    let progress = loads.into_values().map(|load| {
+        let counts = added.get(&load.id).copied().unwrap_or_default();
+        LoadProgress { id: load.id, counts, end: ended.get(&load.id).copied() }
     });
-    for closed in ledger::advance(connection, &progress.collect::<Vec<_>>()).await? {
+    let progress = progress.filter(|load| !changed.contains_key(&load.id)).collect::<Vec<_>>();
+    closed.extend(ledger::advance(connection, &progress).await?);
+    for closed in closed {
         let load = &keys[&closed.id];
         committed.finished.push(LoadFinished {
             key: load.key,
@@ -115,37 +125,20 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
     Ok(committed)
 }
 
-/// The numbers of the files' loads, by key; they get rows in the ledger where they have none.
-async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> StoreResult<HashMap<Uuid, i64>> {
+/// The files' loads, by key; they get rows in the ledger where they have none.
+async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> StoreResult<HashMap<Uuid, OpenedLoad>> {
     let mut loads: BTreeMap<Uuid, OpenLoad<'_>> = BTreeMap::new();
     for piece in pieces.iter().filter(|piece| !matches!(piece.content, ParsedContent::Foreign { .. })) {
         let load = &piece.load;
         loads.insert(load.key, OpenLoad { load_key: load.key, dataset: &load.dataset.name, source: &load.source });
     }
-    let opened: Vec<OpenLoad<'_>> = loads.values().copied().collect();
-    let ids = ledger::open(connection, &opened).await?;
-    Ok(loads.into_keys().zip(ids).collect())
+    let open: Vec<OpenLoad<'_>> = loads.values().copied().collect();
+    let opened = ledger::open(connection, &open).await?;
+    Ok(loads.into_keys().zip(opened).collect())
 }
 
 fn load_end(end: &FileEnd) -> LoadEnd<'_> {
     LoadEnd { records: end.records, bytes: end.bytes, error: end.error.as_deref() }
-}
-
-/// Writes the chunks' lines; says of each piece whether it is a chunk that was not loaded before.
-async fn claim_chunks(connection: &mut Connection, pieces: &[ParsedPiece], ids: &HashMap<Uuid, i64>) -> StoreResult<Vec<bool>> {
-    let line = |piece: &ParsedPiece| match &piece.content {
-        ParsedContent::Chunk(chunk) => Some(ChunkLine {
-            load_id: ids[&piece.load.key],
-            seq: chunk.seq,
-            first_ordinal: chunk.first_ordinal,
-            records: chunk.records,
-        }),
-        ParsedContent::Foreign { .. } | ParsedContent::End(_) => None,
-    };
-    let lines: Vec<Option<ChunkLine>> = pieces.iter().map(line).collect();
-    let chunks: Vec<ChunkLine> = lines.iter().copied().flatten().collect();
-    let mut is_new = ledger::claim_chunks(connection, &chunks).await?.into_iter();
-    Ok(lines.into_iter().map(|line| line.is_some() && is_new.next() == Some(true)).collect())
 }
 
 /// Appends the rows of a dataset's chunks; returns for each chunk the rows that the database refused.
@@ -196,7 +189,7 @@ pub struct Writer {
     /// Away while a batch is written.
     link: Option<Link>,
     modeller: Addr<Modeller>,
-    finished: Vec<Recipient<LoadFinished>>,
+    finished: Recipient<LoadFinished>,
     stats: Arc<Stats>,
     faults: Faults,
     _watch: StageWatch,
@@ -207,7 +200,7 @@ impl Writer {
     pub fn new(
         link: Link,
         modeller: Addr<Modeller>,
-        finished: Vec<Recipient<LoadFinished>>,
+        finished: Recipient<LoadFinished>,
         stats: Arc<Stats>,
         faults: &Faults,
     ) -> Self {
@@ -249,9 +242,7 @@ impl Handler<Batch> for Writer {
                         writer.modeller.do_send(ModelChanged { dataset, rows });
                     }
                     for load in committed.finished {
-                        for recipient in &writer.finished {
-                            recipient.do_send(load.clone());
-                        }
+                        writer.finished.do_send(load);
                     }
                 }
                 Err(error) => writer.faults.report(error),

@@ -28,6 +28,11 @@ impl Budget {
         Receipt::from(taken.expect("the budget is never closed"))
     }
 
+    /// Waits until everything that was taken before is free again: durable, or given up. For threads outside the runtime.
+    pub fn wait_until_all_is_free(&self) {
+        drop(self.take(self.total));
+    }
+
     /// Bytes in flight.
     pub fn taken(&self) -> usize {
         self.total - self.free.available_permits()

@@ -328,7 +328,7 @@ fn broken_compression_fails_the_file_after_its_good_records() {
     let text = (0..50_000u32).map(|i| format!("{{\"a\":{}}}\n", i.wrapping_mul(2_654_435_761))).collect::<String>();
     let mut packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
     packed.truncate(packed.len() / 2);
-    let (chunks, error) = drain(&mut Splitter::new(decompress(io::Cursor::new(packed)).unwrap()));
+    let (chunks, error) = drain(&mut Splitter::new(decompress(io::Cursor::new(packed), 64).unwrap()));
     let records = chunks.iter().map(Chunk::records).sum::<u64>();
     assert!(records > 10_000);
     let Some(SplitError::Boundary { line, byte_offset, message, .. }) = error else { panic!("{error:?}") };

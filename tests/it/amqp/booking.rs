@@ -83,7 +83,8 @@ fn messages_are_booked_one_after_the_other_on_one_row(sandbox: &Sandbox) {
             connection.begin().await.expect("begun");
             let load = open_foreign(&mut connection, key, "events", "amqp:shop").await.expect("opened");
             assert_eq!(load, ForeignLoad { id: *id.get_or_insert(load.id), next_seq: i, next_ordinal: 5 * i + 1 });
-            let line = ChunkLine { load_id: load.id, seq: load.next_seq, first_ordinal: load.next_ordinal, records: 5 };
+            let line =
+                ChunkLine { load_id: load.id, seq: load.next_seq, first_ordinal: load.next_ordinal, records: 5, digest: [0; 16] };
             insert_chunks(&mut connection, &[line]).await.expect("written");
             let counts = Counts { read: 5, loaded: 3, rejected: 2, skipped: 0 };
             book(&mut connection, load, counts, 100).await.expect("booked");

@@ -4,6 +4,7 @@
 #![allow(dead_code)] // A toolbox: not every tool is in use at every time.
 
 mod database; // a sandbox's database, read as text alike on both stores
+mod disk; // a disk that fails, or takes its time
 mod fifo; // input that does not end
 mod lock; // writers that wait
 mod process; // the binary: run to its end, or in the background
@@ -18,6 +19,7 @@ mod stream; // a pipeline, its inbox, and what must be true afterwards
 use std::time::{Duration, Instant};
 
 pub use database::{Cell, Store};
+pub use disk::FaultyDisk;
 pub use fifo::Fifo;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;

@@ -1,0 +1,122 @@
+//! Which chunks of a batch are loaded: those that were not before, and what a file has grown by since. A chunk that comes again
+//! with other records is one of a file that has changed: its load is given up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::protocol::{ParsedChunk, ParsedContent, ParsedPiece};
+use crate::record::parse::{DayRange, Parser};
+use crate::store::ledger::{self, ChunkLine, KnownChunk, OpenedLoad};
+use crate::store::{Connection, Dialect, StoreResult};
+use crate::transport::piece::Load;
+
+/// What a transaction is to do with its chunks.
+#[derive(Debug, Default)]
+pub struct ClaimedChunks {
+    /// For each piece: whether it is a chunk of which nothing was loaded before.
+    pub is_new: Vec<bool>,
+    /// What other chunks hold beyond what was loaded of them before.
+    pub grown: Vec<(Arc<Load>, ParsedChunk)>,
+    /// Loads that are given up, by their number, and why.
+    pub changed: BTreeMap<i64, String>,
+}
+
+/// What a chunk is to the ledger.
+enum State {
+    New,
+    /// All of it was loaded before.
+    Loaded,
+    /// So many of its records were.
+    Grown(u64),
+    /// Others were, in its place.
+    Changed,
+}
+
+impl State {
+    fn of(chunk: &ParsedChunk, known: Option<KnownChunk>) -> Self {
+        let Some(known) = known else { return Self::New };
+        // Lines that an earlier version wrote have no digest.
+        let is_digest = |digest| known.digest.is_none_or(|known| known == digest);
+        let before = usize::try_from(known.records).unwrap_or(usize::MAX);
+        if known.first_ordinal != chunk.first_ordinal {
+            Self::Changed
+        } else if known.records == chunk.records && is_digest(chunk.digest) {
+            Self::Loaded
+        } else if known.records < chunk.records && is_digest(chunk.chunk.digest_of_first(before)) {
+            Self::Grown(known.records)
+        } else {
+            Self::Changed
+        }
+    }
+}
+
+/// Writes the lines of what is to be loaded.
+///
+/// # Errors
+/// If the database fails.
+pub async fn claim(
+    connection: &mut Connection,
+    pieces: &[ParsedPiece],
+    loads: &HashMap<Uuid, OpenedLoad>,
+) -> StoreResult<ClaimedChunks> {
+    let chunks: Vec<Candidate<'_>> = pieces.iter().enumerate().filter_map(|(i, piece)| Candidate::of(i, piece, loads)).collect();
+    let lines: Vec<ChunkLine> = chunks.iter().map(|chunk| chunk.line).collect();
+    let known = ledger::claim_chunks(connection, &lines).await?;
+    let states: Vec<State> = chunks.iter().zip(known).map(|(candidate, known)| State::of(candidate.chunk, known)).collect();
+
+    let mut claimed = ClaimedChunks { is_new: vec![false; pieces.len()], ..ClaimedChunks::default() };
+    for (Candidate { chunk, line, .. }, state) in chunks.iter().zip(&states) {
+        if let State::Changed = state {
+            claimed.changed.entry(line.load_id).or_insert_with(|| {
+                let last = chunk.first_ordinal + chunk.records.saturating_sub(1);
+                format!(
+                    "the file has changed: its records {} to {last} are not those that were loaded from it before",
+                    chunk.first_ordinal
+                )
+            });
+        }
+    }
+    let mut given_up = Vec::new();
+    for (Candidate { piece, chunk, line }, state) in chunks.iter().zip(states) {
+        let is_changed = claimed.changed.contains_key(&line.load_id);
+        match state {
+            State::New if is_changed => given_up.push(*line),
+            State::New => claimed.is_new[*piece] = true,
+            State::Grown(before) if !is_changed => {
+                ledger::extend_chunk(connection, line).await?;
+                let load = &pieces[*piece].load;
+                claimed.grown.push((Arc::clone(load), tail(load, chunk, before, connection.dialect())));
+            }
+            State::Grown(_) | State::Loaded | State::Changed => {}
+        }
+    }
+    ledger::give_up_chunks(connection, &given_up).await?;
+    Ok(claimed)
+}
+
+/// A chunk of a load that takes chunks.
+struct Candidate<'a> {
+    /// Its index among the pieces.
+    piece: usize,
+    chunk: &'a ParsedChunk,
+    line: ChunkLine,
+}
+
+impl<'a> Candidate<'a> {
+    fn of(i: usize, piece: &'a ParsedPiece, loads: &HashMap<Uuid, OpenedLoad>) -> Option<Self> {
+        let ParsedContent::Chunk(chunk) = &piece.content else { return None };
+        let load = loads[&piece.load.key];
+        let &ParsedChunk { seq, first_ordinal, records, digest, .. } = chunk;
+        let line = ChunkLine { load_id: load.id, seq, first_ordinal, records, digest };
+        (!load.is_void).then_some(Self { piece: i, chunk, line })
+    }
+}
+
+/// The records of a chunk behind so many of them. They are parsed again: that happens once in a file that grew.
+fn tail(load: &Load, chunk: &ParsedChunk, before: u64, dialect: Dialect) -> ParsedChunk {
+    let rest = chunk.chunk.behind(usize::try_from(before).expect("an index into the chunk"));
+    let mut parser = Parser::new(Arc::clone(&load.dataset));
+    ParsedChunk::new(rest, dialect, |chunk, rows| parser.parse(chunk, &DayRange::ALL, rows))
+}

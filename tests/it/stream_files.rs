@@ -1,0 +1,260 @@
+//! Files as a real disk has them: some cannot be read, some grow or change while they are loaded, some take long to move.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::support::{
+    Background, FaultyDisk, Outcome, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores, only_file,
+    wait_until,
+};
+
+on_both_stores!(
+    a_file_that_cannot_be_read_on_fails_with_its_place_and_says_what_is_loaded,
+    a_read_error_that_passes_costs_nothing,
+    a_read_error_and_a_kill_lose_no_record,
+    a_file_that_grew_between_its_commit_and_its_move_is_read_to_its_end,
+    a_file_that_grew_by_whole_chunks_is_read_to_its_end,
+    a_file_that_was_changed_after_it_was_read_fails_and_keeps_the_ledger_right,
+    a_chunk_line_without_a_digest_is_compared_by_its_place_and_count,
+    a_file_that_grows_while_its_rows_wait_for_their_commit_is_read_to_its_end,
+);
+
+const LEDGER: &str = "SELECT status, records_read, rows_loaded FROM {raw.loads} ORDER BY id";
+
+/// More than is read at a time, and several chunks.
+const MANY: usize = 60_000;
+
+fn once_on(disk: &FaultyDisk, sandbox: &Sandbox, fails_from: usize) -> Background {
+    disk.under(sandbox.pipeline(["--once", "--format", "json"]), "-a.jsonl", fails_from as u64).spawn()
+}
+
+fn a_file_that_cannot_be_read_on_fails_with_its_place_and_says_what_is_loaded(sandbox: &Sandbox) {
+    let Some(disk) = FaultyDisk::new() else { return };
+    let contents = events_over_days("a", MANY);
+    let broken_at = contents.len() / 2;
+    sandbox.drop_in("events", "a.jsonl", &contents);
+    sandbox.drop_in("events", "b.jsonl", events_over_days("b", 10));
+    disk.fail();
+    let outcome = once_on(&disk, sandbox, broken_at).wait().code(3);
+
+    assert_eq!(sandbox.dropped_names_in("events/failed"), ["a.jsonl", "a.jsonl.error.json"]);
+    assert_eq!(sandbox.dropped_names_in("events/processed"), ["b.jsonl"]);
+    let error = sandbox.lines("SELECT error FROM {raw.loads} WHERE status = 'failed'");
+    let place = format!("byte {broken_at}");
+    assert!(error.len() == 1 && error[0].contains(&place) && error[0].contains("Input/output error"), "{error:?}");
+    assert!(outcome.stderr.contains("trying again"), "the log says that it waits: {}", outcome.stderr);
+    let loaded = sandbox.lines("SELECT count(*) FROM {raw.events} WHERE id LIKE 'a-%'")[0].clone();
+    assert!((20_000..MANY).contains(&loaded.parse().expect("a number")), "what was read before stays: {loaded}");
+    assert!(sandbox.lines(LEDGER).contains(&format!("failed|{loaded}|{loaded}")), "{:?}", sandbox.lines(LEDGER));
+    sandbox.assert_settled();
+}
+
+fn a_read_error_that_passes_costs_nothing(sandbox: &Sandbox) {
+    let Some(disk) = FaultyDisk::new() else { return };
+    let contents = events_over_days("a", MANY);
+    sandbox.drop_in("events", "a.jsonl", &contents);
+    disk.fail();
+    let mut pipeline = once_on(&disk, sandbox, contents.len() / 2);
+    pipeline.wait_for_stderr("trying again");
+    disk.recover();
+    pipeline.wait().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, MANY)]);
+    sandbox.assert_settled();
+}
+
+fn a_read_error_and_a_kill_lose_no_record(sandbox: &Sandbox) {
+    let Some(disk) = FaultyDisk::new() else { return };
+    let contents = events_over_days("a", MANY);
+    sandbox.drop_in("events", "a.jsonl", &contents);
+    disk.fail();
+    let mut killed = once_on(&disk, sandbox, contents.len() / 2);
+    // As far as it can be read it is committed.
+    wait_until("what can be read is loaded", || {
+        let many = "SELECT 1 FROM (SELECT count(*) AS n FROM {raw.events}) AS counted WHERE n > 20000";
+        !killed.is_running() || sandbox.try_query(many).is_ok_and(|rows| !rows.is_empty())
+    });
+    if killed.is_running() {
+        killed.signal(Signal::Kill);
+    }
+    killed.wait();
+    disk.recover();
+    sandbox.run_once().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, MANY)]);
+    sandbox.assert_settled();
+}
+
+/// Loads a file, then puts it back with other contents, as if the process had been killed before the move and somebody had
+/// written to the file since.
+fn load_then_find_changed(sandbox: &Sandbox, before: &str, after: &str) -> Outcome {
+    sandbox.drop_in("events", "a.jsonl", before);
+    sandbox.run_once().ok();
+    let processed = only_file(&sandbox.file("inbox/events/processed"), "-a.jsonl");
+    let claimed = sandbox.file("inbox/events/.loading").join(processed.file_name().expect("it has a name"));
+    fs::rename(&processed, &claimed).expect("the inbox is writable");
+    fs::write(&claimed, after).expect("the inbox is writable");
+    sandbox.run_once()
+}
+
+fn a_file_that_grew_between_its_commit_and_its_move_is_read_to_its_end(sandbox: &Sandbox) {
+    let contents = events_over_days("a", 3_000);
+    let before: String = contents.split_inclusive('\n').take(2_300).collect();
+    let summary = load_then_find_changed(sandbox, &before, &contents).ok().json();
+    assert_eq!(summary["datasets"][0]["read"], 3_000, "{summary}");
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 3_000)]);
+    let chunks = "SELECT seq, first_ordinal, records FROM {raw.batches} ORDER BY seq";
+    assert_eq!(sandbox.lines(chunks), ["0|1|1000", "1|1001|1000", "2|2001|1000"]);
+    sandbox.assert_settled();
+}
+
+/// With a reject among the records that were added, whose place counts from the beginning of the file.
+fn a_file_that_grew_by_whole_chunks_is_read_to_its_end(sandbox: &Sandbox) {
+    let before = events_over_days("a", 2_000);
+    let contents = format!("{before}{}{{}}\n{}", events_over_days("b", 1_200), events_over_days("c", 3));
+    load_then_find_changed(sandbox, &before, &contents).code(3);
+    assert_eq!(sandbox.lines(LEDGER), ["loaded|3204|3203"]);
+    assert_eq!(sandbox.lines("SELECT count(*), count(DISTINCT id) FROM {raw.events}"), ["3203|3203"]);
+    let offset = contents.find("{}").expect("it is there");
+    let rejects = "SELECT ordinal, byte_offset, reason FROM {raw.rejects}";
+    assert_eq!(sandbox.lines(rejects), [format!("3201|{offset}|missing_required")]);
+    sandbox.assert_settled();
+}
+
+fn a_file_that_was_changed_after_it_was_read_fails_and_keeps_the_ledger_right(sandbox: &Sandbox) {
+    let before = events_over_days("a", 2_300);
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    let changed = [
+        // Other records, as many.
+        events_over_days("b", 2_300),
+        // One record of a chunk in the middle.
+        before.replace("\"a-1500\"", "\"x-1500\""),
+        // Cut off, within a chunk and between two.
+        lines[..2_299].concat(),
+        lines[..2_000].concat(),
+        // Grown at its front.
+        event("0", "ada", "2024-05-01 10:00:00") + "\n" + &before,
+        // Grown, but not only.
+        before.replace("\"a-2300\"", "\"x-2300\"") + &events_over_days("c", 1_000),
+        String::new(),
+    ];
+    for (i, after) in changed.iter().enumerate() {
+        let outcome = load_then_find_changed(sandbox, &before, after).code(3);
+        assert!(outcome.stderr.contains("has changed"), "{i}: {}", outcome.stderr);
+        let load = sandbox.lines("SELECT status, records_read, rows_loaded, error FROM {raw.loads} ORDER BY id DESC LIMIT 1");
+        assert!(load[0].starts_with("failed|2300|2300|") && load[0].contains("has changed"), "{i}: {load:?}");
+        assert_eq!(sandbox.dropped_names_in("events/failed").len(), 2 * (i + 1));
+        assert_eq!(sandbox.dropped_names_in("events/processed"), [""; 0]);
+        assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE id NOT LIKE 'a-%'"), ["0"], "{i}: nothing is mixed");
+        sandbox.assert_settled();
+    }
+}
+
+/// As an earlier version wrote it.
+fn a_chunk_line_without_a_digest_is_compared_by_its_place_and_count(sandbox: &Sandbox) {
+    let contents = events_over_days("a", 3_000);
+    sandbox.drop_in("events", "a.jsonl", &contents);
+    sandbox.run_once().ok();
+    let digests = "SELECT count(*) FROM {raw.batches} WHERE digest IS NULL";
+    assert_eq!(sandbox.lines(digests), ["0"]);
+    sandbox.execute("UPDATE {raw.batches} SET digest = NULL");
+    let processed = only_file(&sandbox.file("inbox/events/processed"), "-a.jsonl");
+    let claimed = sandbox.file("inbox/events/.loading").join(processed.file_name().expect("it has a name"));
+    fs::rename(&processed, &claimed).expect("the inbox is writable");
+    sandbox.run_once().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 3_000)]);
+    sandbox.assert_settled();
+}
+
+/// The settings with some of the stream's replaced.
+fn configure(sandbox: &Sandbox, stream: &str) {
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("{defaults}\n[stream]\n{stream}\n"));
+}
+
+fn a_file_that_grows_while_its_rows_wait_for_their_commit_is_read_to_its_end(sandbox: &Sandbox) {
+    let Some(disk) = FaultyDisk::new() else { return };
+    configure(sandbox, "batch_interval_ms = 3000");
+    let mut pipeline = disk.under(sandbox.pipeline([]), "-a.jsonl", 0).spawn();
+    pipeline.wait_for_stderr("watching ");
+    let (first, second) = (events_over_days("a", 10), events_over_days("b", 5));
+    sandbox.drop_in("events", "a.jsonl", &first);
+    disk.wait_until_read();
+    let claimed = only_file(&sandbox.file("inbox/events/.loading"), "-a.jsonl");
+    let mut file = OpenOptions::new().append(true).open(claimed).expect("it is claimed");
+    file.write_all(second.as_bytes()).expect("it is open");
+    sandbox.wait_until_finished("events", 1);
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), first + &second, 15)]);
+    sandbox.assert_settled();
+}
+
+/// `processed/` on another file system; false, with the reason printed, where there is none.
+fn processed_elsewhere(sandbox: &Sandbox) -> Option<tempfile::TempDir> {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let elsewhere = tempfile::tempdir_in("/dev/shm").ok().filter(|elsewhere| {
+        let device = |path: &Path| fs::metadata(path).expect("it is there").dev();
+        device(elsewhere.path()) != device(sandbox.path())
+    });
+    let Some(elsewhere) = elsewhere else {
+        eprintln!("skipped: /dev/shm is no other file system that this user can write");
+        return None;
+    };
+    let processed: PathBuf = sandbox.file("inbox/events/processed");
+    fs::create_dir_all(processed.parent().expect("it has one")).expect("the sandbox is writable");
+    symlink(elsewhere.path(), processed).expect("the sandbox is writable");
+    Some(elsewhere)
+}
+
+#[test]
+fn a_file_that_takes_long_to_move_holds_nobody_up_and_is_waited_for() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let (Some(disk), Some(_elsewhere)) = (FaultyDisk::new(), processed_elsewhere(&sandbox)) else { return };
+    let (slow, quick) = (events_over_days("a", 10), events_over_days("b", 10));
+    disk.hold_copies();
+    let mut pipeline = disk.under(sandbox.pipeline([]), "-a.jsonl", 0).spawn();
+    pipeline.wait_for_stderr("watching ");
+    sandbox.drop_in("events", "a.jsonl", &slow);
+    wait_until("the slow move has begun", || sandbox.names_in("events/processed").iter().any(|name| name.ends_with(b".part")));
+    sandbox.drop_in("events", "b.jsonl", &quick);
+    wait_until("the other file is loaded and in its place", || {
+        sandbox.names_in("events/processed").iter().any(|name| name.ends_with(b"-b.jsonl"))
+    });
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait_for_stderr("finishing what is in flight");
+    // Longer than a drain takes that waits for nothing.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(pipeline.is_running(), "the file is still on its way:\n{}", pipeline.stderr());
+    disk.release_copies();
+    pipeline.wait().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), slow, 10), ("b.jsonl".to_owned(), quick, 10)]);
+    sandbox.assert_settled();
+}
+
+#[test]
+fn a_zstd_window_over_64_mib_is_refused_unless_a_setting_allows_it() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let packed = |window_log: u32| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("a level");
+        encoder.window_log(window_log).expect("zstd allows 10 to 31");
+        encoder.write_all(many_events(1_500, "ada").as_bytes()).expect("memory suffices");
+        encoder.finish().expect("memory suffices")
+    };
+    sandbox.drop_in("events", "64.zst", packed(26));
+    sandbox.drop_in("events", "128.zst", packed(27));
+    sandbox.run_once().code(3);
+    assert_eq!(sandbox.dropped_names_in("events/processed"), ["64.zst"]);
+    let error = &sandbox.lines("SELECT error FROM {raw.loads} WHERE status = 'failed'")[0];
+    for part in ["64 MiB", "zstd_window_mib", "compress"] {
+        assert!(error.contains(part), "{error}");
+    }
+    sandbox.write("raw_data/events/128.json.zst", packed(27));
+    let outcome = sandbox.run(["load", "--dataset", "events"]).code(1);
+    assert!(outcome.stderr.contains("128.json.zst") && outcome.stderr.contains("zstd_window_mib"), "{}", outcome.stderr);
+
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("zstd_window_mib = 128\n{defaults}"));
+    sandbox.drop_in("events", "128.zst", packed(27));
+    sandbox.run_once().ok();
+    sandbox.run(["load", "--dataset", "events"]).ok();
+}
