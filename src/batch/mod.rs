@@ -45,6 +45,8 @@ pub struct LoadOptions {
     /// Instead of the (only) dataset's directory.
     pub inputs: Option<Vec<Input>>,
     pub max_rejects: Option<MaxRejects>,
+    /// Files without a record may empty the table of a dataset without a day.
+    pub allow_empty: bool,
     /// Only read and validate.
     pub dry_run: bool,
     /// A directory that a PostgreSQL server shares: rows go through a file there.
@@ -64,7 +66,7 @@ impl LoadOptions {
         let days =
             days.map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) });
         let stage_dir = config.stage_dir.clone();
-        Ok(Self { datasets, days, inputs: None, max_rejects: None, dry_run: false, stage_dir })
+        Ok(Self { datasets, days, inputs: None, max_rejects: None, allow_empty: false, dry_run: false, stage_dir })
     }
 
     fn extraction(&self, config: &Config, dialect: Dialect) -> Extraction {
@@ -255,6 +257,18 @@ impl DatasetRun {
         ))
     }
 
+    /// Nor by nothing because its files hold no record: somebody may be about to write them.
+    fn check_any_record(&self) -> Result<()> {
+        if self.dataset.day.is_some() || self.files.is_empty() || self.counts().read > 0 {
+            return Ok(());
+        }
+        let files = self.files.iter().map(|file| file.input.to_string()).take(3).collect::<Vec<_>>().join(", ");
+        let more = if self.files.len() > 3 { ", …" } else { "" };
+        let name = &self.dataset.name;
+        let message = format!("the files of dataset {name} hold no record ({files}{more}), so its table is not replaced");
+        Err(Error::failed(message).hint("repair the files, or empty the table with --allow-empty"))
+    }
+
     fn summary(self) -> DatasetSummary {
         DatasetSummary {
             counts: self.counts(),
@@ -346,6 +360,9 @@ async fn load_dataset(
         for (file, rejected) in waiting {
             rejects::insert(connection, ids[file], &dataset, &rejected).await?;
         }
+    }
+    if !options.allow_empty {
+        run.check_any_record().map_err(Failure::Run)?;
     }
     run.check_any_loadable()?;
     run.replaced = upsert::upsert(connection, &dataset).await?;
@@ -467,6 +484,11 @@ async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun
             let how = options.extraction(config, Dialect::Postgres);
             let mut extracted = extract(&run.dataset, run.inputs(), how, progress);
             receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;
+            if let Err(error) = run.check_any_record()
+                && !options.allow_empty
+            {
+                tracing::warn!("a load would fail: {error}");
+            }
             run.check_any_loadable()?;
             run.elapsed = started.elapsed();
         }

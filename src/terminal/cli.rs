@@ -144,6 +144,9 @@ pub struct LoadArgs {
     /// Fail, and load nothing, if more records are rejected: a number, or a percentage of those read as in 0.5%
     #[arg(long, value_name = "N|P%")]
     pub max_rejects: Option<MaxRejects>,
+    /// Empty the table of a dataset without `day` when its files hold no record; without this such a load fails
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Read and validate only; the database is not touched
     #[arg(long)]
     pub dry_run: bool,

@@ -11,6 +11,7 @@ on_both_stores!(
     the_delta_holds_the_latest_run,
     a_dataset_without_a_day_is_replaced_in_full,
     a_dataset_without_a_day_stays_when_nothing_can_be_loaded,
+    files_without_a_record_empty_a_table_only_when_told_to,
     a_table_with_rows_of_other_hands_keeps_them,
     several_datasets_are_loaded_together_or_not_at_all,
     a_row_that_the_database_refuses_fails_the_run,
@@ -150,6 +151,36 @@ fn a_dataset_without_a_day_stays_when_nothing_can_be_loaded(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines("SELECT organization_key FROM {raw.orgs}"), ["a"]);
     let dry = sandbox.run(["load", "--dataset", "orgs", "--dry-run"]).code(1);
     assert!(dry.stderr.contains("none of the 2 records"), "a dry run fails where the load would: {}", dry.stderr);
+}
+
+/// A file that was cut off before its first record, or that somebody is about to write, must not empty the table.
+fn files_without_a_record_empty_a_table_only_when_told_to(sandbox: &Sandbox) {
+    sandbox.write_orgs("x.json", r#"[{"organization_key":"a"},{"organization_key":"b"}]"#);
+    sandbox.write_events("x.json", event("a", "ada", "2024-05-01 10:00:00"));
+    sandbox.run(["load"]).ok();
+    for nothing in ["", " \n\t", "\u{feff}", "\u{feff} \n", "[]", "[ ]"] {
+        sandbox.write_orgs("x.json", nothing);
+        for (args, code) in [(&["load"][..], 1), (&["load", "--dry-run"], 0)] {
+            let outcome = sandbox.run(args.iter().copied()).code(code);
+            assert!(outcome.stderr.contains("orgs") && outcome.stderr.contains("--allow-empty"), "{nothing:?}: {}", outcome.stderr);
+        }
+        assert_eq!((sandbox.count("raw.orgs"), sandbox.count("raw.events")), (2, 1));
+        assert_eq!(sandbox.count("raw.loads"), 2, "nothing of the run is booked");
+    }
+    // Of a dataset with a day nothing is replaced by no record.
+    sandbox.write_events("x.json", "");
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    assert_eq!(sandbox.count("raw.events"), 1);
+
+    let summary = sandbox.run(["load", "--dataset", "orgs", "--allow-empty", "--format", "json"]).ok().json();
+    assert_eq!((&summary["datasets"][0]["read"], &summary["datasets"][0]["replaced"]), (&0.into(), &2.into()));
+    assert_eq!(sandbox.count("raw.orgs"), 0);
+    // Records of which none can be loaded are another matter.
+    sandbox.write_orgs("x.json", r#"[{"organization_key":"a"}]"#);
+    sandbox.run(["load", "--dataset", "orgs"]).ok();
+    sandbox.write_orgs("x.json", "[{}]");
+    sandbox.run(["load", "--dataset", "orgs", "--allow-empty"]).code(1);
+    assert_eq!(sandbox.count("raw.orgs"), 1);
 }
 
 fn a_table_with_rows_of_other_hands_keeps_them(sandbox: &Sandbox) {
