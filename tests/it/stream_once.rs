@@ -149,3 +149,13 @@ fn a_compressed_file_is_loaded_by_what_it_is_and_kept_as_it_was() {
     let processed = only_file(&sandbox.file("inbox/events/processed"), "-a.json");
     assert_eq!(fs::read(processed).expect("it was moved"), packed);
 }
+
+#[test]
+fn a_producer_with_nothing_to_publish_still_says_that_the_broker_is_away() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let run = ["--once", "--transport", "amqp", "--role", "producer", "--format", "json"];
+    // A privileged port: no server of another test can come to sit there.
+    let outcome = sandbox.pipeline(run).env("AMQP_URL", "amqp://guest:guest@127.0.0.1:1/%2f").run().code(4);
+    let message = outcome.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.contains("RabbitMQ"), "{message}");
+}

@@ -188,6 +188,11 @@ impl Connector {
         }
     }
 
+    /// Whether the broker ever let this process in.
+    pub fn was_connected(&self) -> bool {
+        self.ever_connected
+    }
+
     /// Something came through: whatever was wrong is over.
     pub fn progress(&mut self) {
         self.trouble = None;

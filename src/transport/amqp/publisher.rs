@@ -94,7 +94,9 @@ impl Publisher {
             connected = self.connector.connect() => return connected.map(Some),
             () = closed => {}
         }
-        if nothing_left && pieces.is_empty() {
+        // Who gives up says that the broker is away even if there was nothing for it: the next time there may be.
+        let must_connect = self.patience == Patience::GiveUp && !self.connector.was_connected();
+        if nothing_left && pieces.is_empty() && !must_connect {
             return Ok(None);
         }
         tokio::select! {
