@@ -85,7 +85,7 @@ impl Inbox {
             disk::write(&kept_name, &place.loading.join(names::unfinished(key)), name.as_bytes())?;
         }
         if let Err(e) = fs::rename(&candidate.path, &path) {
-            remove_if_there(&kept_name)?;
+            disk::remove_if_there(&kept_name)?;
             return if e.kind() == io::ErrorKind::NotFound && place.loading.is_dir() { Ok(None) } else { Err(e) };
         }
         place.unsynced.store(true, Ordering::Release);
@@ -242,8 +242,8 @@ impl Claim {
     /// Removes what is kept beside the claim. Before the file moves, so that nothing of it is left behind: from then on its
     /// shortened name will do.
     pub(super) fn remove_notes(&self) -> io::Result<()> {
-        remove_if_there(&self.held.place.loading.join(names::kept_name(self.key)))?;
-        remove_if_there(&self.crash_marks())
+        disk::remove_if_there(&self.held.place.loading.join(names::kept_name(self.key)))?;
+        disk::remove_if_there(&self.crash_marks())
     }
 }
 
@@ -274,11 +274,4 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 fn lock_at(path: &Path) -> io::Result<Option<File>> {
     let Some(file) = lock(path)? else { return Ok(None) };
     Ok(disk::is_at(&file, path)?.then_some(file))
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
 }

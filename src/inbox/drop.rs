@@ -25,7 +25,7 @@ pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path) -> Result<P
 
     let key = Uuid::now_v7();
     let dropped = dir.join(fresh_name(file.file_name().unwrap_or_default(), key));
-    disk::copy(&mut source, &dropped, &dir.join(names::unfinished(key))).cannot(format_args!(
+    disk::copy(&mut source, &dropped, &dir.join(names::unfinished(key)), || ()).cannot(format_args!(
         "copy {} to {}",
         file.display(),
         dropped.display()

@@ -89,7 +89,7 @@ impl Claim {
     fn move_to(&self, to: &Path) -> io::Result<()> {
         self.remove_notes()?;
         let unfinished = to.with_file_name(names::unfinished(self.key));
-        disk::move_file(&self.held.path, to, &unfinished)
+        disk::move_file(&self.held.path, to, &unfinished, || self.held.place.stage.progress())
     }
 
     fn processed_path(&self) -> PathBuf {

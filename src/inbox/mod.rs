@@ -40,6 +40,7 @@ pub use watch::{Event, Watcher};
 
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
+use crate::vitals::Stage;
 
 /// How much longer than `settle` a file must be still that somebody has open: its closing is an event of its own.
 const PATIENCE: u32 = 20;
@@ -61,6 +62,8 @@ struct Place {
     loading: PathBuf,
     processed: PathBuf,
     failed: PathBuf,
+    /// Makes progress while a file is copied to its place.
+    stage: Stage,
     /// A claim was made that a power failure could still undo.
     unsynced: AtomicBool,
 }
@@ -92,11 +95,11 @@ pub struct Stamp {
 
 impl Inbox {
     /// The inbox at `root` with a directory per dataset; those that are missing are made. `settle` is how long a file must be
-    /// still to count as complete where no event says that it is.
+    /// still to count as complete where no event says that it is. `stage` makes progress while a file is copied to its place.
     ///
     /// # Errors
     /// If a directory cannot be made.
-    pub fn open(root: &Path, datasets: &[Arc<Dataset>], settle: Duration) -> Result<Self> {
+    pub fn open(root: &Path, datasets: &[Arc<Dataset>], settle: Duration, stage: &Stage) -> Result<Self> {
         let root = std::path::absolute(root).cannot(format_args!("find {}", root.display()))?;
         let place = |dataset: &Arc<Dataset>| {
             let dir = root.join(&dataset.name);
@@ -105,6 +108,7 @@ impl Inbox {
                 loading: dir.join(".loading"),
                 processed: dir.join("processed"),
                 failed: dir.join("failed"),
+                stage: stage.clone(),
                 dir,
                 unsynced: AtomicBool::new(false),
             })
@@ -123,6 +127,22 @@ impl Inbox {
         for place in &self.places {
             for dir in [&place.loading, &place.processed, &place.failed] {
                 fs::create_dir_all(dir).cannot(format_args!("make {}", dir.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the unfinished files that dead processes left behind. It lists `processed/` and `failed/`, which may hold much.
+    ///
+    /// # Errors
+    /// If a directory cannot be listed.
+    pub fn sweep(&self) -> Result<()> {
+        for dir in self.places.iter().flat_map(|place| [&place.loading, &place.processed, &place.failed]) {
+            for entry in list(dir)?.into_iter().filter(|entry| names::is_unfinished(&entry.file_name())) {
+                let path = entry.path();
+                if disk::sweep(&path).cannot(format_args!("remove {}", path.display()))? {
+                    tracing::info!("removed {}, which a process that died had begun to write", path.display());
+                }
             }
         }
         Ok(())

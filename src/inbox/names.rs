@@ -98,6 +98,12 @@ pub fn unfinished(key: Uuid) -> String {
     format!(".{key}.part")
 }
 
+/// Whether [`unfinished`] made this name.
+pub fn is_unfinished(name: &OsStr) -> bool {
+    let key = name.as_bytes().strip_prefix(b".").and_then(|rest| rest.strip_suffix(b".part"));
+    key.is_some_and(|key| key.len() == uuid::fmt::Hyphenated::LENGTH && Uuid::try_parse_ascii(key).is_ok())
+}
+
 /// The path as text, from which it can be told again: a byte that is not UTF-8 becomes `\xNN`, and the backslash of a name that
 /// looks like this becomes `\x5c`. All other paths stay as they are.
 pub fn path_text(path: &Path) -> String {
@@ -184,6 +190,15 @@ mod tests {
         }
         for name in ["x", "x.json", "tmp", "part.json", "x.tmp.json", "x.PART"] {
             assert!(!is_ignored(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_made_for_a_load_is_unfinished() {
+        let key = Uuid::now_v7();
+        assert!(is_unfinished(OsStr::new(&unfinished(key))));
+        for other in [".x.part".to_owned(), format!("{key}.part"), format!(".{key}"), format!(".{}.part", key.simple())] {
+            assert!(!is_unfinished(OsStr::new(&other)), "{other}");
         }
     }
 

@@ -129,6 +129,7 @@ mod tests {
     use super::super::Place;
     use super::*;
     use crate::dataset::{Dataset, Model};
+    use crate::vitals::Vitals;
 
     const SETTLE: Duration = Duration::from_millis(250);
 
@@ -148,8 +149,8 @@ mod tests {
             menu: false,
         });
         let dir = || PathBuf::from("/inbox/events");
-        let place =
-            Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), unsynced: AtomicBool::new(false) };
+        let (stage, unsynced) = (Vitals::default().stage("intake"), AtomicBool::new(false));
+        let place = Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), stage, unsynced };
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(size);
         Candidate {
             path: dir().join(name),

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::dataset::Model;
+use crate::vitals::Vitals;
 
 /// Long enough that a test which waited for it would be noticed.
 const SETTLE: Duration = Duration::from_secs(3_600);
@@ -78,7 +79,7 @@ fn open_with(root: &Path, settle: Duration) -> Inbox {
         let (name, dir) = (name.to_owned(), PathBuf::from(name));
         Arc::new(Dataset { name, dir, columns: Vec::new(), key: Vec::new(), day: None, model: Model::default(), menu: false })
     };
-    Inbox::open(root, &[dataset("events"), dataset("orgs")], settle).unwrap()
+    Inbox::open(root, &[dataset("events"), dataset("orgs")], settle, &Vitals::default().stage("intake")).unwrap()
 }
 
 fn text(claim: &Claim) -> String {
@@ -117,7 +118,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("events"), "in the way").unwrap();
     let dataset = open(tempfile::tempdir().unwrap().path()).places[0].dataset.clone();
-    let error = Inbox::open(root.path(), &[dataset], SETTLE).unwrap_err();
+    let error = Inbox::open(root.path(), &[dataset], SETTLE, &Vitals::default().stage("intake")).unwrap_err();
     assert!(error.message().starts_with("cannot make ") && error.message().contains("/events/.loading: "), "{error}");
 }
 
@@ -493,6 +494,23 @@ fn a_copy_of_less_than_the_file_is_not_taken_for_it() {
     assert_eq!(text(&resumed[0]), "[1] [2]");
     sandbox.inbox.done(&resumed[0]).unwrap();
     sandbox.assert_only("processed", &claim, "[1] [2]");
+}
+
+#[test]
+fn only_what_nobody_is_at_work_on_is_swept() {
+    let sandbox = Sandbox::new();
+    let key = Uuid::now_v7();
+    let places = [".loading", "processed", "failed"];
+    let parts: Vec<PathBuf> = places.map(|place| sandbox.path(place).join(names::unfinished(key))).into();
+    let at_work: Vec<File> = parts.iter().map(|part| File::create(part).unwrap()).collect();
+    at_work.iter().for_each(|file| file.lock().unwrap());
+    fs::write(sandbox.path("processed/.x.part"), "").unwrap();
+    sandbox.inbox.sweep().unwrap();
+    assert!(parts.iter().all(|part| part.exists()));
+    drop(at_work);
+    sandbox.inbox.sweep().unwrap();
+    assert!(!parts.iter().any(|part| part.exists()));
+    assert_eq!(sandbox.names("processed"), [".x.part"]);
 }
 
 mod events {

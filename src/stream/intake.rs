@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
 use crate::retry::GIVE_UP_AFTER;
+use crate::vitals::Stage;
 
 /// How many files are claimed at a time. More gain nothing, and each is open.
 const MAX_CLAIMS: usize = 64;
@@ -63,6 +64,8 @@ impl Claims {
 /// What an intake works with.
 pub struct IntakeParts {
     pub inbox: Inbox,
+    /// Of this intake.
+    pub stage: Stage,
     pub claims: Claims,
     /// Gets the files.
     pub reader: Addr<Reader>,
@@ -73,6 +76,7 @@ pub struct IntakeParts {
 /// The actor.
 pub struct Intake {
     inbox: Arc<Inbox>,
+    stage: Stage,
     watcher: Option<Watcher>,
     /// What the watcher saw and nobody has looked at yet.
     seen: Arc<Mutex<Vec<Event>>>,
@@ -105,9 +109,10 @@ pub struct Intake {
 impl Intake {
     /// An intake that claims nothing yet.
     pub fn new(parts: IntakeParts, config: &Config, mode: Mode, faults: &Faults) -> Self {
-        let IntakeParts { inbox, claims, reader, tally } = parts;
+        let IntakeParts { inbox, stage, claims, reader, tally } = parts;
         Self {
             inbox: Arc::new(inbox),
+            stage,
             watcher: None,
             seen: Arc::default(),
             settling: Settling::new(config.stream.settle),
@@ -256,6 +261,7 @@ impl Intake {
         if !claim.is_read() || !self.moving.insert(finished.key) {
             return;
         }
+        self.stage.busy();
         let inbox = Arc::clone(&self.inbox);
         let moving = tokio::task::spawn_blocking(move || {
             let placed = match &finished.error {
@@ -275,6 +281,7 @@ impl Intake {
         self.moving.remove(&finished.key);
         match placed {
             Ok(Some(placed)) => {
+                self.stage.progress();
                 self.claims.with(|claims| claims.remove(&finished.key));
                 if placed.unread > 0 {
                     let path = placed.path.display();
@@ -297,6 +304,7 @@ impl Intake {
         }
         if self.unplaced.is_empty() && self.moving.is_empty() {
             self.unplaced_since = None;
+            self.stage.idle();
         }
         if self.moving.is_empty()
             && let Some(drained) = self.draining.take()
@@ -308,6 +316,7 @@ impl Intake {
     }
 
     fn mention_unplaced(&mut self, error: &Error) {
+        self.stage.waits_for(format!("a place for its files: {error}"));
         let now = Instant::now();
         let is_due = match &mut self.unplaced_since {
             None => {

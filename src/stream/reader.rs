@@ -18,6 +18,7 @@ use crate::record::split::{SplitError, Splitter};
 use crate::transport::Outlet;
 use crate::transport::budget::Budget;
 use crate::transport::piece::{Content, FileEnd, Load, Piece};
+use crate::vitals::Stage;
 
 /// The actor: takes files from the inbox.
 pub struct Reader {
@@ -34,6 +35,7 @@ pub struct FileReader {
     pub stop: Arc<AtomicBool>,
     /// As [`decompress`] takes it.
     pub zstd_window_mib: u32,
+    pub stage: Stage,
 }
 
 impl Reader {
@@ -46,7 +48,10 @@ impl Reader {
         let watch = faults.watch("reader's thread");
         let thread = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
             for claim in claimed {
-                if let Err(Stopped) = reader.read(&claim) {
+                reader.stage.busy();
+                let read = reader.read(&claim);
+                reader.stage.idle();
+                if let Err(Stopped) = read {
                     break;
                 }
             }
@@ -144,6 +149,7 @@ impl FileReader {
     fn end(&self, claim: &Claim, load: &Arc<Load>, end: FileEnd) -> Result<(), Stopped> {
         // Such an end decides at once what became of the file: what an earlier reading left in the ledger is no part of it.
         if end.error.is_some() || claim.is_read_again() {
+            self.stage.idle();
             self.budget.wait_until_all_is_free();
         }
         if self.stop.load(Ordering::Relaxed) {
@@ -157,8 +163,13 @@ impl FileReader {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Stopped);
         }
+        // While there is no room the stages behind have work.
+        self.stage.idle();
         let receipt = self.budget.take(bytes);
-        self.outlet.pass(Piece { load: Arc::clone(load), content, receipt }).map_err(|_| Stopped)
+        let passed = self.outlet.pass(Piece { load: Arc::clone(load), content, receipt });
+        self.stage.busy();
+        self.stage.progress();
+        passed.map_err(|_| Stopped)
     }
 }
 

@@ -147,8 +147,9 @@ impl Stages {
             // With both halves in this process and the broker in between, the writers count what is loaded.
             let tally = (!(topology.broker && topology.records)).then(|| tally.clone().recipient());
             let stop = Arc::new(AtomicBool::new(false));
-            let reader = FileReader { outlet, budget, stop, zstd_window_mib: config.zstd_window_mib };
-            Some(Files::start(context, reader, claims.clone(), tally, mode)?)
+            let (stage, zstd_window_mib) = (context.links.vitals.stage("reader"), config.zstd_window_mib);
+            let reader = FileReader { outlet, budget, stop, zstd_window_mib, stage };
+            Some(Files::start(context, reader, claims.clone(), tally, mode).await?)
         } else {
             None
         };
@@ -217,19 +218,22 @@ impl Stages {
 }
 
 impl Files {
-    fn start(
+    async fn start(
         context: &Context<'_>,
         reader: FileReader,
         claims: Claims,
         tally: Option<Recipient<LoadFinished>>,
         mode: Mode,
     ) -> Result<Self> {
-        let Context { config, faults, .. } = context;
-        let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle)?;
+        let Context { config, faults, links, .. } = context;
+        let stage = links.vitals.stage("intake");
+        let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle, &stage)?;
+        let swept = tokio::task::spawn_blocking(move || inbox.sweep().map(|()| inbox)).await;
+        let inbox = swept.map_err(|_| Error::failed("listing the inbox panicked"))??;
         let stop = Arc::clone(&reader.stop);
         let (reader, thread) = Reader::new(reader, faults).map_err(thread_error)?;
         let reader = reader.start();
-        let intake = Intake::new(IntakeParts { inbox, claims, reader: reader.clone(), tally }, config, mode, faults).start();
+        let intake = Intake::new(IntakeParts { inbox, stage, claims, reader: reader.clone(), tally }, config, mode, faults).start();
         Ok(Self { intake, reader, stop, thread: Some(thread) })
     }
 }

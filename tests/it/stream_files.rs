@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    Background, FaultyDisk, Outcome, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores, only_file,
-    wait_until,
+    Background, FaultyDisk, Invocation, Outcome, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores,
+    only_file, wait_until,
 };
 
 on_both_stores!(
@@ -134,7 +134,7 @@ fn a_file_that_was_changed_after_it_was_read_fails_and_keeps_the_ledger_right(sa
         // Grown at its front.
         event("0", "ada", "2024-05-01 10:00:00") + "\n" + &before,
         // Grown, but not only.
-        before.replace("\"a-2300\"", "\"x-2300\"") + &events_over_days("c", 1_000),
+        before.replace("\"a-2300\"", "\"x-2300\"") + &events_over_days("c", 100),
         String::new(),
     ];
     for (i, after) in changed.iter().enumerate() {
@@ -257,4 +257,48 @@ fn a_zstd_window_over_64_mib_is_refused_unless_a_setting_allows_it() {
     sandbox.drop_in("events", "128.zst", packed(27));
     sandbox.run_once().ok();
     sandbox.run(["load", "--dataset", "events"]).ok();
+}
+
+#[test]
+fn what_a_killed_process_left_unfinished_is_removed() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let key = "0190f3f4-0000-7000-8000-00000000000";
+    for place in [".loading", "processed", "failed"] {
+        sandbox.write(&format!("inbox/events/{place}/.{key}1.part"), "half of a file");
+    }
+    // Somebody else's.
+    sandbox.write("inbox/events/processed/.mine.part", "half of a file");
+    sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
+    sandbox.run_once().ok();
+    for (place, left) in [(".loading", 0), ("processed", 2), ("failed", 0)] {
+        assert_eq!(sandbox.names_in(&format!("events/{place}")).len(), left, "in {place}");
+    }
+}
+
+/// The inbox on a file system of one megabyte, in a mount namespace that goes with its processes.
+#[test]
+fn a_full_disk_leaves_nothing_unfinished_and_the_file_finds_its_place_when_there_is_room() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let script = "mkdir inbox && mount -t tmpfs -o size=1m tmpfs inbox || exit 77
+        mkdir -p inbox/events/.loading inbox/events/failed inbox/events/processed inbox/orgs/.loading inbox/orgs/failed inbox/orgs/processed
+        echo '[' > inbox/events/a.json
+        head -c 2m /dev/zero > inbox/full 2>full.txt
+        \"$0\" run --once > first.json; echo $? > first.code
+        ls -A inbox/events/.loading inbox/events/failed > first.files
+        rm inbox/full
+        \"$0\" run --once > second.json; echo $? > second.code
+        ls -A inbox/events/.loading inbox/events/failed > second.files";
+    let args = ["--mount", "--map-root-user", "sh", "-c", script, env!("CARGO_BIN_EXE_dataloader")];
+    let outcome = Invocation::new("unshare", sandbox.path()).args(args).run();
+    if outcome.code == Some(77) || outcome.stderr.contains("unshare: ") {
+        eprintln!("skipped: no small file system can be mounted here: {}", outcome.stderr);
+        return;
+    }
+    let read = |name: &str| fs::read_to_string(sandbox.file(name)).expect("the script wrote it");
+    assert_eq!(read("first.code"), "1\n", "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("No space left on device") && outcome.stderr.contains("cannot be moved"), "{}", outcome.stderr);
+    assert!(!read("first.files").contains(".part"), "{}", read("first.files"));
+    assert_eq!(read("second.code"), "3\n", "{}", outcome.stderr);
+    let files = read("second.files");
+    assert!(files.contains("-a.json\n") && files.contains("-a.json.error.json\n") && !files.contains(".part"), "{files}");
 }
