@@ -64,7 +64,7 @@ impl Chunk {
     pub fn digest_of_first(&self, records: usize) -> Digest {
         match &self.body {
             ChunkBody::Records { text, spans, .. } => {
-                let end = spans.iter().take(records).last().map_or(0, |span| span.end as usize);
+                let end = spans.iter().take(records).next_back().map_or(0, |span| span.end as usize);
                 XxHash3_128::oneshot(&text[..end]).to_be_bytes()
             }
             ChunkBody::Rejects(rejects) => {
