@@ -135,7 +135,7 @@ impl Batcher {
         }
         let is_writing = self.idle.len() < self.writers;
         let Some(since) = self.gatherer.since else {
-            if let (false, Some(drained)) = (is_writing, self.draining.take()) {
+            if !is_writing && let Some(drained) = self.draining.take() {
                 let _ = drained.send(());
             }
             return;
