@@ -17,6 +17,30 @@ pub struct LoadSummary {
     pub elapsed: Duration,
     #[serde(skip)]
     pub dry_run: bool,
+    /// What a signal kept the run from doing; not there if all was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left: Option<Left>,
+}
+
+/// What a run that was interrupted leaves to the next start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// Files that are claimed and not finished, and with `--once` those that were not claimed yet.
+    pub files: u64,
+    /// Messages that were delivered and not acknowledged.
+    pub messages: u64,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let count = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        match (self.files, self.messages) {
+            (0, 0) => f.write_str("messages in the queues, or days to model, perhaps"),
+            (files, 0) => f.write_str(&count(files, "file")),
+            (0, messages) => f.write_str(&count(messages, "message")),
+            (files, messages) => write!(f, "{} and {}", count(files, "file"), count(messages, "message")),
+        }
+    }
 }
 
 /// What became of a dataset's files.
@@ -78,7 +102,7 @@ impl LoadSummary {
             elapsed: Duration::ZERO,
             shown: Vec::new(),
         };
-        Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false }
+        Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false, left: None }
     }
 
     /// Adds a file that is over, so long after the start of the run.

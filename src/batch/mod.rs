@@ -125,6 +125,7 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         datasets: runs.into_iter().map(DatasetRun::summary).collect(),
         elapsed: started.elapsed(),
         dry_run: options.dry_run,
+        left: None,
     })
 }
 

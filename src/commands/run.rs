@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount};
 
-use super::{DONE, REJECTED};
+use super::{DONE, INTERRUPTED, REJECTED};
 use crate::config::Config;
 use crate::error::Result;
 use crate::stream::{self, RunOptions, Stats};
@@ -36,6 +36,9 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
             rejected => writeln!(out, "{} records of messages were rejected: `dataloader rejects list`", HumanCount(rejected)),
         }
     })?;
+    if loaded.left.is_some() {
+        return Ok(INTERRUPTED);
+    }
     Ok(if loaded.has_rejects() || loaded.has_failures() || in_messages > 0 { REJECTED } else { DONE })
 }
 

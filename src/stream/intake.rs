@@ -48,6 +48,11 @@ impl Claims {
         use_claims(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.with(|claims| claims.len())
+    }
+
     /// Notes, durably, that working on this load crashed the process: the first time only, as a process ends but once, even
     /// when several parsers meet what they cannot take.
     pub fn crashed(&self, key: Uuid) {

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::{Dialect, Indexes, schema};
-use crate::summary::LoadSummary;
+use crate::summary::{Left, LoadSummary};
 use crate::transport::Outlet;
 use crate::transport::amqp::consumer::{Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
@@ -86,6 +86,7 @@ pub struct Stages {
     consumer: Option<Consuming>,
     records: Option<Records>,
     tally: Addr<Tally>,
+    claims: Claims,
     /// Answers when the run is over by itself; never where it is not.
     pub idle: oneshot::Receiver<()>,
 }
@@ -114,6 +115,9 @@ struct Consuming {
     task: Task,
     phase: watch::Sender<Phase>,
 }
+
+/// The stage that has messages in hand.
+pub const CONSUMER: &str = "consumer";
 
 /// Pieces on their way to the publisher; the budget bounds their bytes.
 const PUBLISHER_QUEUE: usize = 16;
@@ -157,7 +161,7 @@ impl Stages {
             // Over the broker a file goes where it belongs as soon as it is published.
             let intake = files.as_ref().filter(|_| !topology.broker).map(|files| files.intake.clone().recipient());
             let finished = intake.unwrap_or_else(|| tally.clone().recipient());
-            Some(Records::start(context, parsers_out, finished, claims)?)
+            Some(Records::start(context, parsers_out, finished, claims.clone())?)
         } else {
             None
         };
@@ -170,15 +174,15 @@ impl Stages {
                 consumer = Some(Consuming::start(context, broker, topology, parsers_in, idle_in.take()));
             }
         }
-        Ok(Self { topology, files, publisher, consumer, records, tally, idle })
+        Ok(Self { topology, files, publisher, consumer, records, tally, claims, idle })
     }
 
-    /// Lets everything in flight reach the database or the broker, in the order of the data; returns what was loaded.
+    /// Lets everything in flight reach the database or the broker, in the order of the data.
     /// `interrupted`: a signal asks for the end, so that nothing more is taken.
     ///
     /// # Errors
     /// If a stage fails meanwhile.
-    pub async fn drain(mut self, interrupted: bool) -> Result<LoadSummary> {
+    pub async fn drain(&mut self, interrupted: bool) -> Result<()> {
         let gone = |_| Error::failed("a stage stopped while the run ended");
         // Borrowed: an actor without addresses stops, and whoever stops before the summary is there has failed.
         if let Some(Files { intake, reader, stop, thread }) = &mut self.files {
@@ -195,11 +199,11 @@ impl Stages {
                 },
             }
         }
-        if let Some(publisher) = self.publisher {
+        if let Some(publisher) = self.publisher.take() {
             // What was not confirmed stays claimed and is published again at the next start.
             publisher.await.unwrap_or(Ok(()))?;
         }
-        if let Some(Consuming { task, phase }) = self.consumer {
+        if let Some(Consuming { task, phase }) = self.consumer.take() {
             let empties = self.topology.end != End::Never && !interrupted;
             let _ = phase.send(if empties { Phase::UntilEmpty } else { Phase::Drain });
             task.await.map_err(|_| Error::failed("the consumer panicked"))??;
@@ -213,8 +217,47 @@ impl Stages {
         if let Some(Files { intake, .. }) = &self.files {
             intake.send(Finish).await.map_err(gone)?;
         }
-        self.tally.send(Summarize).await.map_err(gone)
+        Ok(())
     }
+
+    /// For questions while the stages drain, and after.
+    pub fn account(&self) -> Account {
+        Account { topology: self.topology, tally: self.tally.clone(), claims: self.claims.clone() }
+    }
+}
+
+/// What a run has done, and what it leaves.
+pub struct Account {
+    topology: Topology,
+    tally: Addr<Tally>,
+    claims: Claims,
+}
+
+impl Account {
+    /// What was loaded so far.
+    ///
+    /// # Errors
+    /// If the tally is gone.
+    pub async fn summary(&self) -> Result<LoadSummary> {
+        self.tally.send(Summarize).await.map_err(|_| Error::failed("a stage stopped while the run ended"))
+    }
+
+    /// What an interrupted run leaves to the next; `drained`: its stages have finished what they had.
+    pub fn left(&self, context: &Context<'_>, drained: bool) -> Option<Left> {
+        let once = self.topology.end != End::Never;
+        let unclaimed = if once && self.topology.files { unclaimed(context) } else { 0 };
+        let left = Left { files: (self.claims.count() + unclaimed) as u64, messages: context.links.vitals.in_hand(CONSUMER) };
+        // Whether the queues are empty only the consumer finds out, by itself.
+        let queues = self.topology.end == End::QueuesAreEmpty;
+        (left.files > 0 || left.messages > 0 || queues || !drained).then_some(left)
+    }
+}
+
+/// How many files wait in the inbox.
+fn unclaimed(context: &Context<'_>) -> usize {
+    let Context { config, links, .. } = context;
+    let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle, &links.vitals.stage("intake"));
+    inbox.and_then(|inbox| inbox.scan()).map_or(0, |files| files.len())
 }
 
 impl Files {

@@ -44,6 +44,9 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
     if summary.has_rejects() && !summary.dry_run {
         writeln!(out, "see them all with `dataloader rejects list`, get them for repair with `dataloader rejects export`")?;
     }
+    if let Some(left) = summary.left {
+        writeln!(out, "\ninterrupted; left for the next run: {left}")?;
+    }
     let read: u64 = summary.datasets.iter().map(|dataset| dataset.counts.read).sum();
     writeln!(out, "\n{}", pace(read, summary.elapsed))
 }

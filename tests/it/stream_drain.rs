@@ -10,8 +10,8 @@ use dataloader::store::Rows;
 use dataloader::stream::{self, RunOptions, parse_chunk};
 
 use crate::support::{
-    Invocation, Outcome, Sandbox, Signal, Store, events_over_days, many_events, on_both_stores, on_every_pipeline, only_file,
-    wait_until,
+    Background, Invocation, Outcome, Sandbox, Signal, Store, WriteLock, events_over_days, many_events, on_both_stores,
+    on_every_pipeline, only_file, wait_until,
 };
 
 on_every_pipeline!(an_idle_run_ends_by_either_signal, it_is_healthy_while_it_runs_and_not_after);
@@ -50,6 +50,51 @@ fn a_signal_finishes_what_is_in_flight_and_keeps_the_rest_claimed(sandbox: &Sand
     sandbox.run_once().ok();
     sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 60_000)]);
     assert_eq!(sandbox.count("raw.loads"), 1, "it is the same load");
+    sandbox.assert_settled();
+}
+
+/// `--once` on PostgreSQL, with one file that it has in work and cannot write, and the signal that interrupts it.
+fn once_in_work(sandbox: &Sandbox, contents: &str) -> (Background, WriteLock) {
+    sandbox.run(["migrate"]).ok();
+    sandbox.drop_in("events", "a.jsonl", contents);
+    let lock = sandbox.hold_writers();
+    let mut once = sandbox.pipeline(["--once", "--format", "json"]).spawn();
+    let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader' AND \
+                   wait_event_type = 'Lock'";
+    wait_until("it writes", || !sandbox.lines(waiting).is_empty());
+    once.signal(Signal::Terminate);
+    once.wait_for_stderr("finishing what is in flight");
+    (once, lock)
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn an_interrupted_once_says_what_is_left_and_exits_130() {
+    let sandbox = Sandbox::new(Store::Postgres);
+    // More than is read ahead.
+    let contents = events_over_days("a", 60_000);
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("{defaults}\n[stream]\nin_flight_bytes = 16_777_216\n"));
+    let (once, lock) = once_in_work(&sandbox, &contents);
+    sandbox.drop_in("events", "b.jsonl", many_events(3, "ada"));
+    drop(lock);
+    let summary = once.wait().code(130).json();
+    assert_eq!(summary["left"], serde_json::json!({"files": 2, "messages": 0}), "{summary}");
+    sandbox.assert_conserved();
+    let summary = sandbox.run_once().ok().json();
+    assert_eq!(summary.get("left"), None, "{summary}");
+    assert_eq!(sandbox.count("raw.events"), 60_003);
+    sandbox.assert_settled();
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn an_interrupted_once_that_finishes_everything_ends_as_usual() {
+    let sandbox = Sandbox::new(Store::Postgres);
+    let (once, lock) = once_in_work(&sandbox, &(many_events(3, "ada") + "{}"));
+    drop(lock);
+    let summary = once.wait().code(3).json();
+    assert_eq!((&summary["datasets"][0]["loaded"], summary.get("left")), (&3.into(), None), "{summary}");
     sandbox.assert_settled();
 }
 

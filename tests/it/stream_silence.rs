@@ -143,6 +143,33 @@ fn a_server_process_that_hangs_in_a_transaction_does_not_double_or_lose_it() {
 
 #[test]
 #[ignore = "needs PostgreSQL: ./run.sh test"]
+fn a_signal_ends_a_run_whose_database_does_not_answer_and_the_next_start_goes_on() {
+    let (sandbox, proxy) = sandbox_behind_a_proxy();
+    let pipeline = start_through(&sandbox, &proxy);
+    wait_until_healthy(&sandbox);
+    proxy.hold();
+    for name in ["a.jsonl", "b.jsonl"] {
+        sandbox.drop_in("events", name, events_over_days(name, 10));
+    }
+    wait_until("the files are claimed", || sandbox.names_in("events").is_empty());
+    let started = Instant::now();
+    pipeline.signal(Signal::Terminate);
+    let outcome = pipeline.wait().ok();
+    assert!(started.elapsed() < Duration::from_secs(2) + SLACK, "{:?}", started.elapsed());
+    let last = outcome.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("nothing has moved") && last.contains("2 files"), "the last line says what is left:\n{}", outcome.stderr);
+
+    let once = run_through(&sandbox, &proxy, ["run", "--once"]).spawn();
+    let outcome = once.wait().code(4);
+    assert!(outcome.stderr.contains("no answer"), "{}", outcome.stderr);
+    proxy.release();
+    run_through(&sandbox, &proxy, ["run", "--once"]).run().ok();
+    assert_eq!((sandbox.count("raw.events"), sandbox.finished("events")), (20, 2));
+    sandbox.assert_settled();
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
 fn a_second_signal_ends_at_once_whatever_does_not_answer() {
     let (sandbox, proxy) = sandbox_behind_a_proxy();
     // A drain that would last.

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use database::{Cell, Store};
 pub use disk::FaultyDisk;
 pub use fifo::Fifo;
+pub use lock::WriteLock;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
 pub use queues::{Message, Transport};
