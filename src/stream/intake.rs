@@ -16,7 +16,7 @@ use super::faults::{Faults, StageWatch};
 use super::protocol::{LoadFinished, ReadFile};
 use super::reader::Reader;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io_text};
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
 use crate::retry::GIVE_UP_AFTER;
 use crate::vitals::Stage;
@@ -96,8 +96,8 @@ pub struct Intake {
     moving: HashSet<Uuid>,
     /// Those whose files could not be put there yet.
     unplaced: Vec<LoadFinished>,
-    /// Since when that has been so, and when it was last mentioned.
-    unplaced_since: Option<(Instant, Instant)>,
+    /// Why.
+    obstacle: Option<Obstacle>,
     /// Told when no file is on its way any more.
     draining: Option<oneshot::Sender<()>>,
     reader: Addr<Reader>,
@@ -127,7 +127,7 @@ impl Intake {
             claims,
             moving: HashSet::new(),
             unplaced: Vec::new(),
-            unplaced_since: None,
+            obstacle: None,
             draining: None,
             reader,
             tally,
@@ -247,14 +247,13 @@ impl Intake {
         {
             let _ = done.send(());
         }
-        if let Some((since, _)) = self.unplaced_since
+        if let Some(obstacle) = &self.obstacle
             && is_read
             && claimed == self.unplaced.len()
-            && since.elapsed() > GIVE_UP_AFTER
+            && obstacle.since.elapsed() > GIVE_UP_AFTER
         {
-            let files = self.unplaced.len();
-            let error = Error::failed(format!("{files} files are loaded, but cannot be moved out of .loading/ (the log says why)"));
-            self.faults.report(error.hint("make their place writable; the next start moves them, and loads nothing twice"));
+            let error = Error::failed(format!("{claimed} files cannot be moved out of .loading/: {}", obstacle.error));
+            self.faults.report(error.hint("make room or give the right; the next start moves them and loads nothing twice"));
         }
     }
 
@@ -268,18 +267,24 @@ impl Intake {
         }
         self.stage.busy();
         let inbox = Arc::clone(&self.inbox);
-        let moving = tokio::task::spawn_blocking(move || {
+        let (moved_in, moved) = oneshot::channel();
+        let move_file = move || {
             let placed = match &finished.error {
                 None => inbox.done(&claim),
                 Some(error) => inbox.failed(&claim, error).map(Some),
             };
-            (claim, finished, placed)
-        });
-        let moving = moving.into_actor(self).map(|moved, intake, ctx| match moved {
+            // After the end of the run nobody listens.
+            drop(moved_in.send((claim, finished, placed)));
+        };
+        // Not on the runtime, which would not end before a disk that does not answer.
+        if let Err(error) = std::thread::Builder::new().name("mover".to_owned()).spawn(move_file) {
+            self.faults.report(Error::failed(format!("cannot start a thread: {}", io_text(&error))));
+        }
+        let moved = moved.into_actor(self).map(|moved, intake, ctx| match moved {
             Ok((claim, finished, placed)) => intake.placed(claim, finished, placed, ctx),
             Err(_) => intake.faults.report(Error::failed("moving a file panicked")),
         });
-        ctx.spawn(moving);
+        ctx.spawn(moved);
     }
 
     fn placed(&mut self, claim: Claim, finished: LoadFinished, placed: Result<Option<Placed>>, ctx: &mut Context<Self>) {
@@ -308,7 +313,7 @@ impl Intake {
             }
         }
         if self.unplaced.is_empty() && self.moving.is_empty() {
-            self.unplaced_since = None;
+            self.obstacle = None;
             self.stage.idle();
         }
         if self.moving.is_empty()
@@ -323,23 +328,21 @@ impl Intake {
     fn mention_unplaced(&mut self, error: &Error) {
         self.stage.waits_for(format!("a place for its files: {error}"));
         let now = Instant::now();
-        let is_due = match &mut self.unplaced_since {
-            None => {
-                self.unplaced_since = Some((now, now));
-                true
-            }
-            Some((_, mentioned)) => {
-                let is_due = mentioned.elapsed() > MENTION_EVERY;
-                if is_due {
-                    *mentioned = now;
-                }
-                is_due
-            }
-        };
-        if is_due {
-            tracing::warn!("{error}; its records are loaded, the move is tried again");
+        let obstacle = self.obstacle.get_or_insert_with(|| Obstacle { since: now, mentioned: None, error: String::new() });
+        obstacle.error = error.to_string();
+        if obstacle.mentioned.is_none_or(|mentioned| mentioned.elapsed() > MENTION_EVERY) {
+            obstacle.mentioned = Some(now);
+            tracing::warn!("{error}; what it holds is loaded, and the move is tried again");
         }
     }
+}
+
+/// Why files cannot be put in their place.
+struct Obstacle {
+    since: Instant,
+    /// When the log said so.
+    mentioned: Option<Instant>,
+    error: String,
 }
 
 impl Actor for Intake {
