@@ -1,9 +1,10 @@
 //! `dataloader rejects`: what could not be loaded; listed, exported for repair, tried again.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
+use indicatif::HumanCount;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
@@ -20,10 +21,10 @@ use crate::store::append::append_accepted;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days};
-use crate::store::rejects::{Cursor, OpenReject, delete, page};
+use crate::store::rejects::{Cursor, OpenReject, Records, delete, page};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
 use crate::terminal::cli::{RejectsAction, RejectsArgs};
-use crate::terminal::output::Output;
+use crate::terminal::output::{Format, Output, Printer};
 use crate::terminal::table::{Align, Table};
 use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::dead_letters::{self, DeadLetterEntry};
@@ -53,6 +54,7 @@ const PAGE: u32 = 100;
 async fn for_each_page(
     config: &Config,
     datasets: &[Arc<Dataset>],
+    records: Records,
     mut take: impl FnMut(Vec<OpenReject>) -> io::Result<()>,
 ) -> Result<()> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
@@ -60,7 +62,7 @@ async fn for_each_page(
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let mut after: Cursor = (0, 0);
     loop {
-        let rejects = page(&mut connection, &names, after, PAGE).await.map_err(|error| database.explain(error))?;
+        let rejects = page(&mut connection, &names, records, after, PAGE).await.map_err(|error| database.explain(error))?;
         let Some(last) = rejects.last() else { break };
         after = (last.load_id, last.ordinal);
         match take(rejects) {
@@ -74,56 +76,119 @@ async fn for_each_page(
     Ok(())
 }
 
-/// Lists the open rejects.
+/// Lists the open rejects, in constant memory however many there are.
 ///
 /// # Errors
-/// If the database fails.
+/// If the database or the broker fails, or standard output cannot be written.
 pub async fn list(config: &Config, datasets: &[Arc<Dataset>], output: Output) -> Result<()> {
-    let mut rejects = Vec::new();
-    for_each_page(config, datasets, |page| {
-        // Only where and why: the records themselves are for `export`.
-        rejects.extend(page.into_iter().map(|reject| OpenReject { record: Vec::new(), ..reject }));
+    match output.format() {
+        Format::Json => list_for_programs(config, datasets).await,
+        Format::Text => list_for_people(config, datasets).await,
+    }
+}
+
+/// One JSON object, written page by page.
+async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
+    let mut out = Printer::start();
+    out.print(|out| write!(out, "{{\"rejects\":["))?;
+    let mut separator = "";
+    for_each_page(config, datasets, Records::Without, |page| {
+        out.write(|out| {
+            for reject in &page {
+                write!(out, "{separator}")?;
+                serde_json::to_writer(&mut *out, reject)?;
+                separator = ",";
+            }
+            Ok(())
+        })
+    })
+    .await?;
+    let dead_letters = dead_letters_of(config, datasets).await?;
+    out.print(|out| {
+        write!(out, "],\"dead_letters\":")?;
+        serde_json::to_writer(&mut *out, &dead_letters)?;
+        writeln!(out, "}}")
+    })
+}
+
+/// A table: on a terminal of the first page, else of all. Its columns are as wide as their widest value, so more than a page is
+/// read twice: measured, then written.
+async fn list_for_people(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
+    let mut first = Vec::new();
+    let (mut count, mut widths) = (0, Vec::new());
+    for_each_page(config, datasets, Records::Without, |page| {
+        count += page.len();
+        widths = widest(&widths, &reject_table(&page).widths());
+        if first.is_empty() {
+            first = page;
+        }
         Ok(())
     })
     .await?;
-    let dead_letters = match dead_letter_queue(config)? {
+    let mut out = Printer::start();
+    if count == 0 {
+        out.print(|out| writeln!(out, "no open rejects"))?;
+    } else if count == first.len() || io::stdout().is_terminal() {
+        out.print(|out| writeln!(out, "{}", reject_table(&first)))?;
+        let more = count - first.len();
+        if more > 0 {
+            let more = HumanCount(more as u64);
+            out.print(|out| writeln!(out, "and {more} more: `dataloader rejects list | less` shows all"))?;
+        }
+    } else {
+        let mut is_first = true;
+        for_each_page(config, datasets, Records::Without, |page| {
+            let mut part = reject_table(&page);
+            part.widen(&widths);
+            let text = if std::mem::take(&mut is_first) { part.to_string() } else { part.without_header() };
+            out.write(|out| writeln!(out, "{text}"))
+        })
+        .await?;
+    }
+    let dead_letters = dead_letters_of(config, datasets).await?;
+    out.print(|out| write_dead_letters(out, &dead_letters))
+}
+
+fn widest(a: &[u16], b: &[u16]) -> Vec<u16> {
+    (0..a.len().max(b.len())).map(|i| a.get(i).max(b.get(i)).copied().unwrap_or_default()).collect()
+}
+
+fn reject_table(rejects: &[OpenReject]) -> Table {
+    let columns = [
+        ("load", Align::Right),
+        ("dataset", Align::Left),
+        ("record", Align::Right),
+        ("byte", Align::Right),
+        ("reason", Align::Left),
+        ("detail", Align::Left),
+        ("source", Align::Left),
+    ];
+    let mut table = Table::new(&columns);
+    for reject in rejects {
+        table.row([
+            reject.load_id.to_string(),
+            reject.dataset.clone(),
+            reject.ordinal.to_string(),
+            reject.byte_offset.to_string(),
+            reject.reason.clone(),
+            reject.detail.clone(),
+            reject.source.clone(),
+        ]);
+    }
+    table
+}
+
+/// The messages that were set aside of these datasets; none without RabbitMQ.
+async fn dead_letters_of(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<DeadLetterEntry>> {
+    let mut letters = match dead_letter_queue(config)? {
         Some((broker, topology)) => dead_letters::list(&broker, &topology).await?,
         None => Vec::new(),
     };
-    let is_named = |letter: &DeadLetterEntry| match &letter.dataset {
+    letters.retain(|letter| match &letter.dataset {
         Some(name) => datasets.iter().any(|dataset| dataset.name == *name),
         None => datasets.len() == config.datasets.len(),
-    };
-    let dead_letters: Vec<DeadLetterEntry> = dead_letters.into_iter().filter(is_named).collect();
-    output.result(&serde_json::json!({ "rejects": rejects, "dead_letters": dead_letters }), |out| {
-        if rejects.is_empty() {
-            writeln!(out, "no open rejects")?;
-            return write_dead_letters(out, &dead_letters);
-        }
-        let columns = [
-            ("load", Align::Right),
-            ("dataset", Align::Left),
-            ("record", Align::Right),
-            ("byte", Align::Right),
-            ("reason", Align::Left),
-            ("detail", Align::Left),
-            ("source", Align::Left),
-        ];
-        let mut table = Table::new(&columns);
-        for reject in &rejects {
-            table.row([
-                reject.load_id.to_string(),
-                reject.dataset.clone(),
-                reject.ordinal.to_string(),
-                reject.byte_offset.to_string(),
-                reject.reason.clone(),
-                reject.detail.clone(),
-                reject.source.clone(),
-            ]);
-        }
-        writeln!(out, "{table}")?;
-        write_dead_letters(out, &dead_letters)
-    })
+    });
+    Ok(letters)
 }
 
 /// Where the messages are that could not be decoded; none without RabbitMQ.
@@ -168,7 +233,7 @@ fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::R
 /// # Errors
 /// If the database fails or standard output cannot be written.
 pub async fn export(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
-    for_each_page(config, datasets, |page| {
+    for_each_page(config, datasets, Records::With, |page| {
         let mut out = io::stdout().lock();
         for reject in page {
             out.write_all(&one_line(&reject.record))?;
@@ -249,7 +314,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
     let mut load_id = None;
     let (mut counts, mut days, mut lines) = (Counts::default(), BTreeSet::new(), Vec::new());
     loop {
-        let mut rejects = page(connection, &names, after, PAGE).await?;
+        let mut rejects = page(connection, &names, Records::With, after, PAGE).await?;
         let Some(last) = rejects.last() else { break };
         after = (last.load_id, last.ordinal);
         // Of a record that was too large only the beginning is there.

@@ -60,11 +60,24 @@ pub struct OpenReject {
 /// Where a page of rejects begins: behind this load and ordinal.
 pub type Cursor = (i64, i64);
 
+/// Whether the records themselves are read, or only where they are and what is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    With,
+    Without,
+}
+
 /// A page of the open rejects of the named datasets (of all without names), in the order of load and ordinal.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn page(connection: &mut Connection, datasets: &[String], after: Cursor, limit: u32) -> StoreResult<Vec<OpenReject>> {
+pub async fn page(
+    connection: &mut Connection,
+    datasets: &[String],
+    records: Records,
+    after: Cursor,
+    limit: u32,
+) -> StoreResult<Vec<OpenReject>> {
     let dialect = connection.dialect();
     let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
     let mut args = vec![Arg::Int(Some(after.0)), Arg::Int(Some(after.1))];
@@ -74,8 +87,12 @@ pub async fn page(connection: &mut Connection, datasets: &[String], after: Curso
         filter = format!(" and r.dataset in ({})", places.join(", "));
         args.extend(datasets.iter().map(|name| Arg::Text(Some(name))));
     }
+    let record = match records {
+        Records::With => "r.record",
+        Records::Without => "null",
+    };
     let sql = format!(
-        "select r.load_id, r.dataset, l.source, r.ordinal, r.byte_offset, r.reason, r.detail, r.record \
+        "select r.load_id, r.dataset, l.source, r.ordinal, r.byte_offset, r.reason, r.detail, {record} \
          from {rejects} r join {loads} l on l.id = r.load_id \
          where (r.load_id, r.ordinal) > ($1, $2){filter} order by r.load_id, r.ordinal limit {limit}"
     );

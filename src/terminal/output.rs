@@ -85,6 +85,43 @@ pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()
     stream_to(io::stdout().lock(), write)
 }
 
+/// Standard output, for a result that is written in parts.
+pub struct Printer {
+    out: BufWriter<io::Stdout>,
+    is_closed: bool,
+}
+
+impl Printer {
+    /// Nothing is written yet.
+    pub fn start() -> Self {
+        Self { out: BufWriter::with_capacity(64 * 1024, io::stdout()), is_closed: false }
+    }
+
+    /// Writes a part.
+    ///
+    /// # Errors
+    /// If it cannot be written: a reader that has seen enough is such an error as well, after which there is nothing to go on for.
+    pub fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        if self.is_closed {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        write(&mut self.out).and_then(|()| self.out.flush()).inspect_err(|_| self.is_closed = true)
+    }
+
+    /// Writes a part; does nothing once the reader has seen enough.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn print(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        match self.write(write) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                Err(Error::failed(format!("cannot write to standard output: {}", io_text(&error))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 fn stream_to(sink: impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let mut out = BufWriter::with_capacity(64 * 1024, sink);
     match write(&mut out).and_then(|()| out.flush()) {

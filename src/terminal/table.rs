@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use comfy_table::{CellAlignment, ContentArrangement, ContentLineStyle, LineStyle, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, ContentLineStyle, LineStyle, TableStyle, Width};
 
 /// On which side a column's values stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,27 @@ impl Table {
     }
 }
 
+impl Table {
+    /// How wide the columns' contents are.
+    pub fn widths(&self) -> Vec<u16> {
+        self.0.column_max_content_widths()
+    }
+
+    /// Makes the columns at least so wide: for a table that is written in parts.
+    pub fn widen(&mut self, widths: &[u16]) {
+        for (column, width) in self.0.column_iter_mut().zip(widths) {
+            let padding = column.padding_width();
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + padding)));
+        }
+    }
+
+    /// The rows alone, for the parts after the first.
+    pub fn without_header(&self) -> String {
+        const HEADER_LINES: usize = 2;
+        self.to_string().lines().skip(HEADER_LINES).collect::<Vec<_>>().join("\n")
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, line) in self.0.lines().enumerate() {
@@ -72,5 +93,21 @@ mod tests {
         assert!(lines[0].starts_with("name"), "{table}");
         assert!(lines[2].starts_with("a\\tb\\nc") && lines[2].ends_with(" 7"), "{table}");
         assert!(lines[3].starts_with("Zoë") && lines[3].ends_with("1,234"), "{table}");
+    }
+
+    #[test]
+    fn parts_of_a_table_are_aligned_like_the_whole() {
+        let table = |rows: &[[&str; 2]]| {
+            let mut table = Table::new(&[("name", Align::Left), ("total", Align::Right)]);
+            rows.iter().for_each(|row| table.row(*row));
+            table
+        };
+        let (first, second) = (["a", "1"], ["something longer", "1,000,000"]);
+        let whole = table(&[first, second]);
+        let [mut before, mut after] = [table(&[first]), table(&[second])];
+        for part in [&mut before, &mut after] {
+            part.widen(&whole.widths());
+        }
+        assert_eq!(format!("{before}\n{}", after.without_header()), whole.to_string());
     }
 }

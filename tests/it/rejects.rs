@@ -1,6 +1,6 @@
 //! Records that could not be loaded: kept whole, listed, exported, tried again, superseded.
 
-use crate::support::{Sandbox, array, event, on_both_stores};
+use crate::support::{Invocation, Sandbox, Store, array, event, on_both_stores, wait_until};
 
 on_both_stores!(
     every_reason_is_told_and_every_byte_kept,
@@ -11,6 +11,7 @@ on_both_stores!(
     standard_input_supersedes_nothing,
     a_failed_run_keeps_earlier_rejects,
     very_many_rejects_are_kept,
+    very_many_rejects_are_listed_in_constant_memory,
 );
 
 const TYPED: &str = r#"
@@ -166,4 +167,56 @@ fn very_many_rejects_are_kept(sandbox: &Sandbox) {
     assert_eq!((sandbox.count("raw.events"), sandbox.count("raw.events_delta")), (1, 1));
     let replay = sandbox.run(["rejects", "replay", "--format", "json"]).ok().json();
     assert_eq!(replay["datasets"][0]["rejected"], 6000);
+}
+
+/// A table with so many rejects, all of one load.
+fn with_rejects(sandbox: &Sandbox, count: u64) {
+    sandbox.write_events("x.json", "{}");
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    let numbers = match sandbox.store() {
+        Store::Postgres => format!("SELECT n FROM generate_series(2, {count}) n"),
+        Store::Sqlite => {
+            format!("WITH RECURSIVE s(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) SELECT n FROM s")
+        }
+    };
+    let (detail, rejects) = ("x".repeat(200), sandbox.table("raw.rejects"));
+    sandbox.execute(&format!(
+        "INSERT INTO {rejects} (load_id, dataset, ordinal, byte_offset, reason, detail, record) \
+         SELECT r.load_id, r.dataset, n, n * 3, 'type_mismatch', '{detail}', r.record FROM {rejects} r, ({numbers}) s"
+    ));
+}
+
+fn very_many_rejects_are_listed_in_constant_memory(sandbox: &Sandbox) {
+    const REJECTS: u64 = 100_000;
+    /// What the program takes with a page of them is far below, what it takes with all of them far above.
+    const MOST_KB: u64 = 64_000;
+    with_rejects(sandbox, REJECTS);
+    for format in ["text", "json"] {
+        let mut list = sandbox.spawn(["rejects", "list", "--format", format]);
+        let mut peak = 0;
+        wait_until("all are listed", || {
+            peak = peak.max(Sandbox::peak_memory(&list).unwrap_or_default());
+            !list.is_running()
+        });
+        let listed = list.wait().ok();
+        println!("{format}: {peak} kB at most");
+        assert!((1..MOST_KB).contains(&peak), "{format}: {peak} kB");
+        if format == "json" {
+            assert_eq!(listed.json()["rejects"].as_array().map(|rejects| rejects.len() as u64), Some(REJECTS));
+        } else {
+            assert_eq!(listed.stdout.lines().count() as u64, REJECTS + 2, "a header, a rule, and a line each");
+            let widths: std::collections::BTreeSet<usize> = listed.stdout.lines().skip(3).map(str::len).collect();
+            assert_eq!(widths.len(), 1, "the columns of all parts are aligned: {widths:?}");
+        }
+    }
+}
+
+#[test]
+fn a_terminal_shows_the_first_rejects_and_how_many_more_there_are() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    with_rejects(&sandbox, 1_234);
+    let list = format!("{} rejects list", env!("CARGO_BIN_EXE_dataloader"));
+    let shown = Invocation::new("script", sandbox.path()).args(["-qec", &list, "/dev/null"]).run().ok().stdout;
+    assert_eq!(shown.matches("type_mismatch").count(), 99, "{shown}");
+    assert!(shown.contains("and 1,134 more"), "{shown}");
 }
