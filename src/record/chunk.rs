@@ -115,3 +115,59 @@ impl Chunk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::split::Splitter;
+    use super::*;
+
+    fn only_chunk(text: &str) -> Chunk {
+        let mut splitter = Splitter::new(text.as_bytes());
+        let chunk = splitter.next_chunk().unwrap().unwrap();
+        assert!(splitter.next_chunk().unwrap().is_none());
+        chunk
+    }
+
+    fn records(chunk: &Chunk) -> Vec<(u64, u64, Vec<u8>)> {
+        let ChunkBody::Records { text, spans, .. } = &chunk.body else { panic!("these are records") };
+        let place = |span: &Range<u32>| {
+            (chunk.first_byte_offset + u64::from(span.start), text[span.start as usize..span.end as usize].to_vec())
+        };
+        (chunk.first_ordinal..).zip(spans).map(|(ordinal, span)| (ordinal, place(span).0, place(span).1)).collect()
+    }
+
+    #[test]
+    fn the_digest_of_the_first_records_is_that_of_a_file_which_ends_behind_them() {
+        let whole = only_chunk("{\"a\":1}\n {\"a\":22}\n\n{\"a\":333}\n");
+        for (known, text) in [(1, "{\"a\":1}"), (2, "{\"a\":1}\n {\"a\":22}\n"), (3, "{\"a\":1}\n {\"a\":22}\n\n{\"a\":333}  ")] {
+            assert_eq!(whole.digest_of_first(known), only_chunk(text).digest(), "{text}");
+        }
+        assert_ne!(whole.digest(), only_chunk("{\"a\":1}\n {\"a\":22}\n\n{\"a\":334}\n").digest());
+        // An array's comma is not a line end, wherever records begin.
+        assert_ne!(only_chunk("[{},{}]").digest(), only_chunk("[{},[]]").digest());
+    }
+
+    #[test]
+    fn what_is_behind_some_records_are_the_others_in_their_places() {
+        for text in ["{\"a\":1}\n {\"a\":22}\n\n{\"a\":333}\n", "[{\"a\":1}, {\"a\":22} ,{\"a\":333}]"] {
+            let whole = only_chunk(text);
+            for known in 0..=3 {
+                assert_eq!(records(&whole.behind(known)), records(&whole)[known..]);
+            }
+        }
+    }
+
+    #[test]
+    fn rejects_are_told_by_their_bytes_and_places() {
+        let chunk = |text: &str| {
+            let chunk = only_chunk(text);
+            assert!(matches!(chunk.body, ChunkBody::Rejects(_)));
+            chunk
+        };
+        let (one, two, shifted) = (chunk("[,]"), chunk("[,,]"), chunk("[ ,]"));
+        assert_eq!(two.digest_of_first(1), one.digest_of_first(1));
+        assert_ne!(one.digest(), shifted.digest());
+        assert_eq!(one.behind(1).records(), 1);
+        assert_eq!(one.behind(1).first_ordinal, 2);
+    }
+}

@@ -21,6 +21,7 @@ on_every_pipeline!(
 on_both_stores!(
     an_end_that_an_earlier_reading_left_does_not_close_the_load,
     a_file_that_was_changed_after_it_was_read_fails_and_keeps_the_ledger_right,
+    a_file_that_was_replaced_after_a_part_of_it_was_loaded_adds_nothing,
     a_chunk_line_without_a_digest_is_compared_by_its_place_and_count,
     a_file_that_grows_while_its_rows_wait_for_their_commit_is_read_to_its_end,
 );
@@ -89,25 +90,42 @@ fn a_read_error_and_a_kill_lose_no_record(sandbox: &Sandbox) {
     sandbox.assert_settled();
 }
 
-/// As an earlier version left it behind after a read error: an end that counts records which nobody had passed on.
-fn an_end_that_an_earlier_reading_left_does_not_close_the_load(sandbox: &Sandbox) {
-    let contents = events_over_days("a", 10_000);
-    sandbox.drop_in("events", "a.jsonl", &contents);
+/// Loads the file, then leaves no more of it than its first chunks, as a killed process would.
+fn load_in_part(sandbox: &Sandbox, contents: &str, chunks: usize) -> PathBuf {
+    sandbox.drop_in("events", "a.jsonl", contents);
     sandbox.run_once().ok();
-    let (batches, events) = (sandbox.table("raw.batches"), sandbox.table("raw.events"));
-    sandbox.execute(&format!("DELETE FROM {batches} WHERE seq >= 3"));
-    let removed = "SELECT id FROM {raw.events} ORDER BY cast(substr(id, 3) AS bigint) LIMIT 3000";
-    sandbox.execute(&format!("DELETE FROM {events} WHERE id NOT IN ({})", removed.replace("{raw.events}", &events)));
-    sandbox.execute(
-        "UPDATE {raw.loads} SET status = 'loading', records_read = 3456, rows_loaded = 3000, bytes = 1, finished_at = NULL, \
-         error = 'cannot read the file'",
-    );
+    let (batches, events, records) = (sandbox.table("raw.batches"), sandbox.table("raw.events"), chunks * 1_000);
+    sandbox.execute(&format!("DELETE FROM {batches} WHERE seq >= {chunks}"));
+    sandbox.execute(&format!("DELETE FROM {events} WHERE cast(substr(id, 3) AS bigint) > {records}"));
+    sandbox.execute(&format!(
+        "UPDATE {} SET status = 'loading', records_read = 0, rows_loaded = {records}, bytes = NULL, finished_at = NULL",
+        sandbox.table("raw.loads")
+    ));
     let processed = only_file(&sandbox.file("inbox/events/processed"), "-a.jsonl");
     let claimed = sandbox.file("inbox/events/.loading").join(processed.file_name().expect("it has a name"));
     fs::rename(&processed, &claimed).expect("the inbox is writable");
     sandbox.run(["model", "--full"]).ok();
+    claimed
+}
+
+/// As an earlier version left it behind after a read error: an end that counts records which nobody had passed on.
+fn an_end_that_an_earlier_reading_left_does_not_close_the_load(sandbox: &Sandbox) {
+    let contents = events_over_days("a", 10_000);
+    load_in_part(sandbox, &contents, 3);
+    sandbox.execute("UPDATE {raw.loads} SET records_read = 3456, bytes = 1, error = 'cannot read the file'");
     sandbox.run_once().ok();
     sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 10_000)]);
+    sandbox.assert_settled();
+}
+
+/// Though much of it comes after the chunks by which that is seen, and two batches are written at a time.
+fn a_file_that_was_replaced_after_a_part_of_it_was_loaded_adds_nothing(sandbox: &Sandbox) {
+    let claimed = load_in_part(sandbox, &events_over_days("a", MANY), 10);
+    fs::write(claimed, events_over_days("b", MANY)).expect("the inbox is writable");
+    sandbox.run_once().code(3);
+    assert_eq!(sandbox.lines(LEDGER), ["failed|10000|10000"]);
+    assert_eq!(sandbox.dropped_names_in("events/failed"), ["a.jsonl", "a.jsonl.error.json"]);
+    assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE id LIKE 'b-%'"), ["0"], "nothing is mixed");
     sandbox.assert_settled();
 }
 
