@@ -7,6 +7,7 @@ pub mod error; // what went wrong, by what can be done about it
 pub mod ledger; // loads and chunks
 pub mod lock; // what one process does at a time
 pub mod messages; // of other programs: which are loaded
+pub mod attempts; // messages that may end the process
 pub mod model; // the modelled tables
 pub mod rejects; // records that could not be loaded
 pub mod rows; // rows as each store takes them

@@ -10,7 +10,7 @@ use crate::config::{Config, Transport};
 use crate::error::Result;
 use crate::retry::{Patience, short_pauses};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
-use crate::transport::amqp::connection::{Broker, Connected};
+use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
 use crate::vitals::{Stage, Vitals};
 
@@ -75,6 +75,16 @@ pub struct BrokerLink {
 }
 
 impl BrokerLink {
+    /// How publisher and consumer get at it.
+    pub fn route(&self, links: &Links, options: RunOptions) -> Route {
+        Route {
+            broker: self.broker.clone(),
+            topology: self.topology.clone(),
+            patience: options.patience(),
+            vitals: links.vitals.clone(),
+        }
+    }
+
     /// The heartbeat says whether this one is up, too.
     pub fn watch(&self, connected: Connected) {
         self.connected.borrow_mut().push(connected);

@@ -11,6 +11,7 @@ mod batcher; // rows → batches
 mod writer; // batches → the database
 mod chunks; // which of them are new
 mod foreign; // other programs' messages among them
+mod attempts; // messages that may end the process
 mod modeller; // changed days → modelled tables
 mod tally; // what was loaded
 mod link; // connections that outlive absences

@@ -9,14 +9,13 @@ use actix::{Actor, Context, Handler, Message};
 
 use super::faults::{Faults, StageWatch};
 use super::protocol::ReadFile;
-use crate::dataset::Dataset;
 use crate::error::io_text;
 use crate::inbox::{CannotRead, Claim};
 use crate::record::chunk::Chunk;
 use crate::record::decompress::decompress;
 use crate::record::split::{SplitError, Splitter};
 use crate::transport::Outlet;
-use crate::transport::budget::Budget;
+use crate::transport::budget::{Budget, footprint};
 use crate::transport::piece::{Content, FileEnd, Load, Piece};
 use crate::vitals::Stage;
 
@@ -189,15 +188,6 @@ fn cannot_read(error: &std::io::Error) -> String {
         Some(place) if place.is::<CannotRead>() => format!("cannot read the file {place}"),
         _ => format!("cannot read the file: {}", io_text(error)),
     }
-}
-
-/// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times
-/// their size.
-fn footprint(chunk: &Chunk, dataset: &Dataset) -> usize {
-    /// What a value of a row takes beside its text, at most.
-    const VALUE_BYTES: usize = 64;
-    let values = chunk.records() * (dataset.columns.len() as u64 + 1);
-    2 * chunk.bytes() + usize::try_from(values).unwrap_or(usize::MAX / 2 / VALUE_BYTES) * VALUE_BYTES
 }
 
 /// What an end takes of the budget: it is small, and there can be many.

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use actix::{Actor, Addr, Arbiter, Recipient};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::attempts::count_attempts;
 use super::batcher::{Batcher, Drain};
 use super::faults::Faults;
 use super::intake::{Claims, Finish, Intake, IntakeParts, Mode, Stop};
@@ -23,11 +24,10 @@ use super::writer::Writer;
 use crate::config::{Config, Role, Transport};
 use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
-use crate::retry::GIVE_UP_AFTER;
 use crate::store::{Dialect, Indexes, schema};
 use crate::summary::{Left, LoadSummary};
 use crate::transport::Outlet;
-use crate::transport::amqp::consumer::{Consumer, Phase};
+use crate::transport::amqp::consumer::{Attempts, Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
 use crate::transport::budget::Budget;
 use crate::transport::piece::Piece;
@@ -184,20 +184,17 @@ impl Stages {
     /// If a stage fails meanwhile.
     pub async fn drain(&mut self, interrupted: bool) -> Result<()> {
         let gone = |_| Error::failed("a stage stopped while the run ended");
+        if let (true, Some(Consuming { phase, .. })) = (interrupted, &self.consumer) {
+            // At once: while the publisher waits for the broker, nothing more is taken from it.
+            let _ = phase.send(Phase::Drain);
+        }
         // Borrowed: an actor without addresses stops, and whoever stops before the summary is there has failed.
         if let Some(Files { intake, reader, stop, thread }) = &mut self.files {
             intake.send(Stop).await.map_err(gone)?;
             stop.store(true, Ordering::Relaxed);
             reader.send(Close).await.map_err(gone)?;
-            let ended = join(thread.take().into_iter().collect());
-            match &self.publisher {
-                None => ended.await?,
-                // With the broker away the reader waits for the publisher, which would wait for the reader's end.
-                Some(publisher) => tokio::select! {
-                    ended = ended => ended?,
-                    () = tokio::time::sleep(GIVE_UP_AFTER) => publisher.abort(),
-                },
-            }
+            // With the broker away the reader waits for the publisher, for as long as the drain may last.
+            join(thread.take().into_iter().collect()).await?;
         }
         if let Some(publisher) = self.publisher.take() {
             // What was not confirmed stays claimed and is published again at the next start.
@@ -313,7 +310,7 @@ impl Records {
 
 /// Starts the publisher. The intake hears of every load that is published.
 fn start_publisher(context: &Context<'_>, link: &BrokerLink, pieces: mpsc::Receiver<Piece>, intake: Addr<Intake>) -> Task {
-    let publisher = Publisher::new(link.broker.clone(), link.topology.clone(), context.options.patience());
+    let publisher = Publisher::new(link.route(context.links, context.options));
     link.watch(publisher.connected());
     let work = publisher.run(pieces, move |published| intake.do_send(LoadFinished::from(published)));
     report_fault(work, context.faults)
@@ -330,12 +327,14 @@ impl Consuming {
     ) -> Self {
         let ends_by_itself = topology.end == End::QueuesAreEmpty;
         let (phase, is_phase) = watch::channel(if ends_by_itself { Phase::UntilEmpty } else { Phase::Run });
-        let (patience, in_flight_bytes) = (context.options.patience(), context.config.stream.in_flight_bytes);
-        let consumer = Consumer::new(link.broker.clone(), link.topology.clone(), patience, in_flight_bytes);
+        let (attempts, questions) = Attempts::new();
+        let counting = count_attempts(context.links.database("attempts", context.options), questions);
+        let route = link.route(context.links, context.options);
+        let consumer = Consumer::new(route, context.config.stream.in_flight_bytes, attempts);
         link.watch(consumer.connected());
         let work = consumer.run(pieces, is_phase);
         let work = async move {
-            work.await?;
+            tokio::try_join!(work, counting)?;
             if let Some(done) = done.filter(|_| ends_by_itself) {
                 let _ = done.send(());
             }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::piece::{Acknowledge, Receipt};
+use crate::dataset::Dataset;
+use crate::record::chunk::Chunk;
 
 /// Bytes that are read but not yet durable. A piece takes its bytes before it is passed on and holds them until it is
 /// committed or given up.
@@ -37,6 +39,15 @@ impl Budget {
     pub fn taken(&self) -> usize {
         self.total - self.free.available_permits()
     }
+}
+
+/// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times
+/// their size.
+pub fn footprint(chunk: &Chunk, dataset: &Dataset) -> usize {
+    /// What a value of a row takes beside its text, at most.
+    const VALUE_BYTES: usize = 64;
+    let values = chunk.records() * (dataset.columns.len() as u64 + 1);
+    2 * chunk.bytes() + usize::try_from(values).unwrap_or(usize::MAX / 2 / VALUE_BYTES) * VALUE_BYTES
 }
 
 /// A piece's share of the budget, free again when this is dropped.

@@ -42,3 +42,4 @@ mod stream_silence; // it answers nothing, and closes no connection
 mod stream_drain; // how a run ends: signals, panics, health
 mod stream_roles; // producers and consumers apart, over RabbitMQ
 mod stream_messages; // what other programs send, what is set aside, what a producer sends
+mod stream_broker; // messages too large for memory or that end the process; a broker that takes none

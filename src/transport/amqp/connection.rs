@@ -9,20 +9,23 @@ use std::time::{Duration, Instant};
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 
+use super::tap::Tap;
+use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::retry::{Patience, long_pauses, short_pauses};
+use crate::retry::{GIVE_UP_AFTER, Patience, long_pauses, short_pauses};
+use crate::vitals::{Stage, Vitals};
 
 /// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
 const HEARTBEAT: u16 = 10;
 /// How long a broker may take to answer the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long it may take to answer requests that move no messages.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// How long it may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
+pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 /// While the broker is away, the log says so this often.
 const SAY_SO_EVERY: Duration = Duration::from_secs(30);
 
@@ -68,13 +71,20 @@ impl Broker {
         Ok(Self { url: url.clone(), uri })
     }
 
-    /// One attempt. `name` is what the broker's operators see.
-    pub(super) async fn connect_once(&self, name: &str) -> Result<Connection, lapin::Error> {
+    /// One attempt. `name` is what the broker's operators see; `tap` bounds what is read.
+    pub(super) async fn connect_once(&self, name: &str, tap: Option<&Tap>) -> Result<Connection, lapin::Error> {
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
             .with_client_property("product".into(), "dataloader".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        within(HANDSHAKE, Connection::connect_uri(self.uri.clone(), properties)).await
+        let uri = self.uri.clone();
+        match tap {
+            None => within(HANDSHAKE, Connection::connect_uri(uri, properties)).await,
+            Some(tap) => {
+                tap.sip();
+                within(HANDSHAKE, Connection::connect_uri_with_runtime(uri, properties, tap.runtime())).await
+            }
+        }
     }
 
     /// Connects; gives up after ten seconds.
@@ -82,7 +92,14 @@ impl Broker {
     /// # Errors
     /// If the broker refuses or stays away.
     pub(super) async fn connect(&self, name: &'static str) -> Result<Connection> {
-        Connector::new(self.clone(), name, Patience::GiveUp).connect().await
+        Connector::new(self.clone(), name, Patience::GiveUp, Vitals::default().stage(name)).connect(None).await
+    }
+
+    /// The error of a broker that takes no messages.
+    pub(super) fn takes_nothing(&self) -> Error {
+        let seconds = GIVE_UP_AFTER.as_secs();
+        Error::unreachable(format!("RabbitMQ at {self} has taken no messages for {seconds} seconds"))
+            .hint("look for alarms of disk or memory with `rabbitmqctl status`; what is in the queues stays there")
     }
 
     /// The error for the user.
@@ -129,6 +146,23 @@ impl Connected {
     }
 }
 
+/// What publisher and consumer have in common: the broker, what is declared on it, how long to wait for it, and where they say
+/// that they wait.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub broker: Broker,
+    pub topology: Topology,
+    pub patience: Patience,
+    pub vitals: Vitals,
+}
+
+impl Route {
+    /// Connects for the stage of that name. `name` is what the broker's operators see.
+    pub(super) fn connector(&self, name: &'static str, stage: &'static str) -> Connector {
+        Connector::new(self.broker.clone(), name, self.patience, self.vitals.stage(stage))
+    }
+}
+
 /// Connects, again and again.
 pub(super) struct Connector {
     broker: Broker,
@@ -138,6 +172,7 @@ pub(super) struct Connector {
     ever_connected: bool,
     /// Since when nothing has come through.
     trouble: Option<Trouble>,
+    stage: Stage,
 }
 
 struct Trouble {
@@ -150,24 +185,29 @@ struct Trouble {
 }
 
 impl Connector {
-    pub fn new(broker: Broker, name: &'static str, patience: Patience) -> Self {
-        Self { broker, name, patience, connected: Connected::default(), ever_connected: false, trouble: None }
+    fn new(broker: Broker, name: &'static str, patience: Patience, stage: Stage) -> Self {
+        Self { broker, name, patience, connected: Connected::default(), ever_connected: false, trouble: None, stage }
+    }
+
+    /// The stage that connects, which waits while the broker is away.
+    pub fn stage(&self) -> Stage {
+        self.stage.clone()
     }
 
     pub fn connected(&self) -> Connected {
         self.connected.clone()
     }
 
-    /// Connects; pauses before it if nothing has come through since the last time.
+    /// Connects, through the tap if there is one; pauses before it if nothing has come through since the last time.
     ///
     /// # Errors
     /// If patience ends, or the broker refuses and never did otherwise.
-    pub async fn connect(&mut self) -> Result<Connection> {
+    pub async fn connect(&mut self, tap: Option<&Tap>) -> Result<Connection> {
         if self.trouble.is_some() {
             self.pause().await;
         }
         loop {
-            let error = match self.broker.connect_once(self.name).await {
+            let error = match self.broker.connect_once(self.name, tap).await {
                 Ok(connection) => {
                     if self.ever_connected {
                         tracing::info!("connected again to RabbitMQ at {}", self.broker);
@@ -176,6 +216,8 @@ impl Connector {
                     }
                     self.ever_connected = true;
                     self.connected.0.store(true, Ordering::Relaxed);
+                    self.stage.goes_on();
+                    self.stage.idle();
                     return Ok(connection);
                 }
                 Err(error) => error,
@@ -207,14 +249,6 @@ impl Connector {
         self.trouble(error)
     }
 
-    /// The broker stayed away, for whoever has waited long enough.
-    pub fn stayed_away(&self) -> Error {
-        match &self.trouble {
-            Some(trouble) => self.broker.unreachable(&trouble.error),
-            None => Error::unreachable(format!("RabbitMQ at {} does not answer", self.broker)),
-        }
-    }
-
     fn trouble(&mut self, error: lapin::Error) -> Result<()> {
         let now = Instant::now();
         let first = self.trouble.is_none();
@@ -229,10 +263,11 @@ impl Connector {
         let pause = trouble.pauses.next().expect("the pauses never end");
         let pause = self.patience.pause(trouble.since, pause);
         trouble.pause = pause.ok_or_else(|| self.broker.unreachable(&trouble.error))?;
+        let text = self.broker.url.scrub(&text(&trouble.error));
+        self.stage.waits_for(format!("RabbitMQ at {}: {text}", self.broker));
         if first || trouble.said.elapsed() >= SAY_SO_EVERY {
             trouble.said = now;
-            let text = self.broker.url.scrub(&text(&trouble.error));
-            tracing::warn!("no use of RabbitMQ at {} for now: {text}; trying again", self.broker);
+            tracing::warn!("RabbitMQ at {} is unavailable: {text}; retrying", self.broker);
         }
         Ok(())
     }
@@ -242,16 +277,70 @@ impl Connector {
     }
 }
 
-/// The broker, without its password.
-impl std::fmt::Display for Connector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.broker.fmt(f)
-    }
-}
-
 impl Drop for Connector {
     fn drop(&mut self) {
         self.connected.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Whether the broker takes messages, as a connection hears of it: with too little disk or memory left it stops reading from
+/// those that publish.
+pub(super) struct Alarm {
+    broker: Broker,
+    stage: Stage,
+    /// Why it takes none, and when that was last said.
+    up: Option<(String, Instant)>,
+}
+
+impl Alarm {
+    /// None is known of. `stage` waits while one is up.
+    pub fn new(broker: &Broker, stage: &Stage) -> Self {
+        Self { broker: broker.clone(), stage: stage.clone(), up: None }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.up.is_some()
+    }
+
+    /// # Errors
+    /// If the event is the end of the connection.
+    pub fn heed(&mut self, event: Event) -> Result<(), Fault> {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                self.up = Some((reason.to_string(), Instant::now()));
+                self.say();
+            }
+            Event::ConnectionUnblocked => self.is_over(),
+            Event::Error(error) => return Err(Fault::Lost(error)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The broker takes messages.
+    pub fn is_over(&mut self) {
+        if self.up.take().is_some() {
+            tracing::info!("RabbitMQ at {} takes messages again", self.broker);
+            self.stage.goes_on();
+            self.stage.idle();
+        }
+    }
+
+    /// Comes when it is time to say again that an alarm is up.
+    pub async fn said_long_ago(&self) {
+        match &self.up {
+            Some((_, said)) => tokio::time::sleep_until((*said + SAY_SO_EVERY).into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Says that an alarm is up, if it is.
+    pub fn say(&mut self) {
+        if let Some((reason, said)) = &mut self.up {
+            *said = Instant::now();
+            self.stage.waits_for(format!("RabbitMQ at {}, which takes no messages: {reason}", self.broker));
+            tracing::warn!("RabbitMQ at {} takes no messages: {reason}; waiting until it has room again", self.broker);
+        }
     }
 }
 
@@ -293,7 +382,10 @@ pub(super) async fn answered<T, E: From<lapin::Error>>(requests: impl Future<Out
     within(ANSWER, requests).await
 }
 
-async fn within<T, E: From<lapin::Error>>(limit: Duration, requests: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+pub(super) async fn within<T, E: From<lapin::Error>>(
+    limit: Duration,
+    requests: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     match tokio::time::timeout(limit, requests).await {
         Ok(answer) => answer,
         Err(_) => Err(lapin::Error::from(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer")).into()),

@@ -2,44 +2,62 @@
 //!
 //! A message that cannot be loaded goes to the dead letters, but not the first time that it fails, and not by the broker's
 //! count, which also counts each restart of a consumer. While a failed message waits, the others go on.
+//!
+//! A message that comes again may have ended the process that had it before. It is taken after the others, alone: then nothing
+//! else suffers from it, and it is known who ended the process.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use futures_util::stream::{self, FuturesUnordered, SelectAll};
-use futures_util::{Stream, StreamExt};
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
-};
-use lapin::types::{FieldTable, ShortString};
+use futures_util::StreamExt;
+use futures_util::stream::{BoxStream, FuturesUnordered};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Connection, Event};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use self::decode::{Arrival, Decoder};
+use self::delivery::{Settled, Verdict};
 use self::failures::{Failures, NextStep};
-use super::connection::{Broker, Connected, Connector, Fault, answered, close, close_channel, text};
-use super::dead_letters::{DeadLetter, DeadLetterQueue};
-use super::topology::Topology;
-use super::wire::MessageKey;
+use self::held::Held;
+use self::prefetch::Prefetch;
+use self::subscription::{Arriving, Subscription};
+use super::connection::{ANSWER, Connected, Connector, Fault, Route, answered, close, close_channel, text};
+use super::dead_letters::DeadLetterQueue;
+use super::tap::{DRIP_EVERY, Tap};
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::record::chunk::CHUNK_BYTES;
-use crate::retry::Patience;
-use crate::transport::piece::{Acknowledge, Piece};
+use crate::transport::piece::Piece;
+use crate::vitals::Stage;
 
+mod attempts; // how often a message was taken alone, beyond the end of the process
 mod decode; // a delivery as a piece, on a thread of its own
+mod delivery; // a delivery on its way through the pipeline
 mod failures; // how often a message failed
+mod held; // the bytes of all of them
+mod prefetch; // how many the broker may send ahead
+mod subscription; // the consumers of all queues
 
-/// How many more small messages may be under way than large ones.
-const SMALL_MESSAGES: u16 = 32;
+pub use attempts::{Attempt, Attempts};
+
 /// How often `--once` looks whether the queues are empty, and how often they must be so in a row: what the broker has just
 /// sent off is in no count.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 3;
+/// When no message has come for so long, there are no others before those that came again.
+const QUIET: Duration = Duration::from_millis(50);
+/// While others keep coming, those that came again have their turn after so long; it lasts no longer either.
+const TURN: Duration = Duration::from_secs(5);
+/// While messages come again no more are taken ahead than if they were large, and for so long after that: those that one consumer
+/// returns stay in the queue then, where it finds them, and are not all sent to the next.
+const CALM: Duration = Duration::from_secs(1);
+/// A message that was taken alone so often and never answered is a dead letter.
+const MAX_ALONE: u64 = 20;
 
 /// What a consumer is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +72,13 @@ pub enum Phase {
 
 /// Consumes the queues of all datasets.
 pub struct Consumer {
-    topology: Topology,
+    route: Route,
     connector: Connector,
+    stage: Stage,
     prefetch: Prefetch,
+    held: Held,
     failures: Failures,
+    attempts: Attempts,
     dead_letters: Arc<DeadLetterQueue>,
     verdicts: (mpsc::UnboundedSender<Settled>, mpsc::UnboundedReceiver<Settled>),
     /// Deliveries without a verdict.
@@ -68,16 +89,20 @@ pub struct Consumer {
 struct Done;
 
 impl Consumer {
-    /// A consumer that is not yet connected. `in_flight_bytes`: roughly how much it may hold in memory.
-    pub fn new(broker: Broker, topology: Topology, patience: Patience, in_flight_bytes: usize) -> Self {
+    /// A consumer that is not yet connected. `in_flight_bytes`: how much it may hold in memory, beside one message.
+    pub fn new(route: Route, in_flight_bytes: usize, attempts: Attempts) -> Self {
+        let connector = route.connector("dataloader consumer", "consumer");
         Self {
-            connector: Connector::new(broker.clone(), "dataloader consumer", patience),
-            prefetch: Prefetch::new(in_flight_bytes, topology.datasets().len()),
+            stage: connector.stage(),
+            connector,
+            prefetch: Prefetch::new(in_flight_bytes, route.topology.datasets().len()),
+            held: Held::new(in_flight_bytes),
             failures: Failures::default(),
-            dead_letters: Arc::new(DeadLetterQueue::new(broker, topology.clone())),
+            attempts,
+            dead_letters: Arc::new(DeadLetterQueue::new(route.clone())),
             verdicts: mpsc::unbounded_channel(),
             outstanding: 0,
-            topology,
+            route,
         }
     }
 
@@ -90,17 +115,22 @@ impl Consumer {
     /// handed on is settled: whoever holds pieces must go on until this returns. A bounded `pieces` holds this back.
     ///
     /// # Errors
-    /// If the broker refuses, stays away for longer than patience allows, or has other queues of these names; or if the
-    /// parsers are gone. Nothing is lost then: what was not acknowledged is delivered again.
+    /// If the broker refuses, stays away or takes no dead letters for longer than patience allows, or has other queues of these
+    /// names; or if the parsers are gone. Nothing is lost then: what was not acknowledged is delivered again.
     pub async fn run(mut self, pieces: Sender<Piece>, mut phase: watch::Receiver<Phase>) -> Result<()> {
         let decoder = Decoder::start(pieces, self.failures.clone())?;
         loop {
+            let tap = Tap::new();
             let connection = tokio::select! {
                 biased;
                 () = draining(&mut phase) => return Ok(()),
-                connected = self.connector.connect() => connected?,
+                connected = self.connector.connect(Some(&tap)) => connected?,
             };
-            match self.session(&connection, &decoder, &mut phase).await {
+            let ended = match Session::begin(&mut self, &connection, tap, &decoder, &phase).await {
+                Ok(session) => session.run().await,
+                Err(fault) => Err(fault),
+            };
+            match ended {
                 Ok(Done) => {
                     self.dead_letters.close().await;
                     close(&connection).await;
@@ -117,6 +147,7 @@ impl Consumer {
                     while self.outstanding > 0 {
                         self.verdict().await;
                     }
+                    self.stage.has_in_hand(0);
                 }
             }
         }
@@ -129,84 +160,20 @@ impl Consumer {
         settled
     }
 
-    async fn session(
-        &mut self,
-        connection: &Connection,
-        decoder: &Decoder,
-        phase: &mut watch::Receiver<Phase>,
-    ) -> Result<Done, Fault> {
-        let mut events = Box::pin(connection.events_listener());
-        self.topology.declare(connection).await?;
-        let channel = answered(connection.create_channel()).await?;
-        let mut subscription = Subscription::new(&channel, &self.topology, self.prefetch.count()).await?;
-        let mut settling: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>> = FuturesUnordered::new();
-        let mut looks = 0;
-        loop {
-            let now = *phase.borrow_and_update();
-            if now == Phase::Drain {
-                if subscription.is_live() {
-                    decoder.drain();
-                    answered(subscription.cancel(&channel)).await?;
-                }
-                if self.outstanding == 0 && settling.is_empty() {
-                    close_channel(&channel).await?;
-                    return Ok(Done);
-                }
-            }
-            let idle = now == Phase::UntilEmpty && self.outstanding == 0 && settling.is_empty();
-            tokio::select! {
-                biased;
-                Some(event) = events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
-                Ok(()) = phase.changed() => {}
-                settled = self.verdicts.1.recv() => {
-                    let settled = settled.expect("this struct holds a sender");
-                    self.outstanding -= 1;
-                    settling.push(self.settle(settled));
-                }
-                Some(()) = settling.next(), if !settling.is_empty() => {}
-                arrival = subscription.next(), if subscription.is_live() => {
-                    let (dataset, delivery) = arrival?;
-                    looks = 0;
-                    self.connector.progress();
-                    self.prefetch.note(delivery.data.len());
-                    self.outstanding += 1;
-                    decoder.hand_over(Arrival::new(dataset, delivery, self.verdicts.0.clone())).map_err(Fault::Fatal)?;
-                    if self.prefetch.count() != subscription.prefetch {
-                        answered(subscription.renew(&channel, &self.topology, self.prefetch.count())).await?;
-                    }
-                }
-                () = tokio::time::sleep(LOOK_EVERY), if idle => {
-                    looks = if answered(self.queues_are_empty(&channel)).await? { looks + 1 } else { 0 };
-                    if looks == LOOKS {
-                        answered(subscription.cancel(&channel)).await?;
-                        close_channel(&channel).await?;
-                        return Ok(Done);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn queues_are_empty(&self, channel: &Channel) -> Result<bool, Fault> {
-        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        for dataset in self.topology.datasets() {
-            let queue = channel.queue_declare(self.topology.queue(&dataset.name), passive, FieldTable::default()).await?;
-            if queue.message_count() > 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Does what the verdict says. On a delivery of an earlier connection that is nothing: the broker delivers it again.
-    fn settle(&self, Settled { acker, key, verdict }: Settled) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    /// Does what the verdict says; of a message that was `alone` the count then ends. On a delivery of an earlier connection that
+    /// is nothing: the broker delivers it again.
+    fn settle(&self, settled: Settled, alone: bool) -> Settling {
+        let Settled { acker, key, verdict } = settled;
         let failures = self.failures.clone();
         let dead_letters = Arc::clone(&self.dead_letters);
+        let attempts = self.attempts.clone();
+        let stage = self.stage.clone();
         Box::pin(async move {
             match verdict {
                 Verdict::Done => {
                     failures.forget(&key);
                     acknowledge(&acker).await;
+                    stage.progress();
                 }
                 Verdict::Returned => requeue(&acker).await,
                 Verdict::Failed(detail) => match failures.count(key, detail) {
@@ -220,20 +187,345 @@ impl Consumer {
                     failures.condemn(key, reason, detail);
                     requeue(&acker).await;
                 }
-                Verdict::SetAside(letter) if acker.usable() => match dead_letters.publish(&letter).await {
-                    Ok(()) => {
+                Verdict::SetAside { letter, share } if acker.usable() => {
+                    if dead_letters.publish(&letter).await? {
                         failures.forget(&key);
                         acknowledge(&acker).await;
-                    }
-                    // It keeps its place in the queue until that works.
-                    Err(error) => {
-                        tracing::warn!("cannot set a message aside: {error}");
+                        stage.progress();
+                    } else {
                         requeue(&acker).await;
                     }
-                },
-                Verdict::SetAside(_) => {}
+                    drop(share);
+                }
+                Verdict::SetAside { .. } => {}
             }
+            if alone { attempts.end(key) } else { Ok(()) }
         })
+    }
+}
+
+/// What is being done with deliveries that have their verdict.
+type Settling = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// A consumer at work on one connection.
+struct Session<'a> {
+    consumer: &'a mut Consumer,
+    decoder: &'a Decoder,
+    phase: watch::Receiver<Phase>,
+    tap: Tap,
+    events: BoxStream<'static, Event>,
+    channel: Channel,
+    subscription: Subscription,
+    settling: FuturesUnordered<Settling>,
+    again: Option<Again>,
+    /// When the last message came that had come before.
+    last_again: Option<Instant>,
+    /// The turn of those that came again has come: nothing is taken until everything else is settled.
+    their_turn: bool,
+    last_arrival: Instant,
+    /// When answers of the broker are overdue.
+    answer_due: Instant,
+    drips: Interval,
+}
+
+/// Deliveries that came again and wait for their turn.
+struct Again {
+    first: Arrival,
+    /// Their bodies are not kept: they come once more.
+    others: Vec<Other>,
+    /// When the first one came.
+    since: Instant,
+    /// In which round of consumers.
+    round: u64,
+}
+
+struct Other {
+    dataset: Arc<Dataset>,
+    acker: Acker,
+    round: u64,
+}
+
+impl Again {
+    /// How many of them the consumer of the queue holds that holds most, of those of that round.
+    fn most_in(&self, round: u64) -> usize {
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        if self.round == round {
+            counts.insert(&self.first.dataset().name, 1);
+        }
+        for other in self.others.iter().filter(|other| other.round == round) {
+            *counts.entry(&other.dataset.name).or_default() += 1;
+        }
+        counts.into_values().max().unwrap_or(0)
+    }
+}
+
+impl<'a> Session<'a> {
+    async fn begin(
+        consumer: &'a mut Consumer,
+        connection: &Connection,
+        tap: Tap,
+        decoder: &'a Decoder,
+        phase: &watch::Receiver<Phase>,
+    ) -> Result<Self, Fault> {
+        let events = connection.events_listener().boxed();
+        consumer.route.topology.declare(connection).await?;
+        let channel = answered(connection.create_channel()).await?;
+        let mut drips = interval(DRIP_EVERY);
+        drips.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = Instant::now();
+        Ok(Self {
+            subscription: Subscription::new(&channel, &consumer.route.topology),
+            consumer,
+            decoder,
+            phase: phase.clone(),
+            tap,
+            events,
+            channel,
+            settling: FuturesUnordered::new(),
+            again: None,
+            last_again: None,
+            their_turn: false,
+            last_arrival: now,
+            answer_due: now + ANSWER,
+            drips,
+        })
+    }
+
+    async fn run(mut self) -> Result<Done, Fault> {
+        let mut looks = 0;
+        loop {
+            let phase = *self.phase.borrow_and_update();
+            self.consumer.stage.has_in_hand(self.consumer.outstanding + self.settling.len());
+            let is_draining = phase == Phase::Drain;
+            if is_draining {
+                self.decoder.drain();
+            }
+            self.their_turn = !is_draining && (self.their_turn || self.is_their_turn());
+            if !self.their_turn && self.is_quiet() && self.hide_others() {
+                self.subscription.renew();
+                self.last_arrival = Instant::now();
+            }
+            self.subscription.want(if is_draining || self.their_turn { 0 } else { self.prefetch() });
+            let is_settled = self.consumer.outstanding == 0 && self.settling.is_empty();
+            if is_settled && self.subscription.is_silent() {
+                if is_draining {
+                    close_channel(&self.channel).await?;
+                    return Ok(Done);
+                }
+                if let (true, Some(again)) = (self.their_turn, self.again.take()) {
+                    self.take_alone(again).await?;
+                    self.their_turn = false;
+                    continue;
+                }
+            }
+            let has_room = is_draining || self.consumer.held.has_room();
+            if !has_room {
+                // Answers wait behind messages that are not read.
+                self.answer_due = Instant::now() + ANSWER;
+            }
+            let awaits_quiet = is_settled && self.again.is_some() && !self.their_turn && !self.subscription.is_changing();
+            let is_idle = phase == Phase::UntilEmpty && is_settled && self.again.is_none();
+            tokio::select! {
+                biased;
+                Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
+                Ok(()) = self.phase.changed() => {}
+                settled = self.consumer.verdict() => {
+                    let settling = self.consumer.settle(settled, false);
+                    self.settling.push(settling);
+                }
+                Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
+                arriving = self.subscription.next(), if !self.subscription.is_silent() => {
+                    looks = 0;
+                    self.arrived(arriving?, is_draining)?;
+                }
+                () = self.tap.ran_dry(), if has_room => self.tap.sip(),
+                _ = self.drips.tick() => self.tap.drip(),
+                () = sleep_until(self.last_arrival + QUIET), if awaits_quiet => {}
+                () = sleep_until(self.answer_due), if self.subscription.is_changing() => return Err(no_answer()),
+                () = tokio::time::sleep(LOOK_EVERY), if is_idle => {
+                    looks = if self.queues_are_empty().await? { looks + 1 } else { 0 };
+                    if looks == LOOKS {
+                        close_channel(&self.channel).await?;
+                        return Ok(Done);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the messages that came again are to be taken now: when the others are settled and no more come, or when they have
+    /// waited long enough.
+    fn is_their_turn(&self) -> bool {
+        let waited_long = self.again.as_ref().is_some_and(|again| again.since.elapsed() >= TURN);
+        waited_long || (self.is_quiet() && !self.hide_others())
+    }
+
+    /// Whether messages that came again wait, everything else is settled, and nothing comes.
+    fn is_quiet(&self) -> bool {
+        let is_settled = self.consumer.outstanding == 0 && self.settling.is_empty();
+        self.again.is_some() && is_settled && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
+    }
+
+    /// Whether those that came again are so many that the broker sends nothing more, while others may wait behind them.
+    fn hide_others(&self) -> bool {
+        let most = self.again.as_ref().map_or(0, |again| again.most_in(self.subscription.round()));
+        most >= usize::from(self.subscription.prefetch())
+    }
+
+    /// How many messages the broker may send ahead.
+    fn prefetch(&self) -> u16 {
+        let are_calm = self.last_again.is_none_or(|at| at.elapsed() >= CALM);
+        if are_calm { self.consumer.prefetch.count() } else { self.consumer.prefetch.of_large() }
+    }
+
+    fn arrived(&mut self, (dataset, delivery): Arriving, is_draining: bool) -> Result<(), Fault> {
+        self.last_arrival = Instant::now();
+        self.answer_due = self.last_arrival + ANSWER;
+        self.consumer.connector.progress();
+        self.consumer.prefetch.note(delivery.data.len());
+        if is_draining {
+            self.settling.push(Box::pin(async move {
+                requeue(&delivery.acker).await;
+                Ok(())
+            }));
+            return Ok(());
+        }
+        let (is_new, acker) = (!delivery.redelivered, delivery.acker.clone());
+        if let (false, Some(again)) = (is_new, &mut self.again) {
+            self.last_again = Some(self.last_arrival);
+            again.others.push(Other { dataset, acker, round: self.subscription.round() });
+            return Ok(());
+        }
+        let arrival = self.arrival(dataset, delivery);
+        if is_new {
+            return self.hand_over(arrival);
+        }
+        self.last_again = Some(self.last_arrival);
+        let round = self.subscription.round();
+        self.again = Some(Again { first: arrival, others: Vec::new(), since: self.last_arrival, round });
+        Ok(())
+    }
+
+    fn arrival(&self, dataset: Arc<Dataset>, delivery: lapin::message::Delivery) -> Arrival {
+        Arrival::new(dataset, delivery, self.consumer.verdicts.0.clone(), &self.consumer.held)
+    }
+
+    fn hand_over(&mut self, arrival: Arrival) -> Result<(), Fault> {
+        self.consumer.outstanding += 1;
+        self.consumer.stage.has_in_hand(self.consumer.outstanding);
+        self.decoder.hand_over(arrival).map_err(Fault::Fatal)
+    }
+
+    /// Takes those that came again, one at a time, while this consumer holds no other message. All but the first are returned, then
+    /// fetched one by one: the broker keeps returned messages before all others, so that the first that is new tells that there are
+    /// no more. Whoever ends the process is behind the others the next time.
+    async fn take_alone(&mut self, Again { first, others, .. }: Again) -> Result<(), Fault> {
+        let ends = Instant::now() + TURN;
+        let mut datasets = vec![Arc::clone(first.dataset())];
+        for Other { dataset, acker, .. } in others {
+            requeue(&acker).await;
+            if !datasets.iter().any(|known| known.name == dataset.name) {
+                datasets.push(dataset);
+            }
+        }
+        if !self.take_one_alone(first).await? {
+            return Ok(());
+        }
+        for dataset in datasets {
+            let queue = self.consumer.route.topology.queue(&dataset.name);
+            while *self.phase.borrow() != Phase::Drain && Instant::now() < ends {
+                let (channel, queue) = (self.channel.clone(), queue.clone());
+                let get = answered(async move { channel.basic_get(queue, BasicGetOptions::default()).await.map_err(Fault::Lost) });
+                let Some(got) = self.alongside(get).await? else { break };
+                let is_new = !got.delivery.redelivered;
+                let arrival = self.arrival(Arc::clone(&dataset), got.delivery);
+                if is_new {
+                    self.hand_over(arrival)?;
+                    break;
+                }
+                if !self.take_one_alone(arrival).await? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// False if others must not wait for the end of this one: it is to be set aside, or not to be taken any more.
+    async fn take_one_alone(&mut self, arrival: Arrival) -> Result<bool, Fault> {
+        let key = arrival.key();
+        let (attempts, mut phase) = (self.consumer.attempts.clone(), self.phase.clone());
+        // The count waits for the database: no message is taken before that answers.
+        let begin = async move {
+            tokio::select! {
+                biased;
+                count = attempts.begin(key) => count.map(Some).map_err(Fault::Fatal),
+                () = draining(&mut phase) => Ok(None),
+            }
+        };
+        let Some(count) = self.alongside(begin).await? else {
+            let acker = arrival.into_acker();
+            requeue(&acker).await;
+            return Ok(false);
+        };
+        if count > MAX_ALONE {
+            let detail = format!("the process ended {MAX_ALONE} times while it had taken this message alone");
+            self.consumer.failures.condemn(key, "crash".to_owned(), detail);
+        }
+        self.hand_over(arrival)?;
+        let settled = loop {
+            tokio::select! {
+                biased;
+                settled = self.consumer.verdict() => break settled,
+                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+            }
+        };
+        let is_letter = matches!(settled.verdict, Verdict::SetAside { .. });
+        let settling = self.consumer.settle(settled, true);
+        self.settling.push(settling);
+        while !is_letter && !self.settling.is_empty() {
+            tokio::select! {
+                biased;
+                Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
+                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+            }
+        }
+        Ok(!is_letter)
+    }
+
+    /// Waits for an answer while the connection is kept alive.
+    async fn alongside<T>(&mut self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+            }
+        }
+    }
+
+    /// What a connection needs while one message is taken alone, which may be as large as it likes.
+    async fn meanwhile(events: &mut BoxStream<'static, Event>, tap: &Tap, drips: &mut Interval) -> Result<(), Fault> {
+        tokio::select! {
+            biased;
+            Some(event) = events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
+            () = tap.ran_dry() => tap.sip(),
+            _ = drips.tick() => {}
+        }
+        Ok(())
+    }
+
+    async fn queues_are_empty(&mut self) -> Result<bool, Fault> {
+        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
+        for dataset in self.consumer.route.topology.datasets() {
+            let queue = self.consumer.route.topology.queue(&dataset.name);
+            let queue = answered(self.channel.queue_declare(queue, passive, FieldTable::default())).await?;
+            if queue.message_count() > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -242,6 +534,10 @@ async fn draining(phase: &mut watch::Receiver<Phase>) {
         // Nobody is there any more to say so.
         std::future::pending().await
     }
+}
+
+fn no_answer() -> Fault {
+    Fault::Lost(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer").into())
 }
 
 async fn acknowledge(acker: &Acker) {
@@ -253,190 +549,5 @@ async fn acknowledge(acker: &Acker) {
 async fn requeue(acker: &Acker) {
     if let Err(error) = acker.nack(BasicNackOptions { requeue: true, ..Default::default() }).await {
         tracing::debug!("a returned message did not reach RabbitMQ: {}", text(&error));
-    }
-}
-
-/// How many messages the broker may send ahead: so many that their bytes stay within the budget. It cannot count bytes, so
-/// this follows what comes: few while there are chunks, many while there are only small messages.
-#[derive(Debug)]
-struct Prefetch {
-    large: u16,
-    small: u16,
-    /// A message up to this size is small: so many of them are within the budget.
-    small_bytes: usize,
-    /// How many small ones have come in a row.
-    in_a_row: u16,
-}
-
-impl Prefetch {
-    /// Each queue has a prefetch count of its own.
-    fn new(in_flight_bytes: usize, queues: usize) -> Self {
-        let large = u16::try_from((in_flight_bytes / CHUNK_BYTES / queues.max(1)).clamp(2, 1_000)).expect("at most 1,000");
-        let small = large * SMALL_MESSAGES;
-        Self { large, small, small_bytes: CHUNK_BYTES / usize::from(SMALL_MESSAGES), in_a_row: 0 }
-    }
-
-    fn note(&mut self, bytes: usize) {
-        self.in_a_row = if bytes <= self.small_bytes { self.in_a_row.saturating_add(1) } else { 0 };
-    }
-
-    fn count(&self) -> u16 {
-        if self.in_a_row >= self.large { self.small } else { self.large }
-    }
-}
-
-/// A delivery with the dataset whose queue it was in.
-type Arriving = (Arc<Dataset>, lapin::message::Delivery);
-
-enum Item {
-    Arrived(Box<Arriving>),
-    Failed(lapin::Error),
-    /// The end of a consumer that was begun in this round.
-    Ended(u64),
-}
-
-/// The consumers of all queues, on one channel.
-struct Subscription {
-    deliveries: SelectAll<Pin<Box<dyn Stream<Item = Item> + Send>>>,
-    tags: Vec<ShortString>,
-    prefetch: u16,
-    /// Each renewal begins a round; that consumers of earlier rounds end is no news.
-    round: u64,
-}
-
-impl Subscription {
-    async fn new(channel: &Channel, topology: &Topology, prefetch: u16) -> Result<Self, Fault> {
-        let mut subscription = Self { deliveries: SelectAll::new(), tags: Vec::new(), prefetch, round: 0 };
-        answered(subscription.consume(channel, topology)).await?;
-        Ok(subscription)
-    }
-
-    async fn consume(&mut self, channel: &Channel, topology: &Topology) -> Result<(), Fault> {
-        // For each consumer begun from here on: quorum queues know no limit for a whole channel.
-        channel.basic_qos(self.prefetch, BasicQosOptions { global: false }).await?;
-        let round = self.round;
-        for dataset in topology.datasets() {
-            let queue = topology.queue(&dataset.name);
-            let consumer = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
-            self.tags.push(consumer.tag());
-            let dataset = Arc::clone(dataset);
-            let arrivals = consumer.map(move |delivery| match delivery {
-                Ok(delivery) => Item::Arrived(Box::new((Arc::clone(&dataset), delivery))),
-                Err(error) => Item::Failed(error),
-            });
-            self.deliveries.push(Box::pin(arrivals.chain(stream::once(std::future::ready(Item::Ended(round))))));
-        }
-        Ok(())
-    }
-
-    /// Goes on with another prefetch count, which only a new consumer can have. What was already sent still arrives.
-    async fn renew(&mut self, channel: &Channel, topology: &Topology, prefetch: u16) -> Result<(), Fault> {
-        self.cancel(channel).await?;
-        self.round += 1;
-        self.prefetch = prefetch;
-        self.consume(channel, topology).await
-    }
-
-    /// Lets the broker send nothing more.
-    async fn cancel(&mut self, channel: &Channel) -> Result<(), Fault> {
-        for tag in self.tags.drain(..) {
-            channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether more is to come.
-    fn is_live(&self) -> bool {
-        !self.tags.is_empty()
-    }
-
-    async fn next(&mut self) -> Result<Arriving, Fault> {
-        loop {
-            match self.deliveries.next().await {
-                Some(Item::Arrived(arriving)) => return Ok(*arriving),
-                Some(Item::Failed(error)) => return Err(Fault::Lost(error)),
-                Some(Item::Ended(round)) if round < self.round => {}
-                // Its queue was deleted: declared again with the next connection.
-                Some(Item::Ended(_)) | None => return Err(Fault::Lost(io::Error::other("the broker ended a consumer").into())),
-            }
-        }
-    }
-}
-
-/// A delivery on its way through the pipeline. Dropped without a verdict, it counts as failed.
-#[derive(Debug)]
-struct Delivery {
-    acker: Acker,
-    key: MessageKey,
-    verdicts: mpsc::UnboundedSender<Settled>,
-    settled: bool,
-}
-
-/// A delivery with its verdict.
-#[derive(Debug)]
-struct Settled {
-    acker: Acker,
-    key: MessageKey,
-    verdict: Verdict,
-}
-
-#[derive(Debug)]
-enum Verdict {
-    Done,
-    Returned,
-    Failed(String),
-    Condemned { reason: String, detail: String },
-    SetAside(Box<DeadLetter>),
-}
-
-impl Delivery {
-    fn send(&mut self, verdict: Verdict) {
-        if !std::mem::replace(&mut self.settled, true) {
-            let settled = Settled { acker: self.acker.clone(), key: self.key, verdict };
-            // Without a consumer there is no connection either: the broker delivers it again.
-            let _ = self.verdicts.send(settled);
-        }
-    }
-}
-
-impl Acknowledge for Delivery {
-    fn settle(mut self: Box<Self>) {
-        self.send(Verdict::Done);
-    }
-
-    fn refuse(mut self: Box<Self>, reason: &str, detail: &str) {
-        self.send(Verdict::Condemned { reason: reason.to_owned(), detail: detail.to_owned() });
-    }
-
-    fn give_back(mut self: Box<Self>) {
-        self.send(Verdict::Returned);
-    }
-
-    fn redelivers(&self) -> bool {
-        true
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        self.send(Verdict::Failed("the pipeline dropped it".to_owned()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefetch_follows_the_size_of_messages() {
-        let mut prefetch = Prefetch::new(32 << 20, 2);
-        assert_eq!(prefetch.count(), 16);
-        for _ in 0..16 {
-            prefetch.note(300);
-        }
-        assert_eq!(prefetch.count(), 512);
-        prefetch.note(CHUNK_BYTES);
-        assert_eq!(prefetch.count(), 16);
-        assert_eq!(Prefetch::new(1, 100).count(), 2);
     }
 }

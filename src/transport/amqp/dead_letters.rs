@@ -1,17 +1,24 @@
 //! Dead letters: messages that cannot be loaded are set aside with the reason, listed for people, and published again.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
 
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
 
-use super::connection::{Broker, Fault, close, close_channel, confirming_channel};
+use super::connection::{ANSWER, Alarm, Broker, Connector, Fault, GOODBYE, Route, close, confirming_channel, within};
 use super::topology::Topology;
 use super::wire::text_of;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::retry::{GIVE_UP_AFTER, Patience};
+use crate::vitals::{Stage, Vitals};
 
 const NAME: &str = "dataloader dead letters";
 /// Headers have to fit into one frame.
@@ -32,33 +39,52 @@ pub(super) struct DeadLetter {
     pub body: Vec<u8>,
 }
 
-/// Sets messages aside. On a connection of its own, made when the first message needs it: the broker may stop reading from
-/// connections that publish, and the consumer's acknowledgements must not wait behind that.
+/// Sets messages aside, one after the other. On a connection of its own, made when the first message needs it: the broker may stop
+/// reading from connections that publish, and the consumer's acknowledgements must not wait behind that.
 pub(super) struct DeadLetterQueue {
-    broker: Broker,
-    topology: Topology,
-    open: Mutex<Option<(Connection, Channel)>>,
+    route: Route,
+    open: Mutex<Sender>,
+}
+
+struct Sender {
+    connector: Connector,
+    post: Option<Post>,
 }
 
 impl DeadLetterQueue {
-    pub fn new(broker: Broker, topology: Topology) -> Self {
-        Self { broker, topology, open: Mutex::new(None) }
+    pub fn new(route: Route) -> Self {
+        let sender = Sender { connector: route.connector(NAME, "dead letters"), post: None };
+        Self { route, open: Mutex::new(sender) }
     }
 
-    /// Returns when the broker has confirmed it.
+    /// Waits until the broker has confirmed it, for as long as patience lasts. False if it refuses, so that the letter has to stay
+    /// in its queue.
     ///
     /// # Errors
-    /// If the broker does not take it now.
-    pub async fn publish(&self, letter: &DeadLetter) -> Result<()> {
-        let mut open = self.open.lock().await;
-        let (connection, channel) = match open.take() {
-            Some(open) if open.1.status().connected() => open,
-            _ => {
-                let connection = self.broker.connect(NAME).await?;
-                let channel = confirming_channel(&connection).await.map_err(|error| self.broker.unreachable(&error))?;
-                (connection, channel)
+    /// If patience has run out.
+    pub async fn publish(&self, letter: &DeadLetter) -> Result<bool> {
+        let patience = self.route.patience;
+        let too_late = async {
+            match patience {
+                Patience::Wait => std::future::pending().await,
+                Patience::GiveUp => sleep(GIVE_UP_AFTER).await,
             }
         };
+        let published = tokio::select! {
+            published = self.publish_at_last(letter) => published,
+            () = too_late => Err(self.route.broker.takes_nothing()),
+        };
+        match published {
+            Ok(()) => Ok(true),
+            Err(error) if patience == Patience::GiveUp && error.kind() == ErrorKind::Unreachable => Err(error),
+            Err(error) => {
+                tracing::warn!("cannot set a message aside, which stays in its queue: {error}");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn publish_at_last(&self, letter: &DeadLetter) -> Result<()> {
         let mut headers = letter.properties.headers().clone().unwrap_or_default();
         let mut set = |name: &str, value: &str| {
             headers.insert(name.into(), AMQPValue::LongString(value.into()));
@@ -66,39 +92,102 @@ impl DeadLetterQueue {
         let detail = letter.detail.floor_char_boundary(MAX_DETAIL);
         set(REASON, &letter.reason);
         set(DETAIL, &letter.detail[..detail]);
-        set(QUEUE, self.topology.queue(&letter.dataset).as_str());
+        set(QUEUE, self.route.topology.queue(&letter.dataset).as_str());
         let properties = letter.properties.clone().with_headers(headers).with_delivery_mode(2);
-        let queue = self.topology.dead_letters();
-        publish(&channel, "".into(), queue, properties, &letter.body).await.map_err(|error| self.broker.explain(error))?;
-        tracing::warn!("a message for {} is a dead letter: {}: {}", letter.dataset, letter.reason, &letter.detail[..detail]);
-        *open = Some((connection, channel));
-        Ok(())
+        let queue = self.route.topology.dead_letters();
+        let mut sender = self.open.lock().await;
+        loop {
+            let Sender { connector, post } = &mut *sender;
+            // Taken out: whoever stops waiting in the middle leaves a connection of which nobody knows what it carries.
+            let posted = async {
+                let mut post = match post.take() {
+                    Some(post) if post.channel.status().connected() => post,
+                    _ => {
+                        let connection = connector.connect(None).await.map_err(Fault::Fatal)?;
+                        Post::new(&self.route.broker, connection, connector.stage()).await?
+                    }
+                };
+                post.publish("".into(), queue.clone(), properties.clone(), &letter.body).await?;
+                Ok(post)
+            };
+            match posted.await {
+                Ok(posted) => {
+                    connector.progress();
+                    *post = Some(posted);
+                    tracing::warn!(
+                        "a message for {} is a dead letter: {}: {}",
+                        letter.dataset,
+                        letter.reason,
+                        &letter.detail[..detail]
+                    );
+                    return Ok(());
+                }
+                Err(Fault::Fatal(error)) => return Err(error),
+                Err(Fault::Lost(error)) => connector.lost(error)?,
+            }
+        }
     }
 
     pub async fn close(&self) {
-        if let Some((connection, channel)) = self.open.lock().await.take() {
-            // Whatever it carried is confirmed.
-            let _ = close_channel(&channel).await;
-            close(&connection).await;
+        if let Some(post) = self.open.lock().await.post.take() {
+            post.close().await;
         }
     }
 }
 
-/// Publishes one message and waits for its confirmation.
-async fn publish(
-    channel: &Channel,
-    exchange: ShortString,
-    routing_key: ShortString,
-    properties: BasicProperties,
-    body: &[u8],
-) -> Result<(), Fault> {
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-    let confirm = channel.basic_publish(exchange, routing_key.clone(), options, body, properties).await?;
-    // With one message under way, a returned one can be no other.
-    match confirm.await? {
-        Confirmation::Ack(None) => Ok(()),
-        Confirmation::Ack(Some(_)) => Err(Fault::Fatal(Error::failed(format!("RabbitMQ has no queue for `{routing_key}`")))),
-        _ => Err(Fault::Fatal(Error::failed("RabbitMQ did not take a message"))),
+/// A connection that publishes one message at a time.
+struct Post {
+    connection: Connection,
+    channel: Channel,
+    events: BoxStream<'static, Event>,
+    alarm: Alarm,
+}
+
+impl Post {
+    /// On that connection. `stage` waits while the broker takes no messages.
+    async fn new(broker: &Broker, connection: Connection, stage: Stage) -> Result<Self, Fault> {
+        let events = connection.events_listener().boxed();
+        let channel = confirming_channel(&connection).await?;
+        Ok(Self { connection, channel, events, alarm: Alarm::new(broker, &stage) })
+    }
+
+    /// Returns when the broker has confirmed the message; while an alarm is up, that lasts.
+    async fn publish(
+        &mut self,
+        exchange: ShortString,
+        routing_key: ShortString,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), Fault> {
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let publishing =
+            async { self.channel.basic_publish(exchange, routing_key.clone(), options, body, properties).await?.await };
+        tokio::pin!(publishing);
+        let confirmation = loop {
+            let no_answer = sleep(ANSWER);
+            tokio::select! {
+                biased;
+                confirmation = &mut publishing => break confirmation?,
+                Some(event) = self.events.next() => self.alarm.heed(event)?,
+                () = self.alarm.said_long_ago() => self.alarm.say(),
+                () = no_answer, if !self.alarm.is_up() => {
+                    return Err(Fault::Lost(io::Error::new(io::ErrorKind::TimedOut, "it confirms no messages").into()));
+                }
+            }
+        };
+        self.alarm.is_over();
+        // With one message under way, a returned one can be no other.
+        match confirmation {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(_)) => Err(Fault::Fatal(Error::failed(format!("RabbitMQ has no queue for `{routing_key}`")))),
+            _ => Err(Fault::Fatal(Error::failed("RabbitMQ did not take a message"))),
+        }
+    }
+
+    async fn close(self) {
+        // Whatever it carried is confirmed.
+        let _ = within(GOODBYE, self.channel.close(200, "done".into())).await;
+        close(&self.connection).await;
     }
 }
 
@@ -120,7 +209,7 @@ pub struct DeadLetterEntry {
 /// Lists the dead letters, which stay where they are.
 ///
 /// # Errors
-/// If the broker refuses or cannot be reached.
+/// If the broker refuses, cannot be reached or does not answer.
 pub async fn list(broker: &Broker, topology: &Topology) -> Result<Vec<DeadLetterEntry>> {
     let mut entries = Vec::new();
     for_each(broker, topology, async |_, delivery| {
@@ -135,15 +224,20 @@ pub async fn list(broker: &Broker, topology: &Topology) -> Result<Vec<DeadLetter
 /// letter leaves its queue when the broker has confirmed the new message.
 ///
 /// # Errors
-/// If the broker refuses or cannot be reached; what was published until then may be published once more by the next replay.
+/// If the broker refuses, cannot be reached, does not answer or takes no messages; what was published until then may be published
+/// once more by the next replay.
 pub async fn replay(broker: &Broker, topology: &Topology, datasets: &[String]) -> Result<BTreeMap<String, u64>> {
     let mut replayed = BTreeMap::new();
-    for_each(broker, topology, async |channel, delivery| {
+    for_each(broker, topology, async |post, delivery| {
         let Some(dataset) = entry(topology, &delivery.properties, 0).dataset.filter(|name| datasets.contains(name)) else {
             return Ok(Fate::Stays);
         };
         let properties = original(&delivery.properties);
-        publish(channel, topology.exchange(), dataset.as_str().into(), properties, &delivery.data).await?;
+        let publish = post.publish(topology.exchange(), dataset.as_str().into(), properties, &delivery.data);
+        match timeout(GIVE_UP_AFTER, publish).await {
+            Ok(published) => published?,
+            Err(_) => return Err(Fault::Fatal(broker.takes_nothing())),
+        }
         *replayed.entry(dataset).or_insert(0) += 1;
         Ok(Fate::Leaves)
     })
@@ -158,39 +252,48 @@ enum Fate {
 }
 
 /// Looks at each letter that is there now. Those that stay are taken out until all are seen, else the first would come again
-/// and again; then they return to their places.
+/// and again; then they return to their places. Looking and publishing have a connection each: the broker may stop reading from
+/// the one that publishes.
 async fn for_each(
     broker: &Broker,
     topology: &Topology,
-    mut look: impl AsyncFnMut(&Channel, &lapin::message::Delivery) -> Result<Fate, Fault>,
+    mut look: impl AsyncFnMut(&mut Post, &lapin::message::Delivery) -> Result<Fate, Fault>,
 ) -> Result<()> {
     let connection = broker.connect(NAME).await?;
+    let posting = broker.connect(NAME).await?;
     let looked = async {
         topology.declare(&connection).await?;
-        let channel = confirming_channel(&connection).await?;
+        let channel = soon(connection.create_channel()).await?;
+        let mut post = Post::new(broker, posting, Vitals::default().stage(NAME)).await?;
         let queue = topology.dead_letters();
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        let count = channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?.message_count();
+        let count = soon(channel.queue_declare(queue.clone(), passive, FieldTable::default())).await?.message_count();
         let mut last_that_stays = None;
         // No more than there were: what is replayed may come back at once.
         for _ in 0..count {
-            let Some(letter) = channel.basic_get(queue.clone(), BasicGetOptions::default()).await? else { break };
-            match look(&channel, &letter.delivery).await? {
+            let Some(letter) = soon(channel.basic_get(queue.clone(), BasicGetOptions::default())).await? else { break };
+            match look(&mut post, &letter.delivery).await? {
                 Fate::Stays => last_that_stays = Some(letter.delivery.delivery_tag),
                 Fate::Leaves => {
-                    letter.delivery.acker.ack(BasicAckOptions::default()).await?;
+                    soon(letter.delivery.acker.ack(BasicAckOptions::default())).await?;
                 }
             }
         }
         if let Some(tag) = last_that_stays {
-            channel.basic_nack(tag, BasicNackOptions { multiple: true, requeue: true }).await?;
+            soon(channel.basic_nack(tag, BasicNackOptions { multiple: true, requeue: true })).await?;
         }
-        close_channel(&channel).await?;
+        soon(channel.close(200, "done".into())).await?;
+        post.close().await;
         Ok(())
     };
     let looked = looked.await.map_err(|fault| broker.explain(fault));
     close(&connection).await;
     looked
+}
+
+/// Commands do not wait for long.
+async fn soon<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Fault> {
+    within(GIVE_UP_AFTER, async { answer.await.map_err(Fault::Lost) }).await
 }
 
 fn entry(topology: &Topology, properties: &BasicProperties, bytes: usize) -> DeadLetterEntry {

@@ -6,6 +6,7 @@
 
 pub mod wire; // a piece as a message
 pub mod topology; // exchange, queues and their arguments
+mod tap; // how much is read from a connection
 pub mod connection; // connecting, waiting, connecting again
 pub mod publisher; // pieces to the broker
 pub mod consumer; // messages to the parsers

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::connection::{Broker, Connected, Connector, Fault, close, close_channel, confirming_channel, reply_code, text};
-use super::topology::Topology;
+use super::connection::{Alarm, Connected, Connector, Fault, Route, close, close_channel, confirming_channel, reply_code, text};
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
 use crate::retry::{GIVE_UP_AFTER, Patience};
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
+use crate::vitals::Stage;
 
 /// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. Their bytes are
 /// bounded by the budget that every piece holds a part of.
@@ -32,12 +32,11 @@ const PRECONDITION_FAILED: u16 = 406;
 
 /// Publishes what the reader cuts.
 pub struct Publisher {
-    topology: Topology,
+    route: Route,
     connector: Connector,
-    patience: Patience,
+    stage: Stage,
     outbox: Outbox,
-    /// An alarm: the broker does not read what we send.
-    is_blocked: bool,
+    alarm: Alarm,
 }
 
 /// How a session with one connection ended well.
@@ -45,9 +44,11 @@ struct Done;
 
 impl Publisher {
     /// A publisher that is not yet connected.
-    pub fn new(broker: Broker, topology: Topology, patience: Patience) -> Self {
-        let connector = Connector::new(broker, "dataloader producer", patience);
-        Self { topology, connector, patience, outbox: Outbox::default(), is_blocked: false }
+    pub fn new(route: Route) -> Self {
+        let connector = route.connector("dataloader producer", "publisher");
+        let stage = connector.stage();
+        let alarm = Alarm::new(&route.broker, &stage);
+        Self { route, connector, stage, outbox: Outbox::default(), alarm }
     }
 
     /// Whether it is connected, for those who watch over it.
@@ -58,12 +59,12 @@ impl Publisher {
     /// Publishes every piece until the channel is closed and all is confirmed. `finished` hears of each load when all of it
     /// is confirmed. A piece's receipt is dropped when the piece is confirmed.
     ///
-    /// While the broker is away or takes no messages, no pieces are taken either. Once the channel is closed, that lasts no
-    /// longer than ten seconds without a connection, or thirty with one.
+    /// While the broker is away or takes no messages, no pieces are taken either, and a publisher that is patient does not end:
+    /// whoever drains it decides for how long.
     ///
     /// # Errors
-    /// If the broker refuses, stays away for longer than patience or the end allow, or has other queues of these names. What
-    /// was not confirmed then was not reported as finished.
+    /// If the broker refuses, stays away or takes no messages for longer than patience allows, or has other queues of these
+    /// names. What was not confirmed then was not reported as finished.
     pub async fn run(mut self, mut pieces: mpsc::Receiver<Piece>, mut finished: impl FnMut(Published)) -> Result<()> {
         loop {
             let Some(connection) = self.connect(&pieces).await? else { return Ok(()) };
@@ -86,23 +87,15 @@ impl Publisher {
         let nothing_left = self.outbox.unconfirmed.is_empty();
         let closed = async {
             // Nothing else tells when the last sender is gone without taking what is in the channel.
-            while !pieces.is_closed() {
+            while !(pieces.is_closed() && pieces.is_empty()) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::select! {
-            connected = self.connector.connect() => return connected.map(Some),
-            () = closed => {}
-        }
         // Who gives up says that the broker is away even if there was nothing for it: the next time there may be.
-        let must_connect = self.patience == Patience::GiveUp && !self.connector.was_connected();
-        if nothing_left && pieces.is_empty() && !must_connect {
-            return Ok(None);
-        }
+        let must_connect = self.route.patience == Patience::GiveUp && !self.connector.was_connected();
         tokio::select! {
-            connected = self.connector.connect() => connected.map(Some),
-            // Files that are not published stay claimed; the next start publishes them.
-            () = tokio::time::sleep(GIVE_UP_AFTER) => Err(self.connector.stayed_away()),
+            connected = self.connector.connect(None) => connected.map(Some),
+            () = closed, if nothing_left && !must_connect => Ok(None),
         }
     }
 
@@ -112,9 +105,9 @@ impl Publisher {
         pieces: &mut mpsc::Receiver<Piece>,
         finished: &mut impl FnMut(Published),
     ) -> Result<Done, Fault> {
-        self.is_blocked = false;
+        self.alarm = Alarm::new(&self.route.broker, &self.stage);
         let mut events = Box::pin(connection.events_listener());
-        self.topology.declare(connection).await?;
+        self.route.topology.declare(connection).await?;
         let channel = confirming_channel(connection).await?;
         let mut confirms = FuturesUnordered::new();
         let mut to_publish: VecDeque<u64> = self.outbox.unconfirmed.keys().copied().collect();
@@ -141,9 +134,11 @@ impl Publisher {
                         self.outbox.confirm(serial, finished);
                     }
                     self.connector.progress();
+                    self.stage.progress();
                     last_progress = Instant::now();
                 }
-                Some(event) = events.next() => self.heed(event)?,
+                Some(event) = events.next() => self.alarm.heed(event)?,
+                () = self.alarm.said_long_ago() => self.alarm.say(),
                 piece = pieces.recv(), if window_open => {
                     if let Some(piece) = piece {
                         if self.outbox.unconfirmed.is_empty() {
@@ -153,7 +148,7 @@ impl Publisher {
                     }
                 }
                 () = std::future::ready(()), if !to_publish.is_empty() => {}
-                () = self.stalled(ending, last_progress) => return Err(self.stall()),
+                () = self.stalled(last_progress) => return Err(self.stall()),
             }
         }
     }
@@ -169,56 +164,41 @@ impl Publisher {
         let message = Arc::clone(&self.outbox.unconfirmed[&serial].message);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let (routing_key, properties) = (message.routing_key.clone(), message.properties.clone());
-        let publishing = channel.basic_publish(self.topology.exchange(), routing_key, options, &message.body, properties);
+        let publishing = channel.basic_publish(self.route.topology.exchange(), routing_key, options, &message.body, properties);
         tokio::pin!(publishing);
         loop {
             tokio::select! {
                 biased;
                 published = &mut publishing => return published.map_err(|error| self.explain(error)),
-                Some(event) = events.next() => self.heed(event)?,
-                () = self.stalled(false, last_progress) => return Err(self.stall()),
+                Some(event) = events.next() => self.alarm.heed(event)?,
+                () = self.alarm.said_long_ago() => self.alarm.say(),
+                () = self.stalled(last_progress) => return Err(self.stall()),
             }
         }
     }
 
-    /// Comes when the broker has confirmed nothing for so long that something must be wrong. An alarm may last: only who is to
-    /// end does not wait for its end.
-    fn stalled(&self, ending: bool, last_progress: Instant) -> impl Future<Output = ()> + use<> {
-        let may_wait = self.is_blocked && self.patience == Patience::Wait && !ending;
-        let limit = !may_wait && !self.outbox.unconfirmed.is_empty();
+    /// Comes when the broker has confirmed nothing for so long that something must be wrong. An alarm may last for those who are
+    /// patient.
+    fn stalled(&self, last_progress: Instant) -> impl Future<Output = ()> + use<> {
+        let limit = match self.route.patience {
+            _ if self.outbox.unconfirmed.is_empty() => None,
+            Patience::GiveUp => Some(GIVE_UP_AFTER),
+            Patience::Wait if self.alarm.is_up() => None,
+            Patience::Wait => Some(STALLED),
+        };
         async move {
             match limit {
-                true => sleep_until(last_progress + STALLED).await,
-                false => std::future::pending().await,
+                Some(limit) => sleep_until(last_progress + limit).await,
+                None => std::future::pending().await,
             }
         }
     }
 
     fn stall(&self) -> Fault {
-        let seconds = STALLED.as_secs();
-        if self.is_blocked {
-            let error = format!("RabbitMQ at {} has taken no messages for {seconds} seconds", self.connector);
-            return Fault::Fatal(Error::unreachable(error).hint("look for alarms of disk or memory with `rabbitmqctl status`"));
+        if self.alarm.is_up() {
+            return Fault::Fatal(self.route.broker.takes_nothing());
         }
-        Fault::Lost(io::Error::new(io::ErrorKind::TimedOut, format!("no confirmation for {seconds} seconds")).into())
-    }
-
-    /// # Errors
-    /// If the event is the end of the connection.
-    fn heed(&mut self, event: Event) -> Result<(), Fault> {
-        match event {
-            Event::ConnectionBlocked(reason) => {
-                self.is_blocked = true;
-                tracing::warn!("RabbitMQ takes no messages for now: {reason}; waiting");
-            }
-            Event::ConnectionUnblocked => {
-                self.is_blocked = false;
-                tracing::info!("RabbitMQ takes messages again");
-            }
-            Event::Error(error) => return Err(Fault::Lost(error)),
-            _ => {}
-        }
-        Ok(())
+        Fault::Lost(io::Error::new(io::ErrorKind::TimedOut, "it confirms no messages").into())
     }
 
     /// A channel that was closed because of one message would be closed by it again and again.

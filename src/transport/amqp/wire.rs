@@ -69,6 +69,11 @@ impl MessageKey {
 }
 
 impl MessageKey {
+    /// As it is stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The key of a message whose properties do not tell one.
     pub fn of_undecodable(body: &[u8]) -> Self {
         Self::of(&[body])

@@ -9,11 +9,12 @@ use dataloader::dataset::Dataset;
 use dataloader::error::Result;
 use dataloader::record::split::Splitter;
 use dataloader::retry::Patience;
-use dataloader::transport::amqp::connection::Broker;
-use dataloader::transport::amqp::consumer::{Consumer, Phase};
+use dataloader::transport::amqp::connection::{Broker, Route};
+use dataloader::transport::amqp::consumer::{Attempt, Attempts, Consumer, Phase};
 use dataloader::transport::amqp::publisher::{Published, Publisher};
 use dataloader::transport::amqp::topology::Topology;
 use dataloader::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
+use dataloader::vitals::Vitals;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
@@ -63,6 +64,10 @@ impl Rig {
         Topology::new(&self.prefix, &self.datasets).expect("no dataset is called dead")
     }
 
+    fn route(&self, patience: Patience) -> Route {
+        Route { broker: self.broker(), topology: self.topology(), patience, vitals: Vitals::default() }
+    }
+
     pub fn queue(&self, dataset: &str) -> String {
         format!("{}.{dataset}", self.prefix)
     }
@@ -74,7 +79,7 @@ impl Rig {
     pub fn publisher(&self, patience: Patience) -> RunningPublisher {
         let (pieces, outlet) = mpsc::channel(8);
         let finished = Shared::default();
-        let (report, publisher) = (finished.clone(), Publisher::new(self.broker(), self.topology(), patience));
+        let (report, publisher) = (finished.clone(), Publisher::new(self.route(patience)));
         let task = self.runtime.spawn(publisher.run(outlet, move |load| report.lock().push(load)));
         RunningPublisher { pieces: Some(pieces), budget: Arc::new(Semaphore::new(IN_FLIGHT)), finished, task }
     }
@@ -84,8 +89,16 @@ impl Rig {
         let (sender, pieces) = crossbeam_channel::bounded(2);
         let (phase, phases) = watch::channel(Phase::Run);
         let seen: Shared<Seen> = Shared::default();
-        let consumer = Consumer::new(self.broker(), self.topology(), patience, IN_FLIGHT);
+        let (attempts, mut questions) = Attempts::new();
+        let consumer = Consumer::new(self.route(patience), IN_FLIGHT, attempts);
         let task = self.runtime.spawn(consumer.run(sender, phases));
+        self.runtime.spawn(async move {
+            while let Some(question) = questions.recv().await {
+                if let Attempt::Begins(_, answer) = question {
+                    answer.send(1).unwrap_or_default();
+                }
+            }
+        });
         let notes = seen.clone();
         let thread = std::thread::spawn(move || {
             for piece in pieces {

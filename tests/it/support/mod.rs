@@ -24,7 +24,7 @@ pub use fifo::Fifo;
 pub use lock::WriteLock;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
-pub use queues::{Message, Transport};
+pub use queues::{Message, Queues, Transport};
 pub use records::{array, event, many_events, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};

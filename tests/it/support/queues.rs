@@ -55,8 +55,12 @@ impl Queues {
     /// Nothing is declared yet.
     #[track_caller]
     pub fn new() -> Self {
-        let url = std::env::var("AMQP_URL").expect("AMQP_URL is not set: start the tests with ./run.sh test");
-        Self { url, prefix: format!("dl_test_{}", uuid::Uuid::now_v7().simple()) }
+        Self::on(&std::env::var("AMQP_URL").expect("AMQP_URL is not set: start the tests with ./run.sh test"))
+    }
+
+    /// On another node.
+    pub fn on(url: &str) -> Self {
+        Self { url: url.to_owned(), prefix: format!("dl_test_{}", uuid::Uuid::now_v7().simple()) }
     }
 
     pub fn url(&self) -> &str {

@@ -10,7 +10,7 @@ use super::database::{Cell, Database, Store};
 use super::lock::WriteLock;
 use super::process::{Background, Invocation, Outcome};
 use super::queues::{Queues, Transport};
-use super::servers::PrivatePostgres;
+use super::servers::{PrivatePostgres, PrivateRabbit};
 
 /// A temporary working directory, an empty database and perhaps queues; all are gone when it is dropped.
 #[derive(Debug)]
@@ -50,6 +50,14 @@ impl Sandbox {
     /// On a server of the test's own.
     pub fn on(server: &PrivatePostgres) -> Self {
         Self { queues: None, database: Database::create_postgres(server.url(), false), directory: working_directory() }
+    }
+
+    /// Over a RabbitMQ node of the test's own.
+    #[track_caller]
+    pub fn over_node(node: &PrivateRabbit, store: Store) -> Self {
+        let mut sandbox = Self::new(store);
+        sandbox.queues = Some(Queues::on(node.url()));
+        sandbox
     }
 
     pub fn store(&self) -> Store {

@@ -9,13 +9,18 @@ use crossbeam_channel::Sender;
 use lapin::{Acker, BasicProperties};
 use tokio::sync::mpsc;
 
+use super::delivery::{Delivery, Settled};
 use super::failures::{Failures, Sentence};
-use super::{Delivery, Settled, Verdict};
+use super::held::{Held, Share};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::transport::amqp::dead_letters::DeadLetter;
 use crate::transport::amqp::wire::{Envelope, MessageKey, Undecodable};
-use crate::transport::piece::{Piece, Receipt};
+use crate::transport::budget::footprint;
+use crate::transport::piece::{Content, Load, Piece, Receipt};
+
+/// What a message takes in memory beside its body, roughly.
+const MESSAGE_BYTES: usize = 1 << 10;
 
 /// What the broker delivered, from a dataset's queue.
 pub(super) struct Arrival {
@@ -24,16 +29,41 @@ pub(super) struct Arrival {
     body: Vec<u8>,
     acker: Acker,
     verdicts: mpsc::UnboundedSender<Settled>,
+    share: Share,
 }
 
 impl Arrival {
-    pub fn new(dataset: Arc<Dataset>, delivery: lapin::message::Delivery, verdicts: mpsc::UnboundedSender<Settled>) -> Self {
+    pub fn new(
+        dataset: Arc<Dataset>,
+        delivery: lapin::message::Delivery,
+        verdicts: mpsc::UnboundedSender<Settled>,
+        held: &Held,
+    ) -> Self {
         let lapin::message::Delivery { properties, data, acker, .. } = delivery;
-        Self { dataset, properties, body: data, acker, verdicts }
+        // Its piece has a copy, then rows beside its text.
+        let share = held.take(MESSAGE_BYTES + 2 * data.len());
+        Self { dataset, properties, body: data, acker, verdicts, share }
     }
 
-    fn receipt(&self, key: MessageKey) -> Delivery {
-        Delivery { acker: self.acker.clone(), key, verdicts: self.verdicts.clone(), settled: false }
+    /// Of the queue that it was in.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// What the message is known by.
+    pub fn key(&self) -> MessageKey {
+        self.open().1
+    }
+
+    /// It is not taken after all.
+    pub fn into_acker(self) -> Acker {
+        self.acker
+    }
+
+    fn open(&self) -> (Result<Envelope, Undecodable>, MessageKey) {
+        let opened = Envelope::open(&self.properties, &self.body, &self.dataset);
+        let key = opened.as_ref().map_or_else(|_| MessageKey::of_undecodable(&self.body), Envelope::key);
+        (opened, key)
     }
 }
 
@@ -46,7 +76,7 @@ pub(super) struct Decoder {
 impl Decoder {
     /// Starts the thread; it ends when the decoder is dropped or the parsers are gone.
     pub fn start(pieces: Sender<Piece>, failures: Failures) -> Result<Self> {
-        // No bound of its own: no more arrives than the broker sends ahead.
+        // No bound of its own: no more arrives than may be held.
         let (sender, mut arrivals) = mpsc::unbounded_channel();
         let draining = Arc::new(AtomicBool::new(false));
         let drained = Arc::clone(&draining);
@@ -78,21 +108,23 @@ impl Decoder {
 
 /// False when the parsers are gone.
 fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: &Sender<Piece>) -> bool {
-    let opened = Envelope::open(&arrival.properties, &arrival.body, &arrival.dataset);
-    let key = opened.as_ref().map_or_else(|_| MessageKey::of_undecodable(&arrival.body), Envelope::key);
-    let mut receipt = arrival.receipt(key);
+    let (opened, key) = arrival.open();
+    let Arrival { dataset, properties, body, acker, verdicts, share } = arrival;
     // Of a lost connection, or no longer wanted.
-    if !arrival.acker.usable() || draining.load(Ordering::Relaxed) {
-        receipt.send(Verdict::Returned);
+    let is_unwanted = !acker.usable() || draining.load(Ordering::Relaxed);
+    let mut delivery = Delivery::new(acker, key, verdicts, share);
+    if is_unwanted {
+        delivery.give_back();
         return true;
     }
     let sentence = match failures.sentence(&key) {
         Some(sentence) => sentence,
-        None => match opened.and_then(|envelope| envelope.decode(&arrival.body)) {
+        None => match opened.and_then(|envelope| envelope.decode(&body)) {
             Ok((load, content)) => {
-                drop(arrival);
-                let piece = Piece { load, content, receipt: Receipt::new(receipt) };
-                return match pieces.send(piece) {
+                drop((properties, body));
+                delivery.resize(MESSAGE_BYTES + bytes_of(&load, &content));
+                let refused = pieces.send(Piece { load, content, receipt: Receipt::new(delivery) });
+                return match refused {
                     Ok(()) => true,
                     Err(refused) => {
                         refused.into_inner().receipt.give_back();
@@ -103,8 +135,15 @@ fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: 
             Err(Undecodable { reason, detail }) => Sentence { reason: reason.to_owned(), detail },
         },
     };
-    let Arrival { dataset, properties, body, .. } = arrival;
     let Sentence { reason, detail } = sentence;
-    receipt.send(Verdict::SetAside(Box::new(DeadLetter { dataset: dataset.name.clone(), reason, detail, properties, body })));
+    delivery.set_aside(DeadLetter { dataset: dataset.name.clone(), reason, detail, properties, body });
     true
+}
+
+fn bytes_of(load: &Load, content: &Content) -> usize {
+    match content {
+        Content::Chunk(chunk) => footprint(chunk, &load.dataset),
+        Content::Foreign(message) => footprint(&message.chunk, &load.dataset),
+        Content::End(_) => 0,
+    }
 }

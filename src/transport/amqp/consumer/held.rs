@@ -1,0 +1,71 @@
+//! The bytes that a consumer holds: from the arrival of a message until it is settled.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many bytes all messages of a consumer take in memory. While that is more than the budget, no more are read.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    bytes: Arc<AtomicUsize>,
+    budget: usize,
+}
+
+impl Held {
+    pub fn new(budget: usize) -> Self {
+        Self { bytes: Arc::default(), budget }
+    }
+
+    /// Takes bytes, whether there is room or not: they are in memory already.
+    pub fn take(&self, bytes: usize) -> Share {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Share { held: self.clone(), bytes }
+    }
+
+    /// Whether more may come.
+    pub fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) < self.budget
+    }
+}
+
+/// What one message takes; given back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    held: Held,
+    bytes: usize,
+}
+
+impl Share {
+    /// The message turns out to take so many.
+    pub fn resize(&mut self, bytes: usize) {
+        self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.held.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.held.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_until_what_is_held_reaches_the_budget() {
+        let held = Held::new(100);
+        let mut first = held.take(60);
+        assert!(held.has_room());
+        let second = held.take(60);
+        assert!(!held.has_room());
+        first.resize(20);
+        assert!(held.has_room());
+        first.resize(100);
+        drop(second);
+        assert!(!held.has_room());
+        drop(first);
+        assert!(held.has_room());
+    }
+}

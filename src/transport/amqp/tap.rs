@@ -1,0 +1,192 @@
+//! A tap in front of a connection: how many bytes may be read from it. RabbitMQ sends as many messages ahead as the prefetch count
+//! says, however large they are, and lapin takes into memory whatever comes. What the tap lets wait stays with the broker.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use futures_util::{AsyncRead, AsyncWrite, Stream};
+use tokio::sync::Notify;
+
+/// What may be read before whoever handles the messages is asked again. Less would cost throughput.
+const SIP: usize = 512 << 10;
+/// What may be read now and then although nothing may: the broker's signs of life, which are 8 bytes long, may be among it.
+const DROP: usize = 64;
+/// How often: a broker that was silent for longer than two heartbeats, of a second at least, would be taken for dead.
+pub(super) const DRIP_EVERY: Duration = Duration::from_secs(1);
+
+/// The tap of one connection. At first a sip may be read: enough for a handshake and some answers.
+#[derive(Debug, Clone)]
+pub(super) struct Tap(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    ran_dry: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Bytes that may be read.
+    left: usize,
+    /// Who waits to read more.
+    reader: Option<Waker>,
+}
+
+impl Tap {
+    pub fn new() -> Self {
+        Self(Arc::new(Shared { state: Mutex::new(State { left: SIP, reader: None }), ran_dry: Notify::new() }))
+    }
+
+    /// Comes when all that may be read was read.
+    pub async fn ran_dry(&self) {
+        loop {
+            // Registered before the look, so that no change between the two is missed.
+            let change = self.0.ran_dry.notified();
+            if self.lock().left == 0 {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    /// Some more may be read.
+    pub fn sip(&self) {
+        self.let_through(SIP);
+    }
+
+    /// Little more may be read.
+    pub fn drip(&self) {
+        self.let_through(DROP);
+    }
+
+    /// The runtime for a connection behind this tap.
+    pub fn runtime(&self) -> Runtime<RuntimeParts<Tokio, Tapped>> {
+        let tokio = Tokio::current();
+        Runtime::new(RuntimeParts::new(tokio.clone(), Tapped { tokio, tap: self.clone() }))
+    }
+
+    fn let_through(&self, bytes: usize) {
+        let reader = {
+            let mut state = self.lock();
+            state.left = state.left.max(bytes);
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// tokio's reactor, whose TCP streams are read through a tap.
+#[derive(Debug, Clone)]
+pub(super) struct Tapped {
+    tokio: Tokio,
+    tap: Tap,
+}
+
+impl Reactor for Tapped {
+    type TcpStream = TappedStream;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: io::Read + io::Write + AsFd + AsRawFd + Send + 'static>(
+        &self,
+        socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        self.tokio.register(socket)
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.tokio.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.tokio.interval(duration)
+    }
+
+    fn tcp_connect_addr(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        let (connect, tap) = (self.tokio.tcp_connect_addr(address), self.tap.clone());
+        async move { Ok(TappedStream { stream: connect.await?, tap }) }
+    }
+}
+
+/// A TCP stream that is read through a tap.
+pub(super) struct TappedStream {
+    stream: <Tokio as Reactor>::TcpStream,
+    tap: Tap,
+}
+
+impl AsyncRead for TappedStream {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Self { stream, tap } = &mut *self;
+        let mut state = tap.lock();
+        if state.left == 0 {
+            state.reader = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let most = buffer.len().min(state.left);
+        let read = std::task::ready!(Pin::new(stream).poll_read(context, &mut buffer[..most]))?;
+        state.left -= read;
+        if state.left == 0 {
+            tap.0.ran_dry.notify_waiters();
+        }
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl AsyncWrite for TappedStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_is_read_than_was_let_through() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tap = Tap::new();
+        let connect = tap.runtime().tcp_connect_addr(listener.local_addr().unwrap());
+        let (stream, accepted) = tokio::join!(connect, listener.accept());
+        let (mut stream, mut other_end) = (stream.unwrap(), accepted.unwrap().0);
+        let sender = tokio::spawn(async move { other_end.write_all(&vec![b'x'; SIP + DROP + 1]).await });
+        let reader = tokio::spawn(async move {
+            let mut text = Vec::new();
+            stream.read_to_end(&mut text).await.map(|_| text.len())
+        });
+        tap.ran_dry().await;
+        assert!(!reader.is_finished());
+        tap.drip();
+        tap.ran_dry().await;
+        assert!(!reader.is_finished() && tap.lock().left == 0);
+        tap.sip();
+        sender.await.unwrap().unwrap();
+        assert_eq!(reader.await.unwrap().unwrap(), SIP + DROP + 1);
+        assert_eq!(tap.lock().left, SIP - 1);
+    }
+}
