@@ -1,4 +1,5 @@
-//! Chunks: runs of whole records cut from a text by fixed constants, so that the same content always gives the same chunks.
+//! Chunks are runs of whole records. Their boundaries depend on constants and content only, so the same content always gives
+//! the same chunks.
 
 use std::ops::Range;
 
@@ -6,61 +7,62 @@ use twox_hash::XxHash3_128;
 
 use super::row::Reject;
 
-/// A chunk ends with the record that brings it to this many records.
+/// A chunk is complete when it has this many records.
 pub const CHUNK_RECORDS: usize = 1_000;
-/// A chunk ends before the record that would bring its text over this many bytes, unless that record is its only one.
+/// A chunk is complete when the next record would bring its text over this many bytes. A single record may be larger.
 pub const CHUNK_BYTES: usize = 1 << 20;
-/// The largest record that is read as a whole; a larger one is rejected as `too_large`.
+/// The largest record that is read as a whole. A larger one is rejected as `too_large`.
 pub const MAX_RECORD_BYTES: usize = 8 << 20;
-/// How much of a too large record is kept.
+/// A reject keeps this many bytes of a record that is too large.
 pub const KEPT_RECORD_BYTES: usize = 64 << 10;
 
-/// How records follow each other in a text.
+/// How records are separated in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// Elements of one JSON array, separated by commas.
     Array,
-    /// One after another with any or no white space between: NDJSON, concatenated or a single object.
+    /// Values in sequence, with or without white space between them: NDJSON, concatenated JSON or a single object.
     Stream,
 }
 
-/// A run of whole records: the unit that is queued, loaded once and counted. Chunks are numbered by `seq` from 0.
+/// A run of whole records. It is the unit that is queued, loaded exactly once and counted. `seq` numbers the chunks of a file
+/// from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     pub seq: u64,
-    /// Position of the first record among the file's records, from 1.
+    /// The position of the first record among the records of the file, from 1.
     pub first_ordinal: u64,
-    /// Where the first record begins in the decompressed text, from 0.
+    /// The offset of the first record in the decompressed text, from 0.
     pub first_byte_offset: u64,
     pub body: ChunkBody,
 }
 
-/// What a chunk holds.
+/// The content of a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChunkBody {
     /// Records to parse.
     Records {
         framing: Framing,
-        /// The file's own bytes from the first record to the last, separators included, brackets not.
+        /// The bytes of the file from the first record to the last, with separators but without the array's brackets.
         text: Vec<u8>,
-        /// Where each record stands in `text`; the first begins at 0 and the last ends at the text's end. A record
-        /// that is no JSON stands here too: the parser rejects it.
+        /// The range of each record in `text`. The first one begins at 0 and the last one ends at the end of the text. Invalid
+        /// records have a range too: the parser rejects them.
         spans: Vec<Range<u32>>,
     },
-    /// Records that were rejected while splitting, because they are not in any text that could be parsed.
+    /// Records that the splitter rejected. They have no text that could be parsed.
     Rejects(Vec<Reject>),
 }
 
-/// What tells the records of a chunk from others: XXH3, 128 bits, big-endian, of their own bytes.
+/// Identifies the records of a chunk: the 128-bit XXH3 hash of their bytes, big-endian.
 pub type Digest = [u8; 16];
 
 impl Chunk {
-    /// The digest of its records: the same wherever the chunk was cut, and whichever way it came.
+    /// The digest of the chunk's records. It does not depend on where the chunk was cut or how it was transferred.
     pub fn digest(&self) -> Digest {
         self.digest_of_first(usize::MAX)
     }
 
-    /// The digest that the chunk would have if it ended behind so many of its records.
+    /// The digest of the chunk's first `records` records.
     pub fn digest_of_first(&self, records: usize) -> Digest {
         match &self.body {
             ChunkBody::Records { text, spans, .. } => {
@@ -73,7 +75,7 @@ impl Chunk {
                     hash.write(&byte_offset.to_be_bytes());
                     hash.write(&(record.len() as u64).to_be_bytes());
                     hash.write(record);
-                    // Of a record that is too large it tells the size.
+                    // The detail of a record that is too large contains the record's size.
                     hash.write(detail.as_bytes());
                 }
                 hash.finish_128().to_be_bytes()
@@ -81,7 +83,7 @@ impl Chunk {
         }
     }
 
-    /// What is left of it behind so many of its records: those that a file has grown by.
+    /// The chunk without its first `records` records. For a file that has grown, these are the new records.
     pub fn behind(&self, records: usize) -> Self {
         let (first_byte_offset, body) = match &self.body {
             ChunkBody::Records { framing, text, spans } => {
@@ -99,7 +101,7 @@ impl Chunk {
         Self { seq: self.seq, first_ordinal: self.first_ordinal + records as u64, first_byte_offset, body }
     }
 
-    /// How many of the file's records it holds, rejected ones included.
+    /// The number of records in the chunk, rejected ones included.
     pub fn records(&self) -> u64 {
         match &self.body {
             ChunkBody::Records { spans, .. } => spans.len() as u64,
@@ -107,7 +109,7 @@ impl Chunk {
         }
     }
 
-    /// Its size in memory, roughly: what it takes from the budget of bytes in flight.
+    /// The approximate size in memory, which counts against `in_flight_bytes`.
     pub fn bytes(&self) -> usize {
         match &self.body {
             ChunkBody::Records { text, .. } => text.len(),

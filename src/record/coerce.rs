@@ -1,4 +1,4 @@
-//! The JSON text of a value becomes a value of its column's type, without loss or not at all.
+//! Converts the JSON text of a value to its column's type, without loss. A value that cannot be converted is refused.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use super::row::{RejectReason, Value};
 use super::time;
 use crate::dataset::ColumnType;
 
-/// The value of type `column_type` that `source` stands for. `source` is one valid JSON value without white space around it.
+/// Converts `source` to a value of type `column_type`. `source` is one valid JSON value without surrounding white space.
 ///
 /// # Errors
-/// Why it is none: `TypeMismatch`, `OutOfRange`, `NulCharacter` or `LoneSurrogate`.
+/// The reason why it cannot be converted: `TypeMismatch`, `OutOfRange`, `NulCharacter` or `LoneSurrogate`.
 pub fn coerce(column_type: ColumnType, source: &str) -> Result<Value<'_>, RejectReason> {
     if source == "null" {
         return Ok(Value::Null);
@@ -38,7 +38,8 @@ pub fn coerce(column_type: ColumnType, source: &str) -> Result<Value<'_>, Reject
     }
 }
 
-/// What is wrong with a value that [`coerce`] refused, to follow the value in a sentence, and what would be right.
+/// Describes what is wrong with a value that [`coerce`] refused, and what is expected. The text continues a sentence that
+/// begins with the value.
 pub fn problem(column_type: ColumnType, reason: RejectReason) -> &'static str {
     let out_of_range = reason == RejectReason::OutOfRange;
     match (reason, column_type) {
@@ -70,25 +71,25 @@ fn is_string(source: &str) -> bool {
     source.starts_with('"')
 }
 
-/// A string's content, or any other value's source text.
+/// The content of a string, or the source text of any other value.
 fn text(source: &str) -> Result<Cow<'_, str>, RejectReason> {
     if !is_string(source) {
         return Ok(Cow::Borrowed(source));
     }
     match json::unescape(source) {
         Ok(content @ Cow::Borrowed(_)) => Ok(content),
-        // Only an escape can stand for U+0000.
+        // Only an escape can produce U+0000.
         Ok(content) if memchr(0, content.as_bytes()).is_none() => Ok(content),
         _ => Err(json::escape_fault(source).unwrap_or(RejectReason::LoneSurrogate)),
     }
 }
 
-/// A string's content, for types of which no value holds anything but ASCII.
+/// The content of a string, for types whose values are always ASCII.
 fn string(source: &str) -> Result<Cow<'_, str>, RejectReason> {
     if is_string(source) { json::unescape(source).map_err(|_| RejectReason::TypeMismatch) } else { Err(RejectReason::TypeMismatch) }
 }
 
-/// A number's text, or the content of a string that may be one.
+/// The text of a number, or the content of a string that may be a number.
 fn string_or_number(source: &str) -> Result<Cow<'_, str>, RejectReason> {
     if source.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
         Ok(Cow::Borrowed(source))
@@ -106,7 +107,7 @@ fn boolean(source: &str) -> Result<bool, RejectReason> {
     }
 }
 
-/// With hyphens or without, in either case.
+/// Accepts a UUID with or without hyphens, in upper or lower case.
 fn uuid(text: &str) -> Result<[u8; 16], RejectReason> {
     let uuid = if matches!(text.len(), 32 | 36) { uuid::Uuid::try_parse(text).ok() } else { None };
     uuid.map(uuid::Uuid::into_bytes).ok_or(RejectReason::TypeMismatch)
@@ -229,7 +230,7 @@ mod tests {
         refuses(Jsonb, LoneSurrogate, &[r#"{"a":"\ud800"}"#]);
     }
 
-    /// The string as JSON with every UTF-16 unit escaped.
+    /// The string as JSON, with every UTF-16 unit escaped.
     fn escaped(text: &str) -> String {
         let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
         format!("\"{units}\"")

@@ -1,4 +1,4 @@
-//! Decompression by content: the name of a file says nothing here.
+//! Decompresses gzip and zstd. The format is detected by the first bytes; the file's name does not matter.
 
 use std::error::Error;
 use std::fmt;
@@ -6,8 +6,9 @@ use std::io::{self, BufReader, Read};
 
 use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 
-/// The data could be read, but not decompressed: it is cut off, damaged, or needs too much memory. [`decompress`]'s reader wraps
-/// it in an [`io::Error`], so that whoever reads can tell it from a disk or pipe that failed: reading again will not help.
+/// The input could be read but not decompressed: it is truncated or corrupt, or it needs too much memory. The reader of
+/// [`decompress`] wraps this in an [`io::Error`]. Callers can thus tell it from a failed disk or pipe: a retry does not help
+/// here.
 #[derive(Debug)]
 pub struct CannotDecompress {
     message: String,
@@ -52,12 +53,14 @@ impl Error for CannotDecompress {
     }
 }
 
-/// A reader of the plain text: of gzip (all members) and zstd (all frames) decompressed, of everything else as it is.
+/// Returns a reader of the decompressed text. It decompresses all members of a gzip file and all frames of a zstd file; any
+/// other input passes through unchanged.
 ///
-/// `zstd_window_mib`, a power of two, is the largest window of a zstd frame that is accepted: reading it takes as much memory.
+/// `zstd_window_mib` is the largest window of a zstd frame that is accepted, and a power of two. Decompression takes as much
+/// memory as the window is large.
 ///
 /// # Errors
-/// When the first bytes cannot be read. The reader's own errors are those of `reader`, or hold a [`CannotDecompress`].
+/// If the first bytes cannot be read. The returned reader fails with the errors of `reader`, or with a [`CannotDecompress`].
 pub fn decompress(mut reader: impl Read + Send + 'static, zstd_window_mib: u32) -> io::Result<Box<dyn Read + Send>> {
     let mut magic = Vec::with_capacity(4);
     reader.by_ref().take(4).read_to_end(&mut magic)?;
@@ -77,9 +80,9 @@ pub fn decompress(mut reader: impl Read + Send + 'static, zstd_window_mib: u32) 
     })
 }
 
-/// log₂ of a MiB in bytes.
+/// log₂ of the number of bytes in a MiB.
 const MIB_LOG: u32 = 20;
-/// Compressed bytes that are read at a time.
+/// The decoder reads this many compressed bytes at a time.
 const COMPRESSED_BUFFER: usize = 128 << 10;
 
 enum Format {
@@ -92,14 +95,14 @@ impl Format {
     fn of(magic: &[u8]) -> Self {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or a skippable frame, as parallel compressors put in front.
+            // A frame, or a skippable frame: parallel compressors write one first.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Self::Zstd,
             _ => Self::Plain,
         }
     }
 }
 
-/// Marks the source's own errors, so that they pass through the decoder and can be told from the decoder's.
+/// Marks the errors of the source. They pass through the decoder, and can then be told from the decoder's own errors.
 struct Source<R>(R);
 
 #[derive(Debug)]
@@ -121,7 +124,7 @@ impl<R: Read> Read for Source<R> {
 
 struct Decoder<D, E> {
     decoder: D,
-    /// What an error of the decoder, not of its source, means.
+    /// Turns an error of the decoder (not of its source) into an explanation.
     explain: E,
 }
 
@@ -162,7 +165,7 @@ mod tests {
         error.get_ref().is_some_and(|e| e.is::<CannotDecompress>())
     }
 
-    /// Gives one byte at a time, then fails.
+    /// Returns one byte at a time, then fails.
     struct Failing(io::Cursor<Vec<u8>>);
 
     impl Read for Failing {

@@ -1,6 +1,6 @@
-//! What JSON text holds beyond its syntax: nesting, escapes that no string can hold, numbers that no `numeric` can hold.
+//! Checks of JSON text beyond its syntax: nesting depth, escapes that no string can hold, numbers that no `numeric` can hold.
 //!
-//! serde_json passes over all of this when it skips a value, and PostgreSQL aborts a whole COPY for one of them.
+//! serde_json accepts all of these when it skips a value, but PostgreSQL aborts a whole COPY for one of them.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,10 @@ use memchr::{memchr, memchr2};
 use super::number;
 use super::row::RejectReason;
 
-/// How deep a record may nest; the record itself is level 1.
+/// The deepest nesting that a record may have; the record itself is level 1.
 pub const MAX_DEPTH: usize = 128;
 
-/// Whether brackets outside of strings nest deeper than `limit`. `text` need not be valid JSON.
+/// Whether brackets outside of strings nest deeper than `limit`. `text` may be invalid JSON.
 pub fn nests_deeper(text: &str, limit: usize) -> bool {
     let bytes = text.as_bytes();
     let (mut depth, mut at) = (0_usize, 0);
@@ -33,7 +33,7 @@ pub fn nests_deeper(text: &str, limit: usize) -> bool {
     false
 }
 
-/// The position after the string that begins at `start`, or the text's end if the string has none.
+/// The position after the string that begins at `start`; the end of the text if the string is not closed.
 fn string_end(bytes: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     loop {
@@ -45,10 +45,10 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
     }
 }
 
-/// The content of a valid JSON string, given with its quotes. It may contain U+0000.
+/// Decodes a valid JSON string, given with its quotes. The result may contain U+0000.
 ///
 /// # Errors
-/// `LoneSurrogate` if it is no Unicode text.
+/// `LoneSurrogate` if the string is not valid Unicode.
 pub fn unescape(string: &str) -> Result<Cow<'_, str>, RejectReason> {
     let content = &string[1..string.len() - 1];
     match memchr(b'\\', content.as_bytes()) {
@@ -57,12 +57,13 @@ pub fn unescape(string: &str) -> Result<Cow<'_, str>, RejectReason> {
     }
 }
 
-/// The first reason why PostgreSQL's `jsonb` would not take a valid JSON text, in the order of [`RejectReason`].
+/// The first reason why PostgreSQL's `jsonb` would reject a valid JSON text, in the order of [`RejectReason`].
 pub fn jsonb_fault(json: &str) -> Option<RejectReason> {
     if may_hold_huge_number(json) && holds_huge_number(json) { Some(RejectReason::OutOfRange) } else { escape_fault(json) }
 }
 
-/// Whether the strings of a valid JSON text, keys included, escape U+0000 or half a surrogate pair.
+/// The first reason why a string of a valid JSON text cannot be stored: it escapes U+0000 or half of a surrogate pair. Keys are
+/// checked too.
 pub fn escape_fault(json: &str) -> Option<RejectReason> {
     let bytes = json.as_bytes();
     let (mut fault, mut at) = (None, 0);
@@ -82,13 +83,13 @@ pub fn escape_fault(json: &str) -> Option<RejectReason> {
     fault
 }
 
-/// The value of the `\uXXXX` that begins at `at`, if one does.
+/// The value of the `\uXXXX` escape at `at`, if there is one.
 fn code_unit(bytes: &[u8], at: usize) -> Option<u32> {
     let [b'\\', b'u', digits @ ..] = bytes.get(at..at + 6)? else { return None };
     digits.iter().try_fold(0, |unit, &digit| Some(unit * 16 + char::from(digit).to_digit(16)?))
 }
 
-/// A cheap look that spares ordinary values the search: only an exponent or very many digits make a number huge.
+/// A cheap check that rules out most values: a number is huge only with an exponent or with very many digits.
 fn may_hold_huge_number(json: &str) -> bool {
     let exponent = |pair: &[u8]| pair[0].is_ascii_digit() && pair[1] | 0x20 == b'e';
     json.len() > number::MAX_SCALE || json.as_bytes().windows(2).any(exponent)

@@ -1,31 +1,31 @@
-//! Numbers without loss: the text of a JSON number as `bigint`, `double` or `numeric`.
+//! Lossless numbers: converts the text of a JSON number to `bigint`, `double` or `numeric`.
 //!
-//! Each function takes any text; one that does not follow the grammar of JSON numbers is a `TypeMismatch`.
+//! Each function accepts any text. Text that does not follow JSON's number grammar is a `TypeMismatch`.
 
 use std::borrow::Cow;
 
 use super::row::RejectReason;
 
-/// The most digits before the point of PostgreSQL's `numeric`.
+/// PostgreSQL's `numeric` has at most this many digits before the decimal point.
 const MAX_INTEGER_DIGITS: i64 = 131_072;
-/// The most digits after the point of PostgreSQL's `numeric`.
+/// PostgreSQL's `numeric` has at most this many digits after the decimal point.
 pub const MAX_SCALE: usize = 16_383;
-/// PostgreSQL refuses an exponent from here on, even of a zero.
+/// PostgreSQL rejects an exponent from this value on, even for zero.
 const EXPONENT_LIMIT: i64 = (i32::MAX / 2) as i64;
 
-/// A JSON number taken apart: `-12.50e3` is negative, `12`, `50`, 3.
+/// The parts of a JSON number. Example: `-12.50e3` is negative, `12`, `50`, 3.
 struct Decimal<'a> {
     negative: bool,
-    /// At least one digit, no leading zeros.
+    /// At least one digit, without leading zeros.
     integer: &'a [u8],
     fraction: &'a [u8],
     has_exponent: bool,
-    /// Within ±`EXPONENT_LIMIT`; one beyond stands as the limit.
+    /// Clamped to ±`EXPONENT_LIMIT`.
     exponent: i64,
 }
 
 impl<'a> Decimal<'a> {
-    /// `None` if the text does not follow the grammar of JSON numbers exactly.
+    /// `None` if the text does not follow JSON's number grammar exactly.
     fn parse(text: &'a str) -> Option<Self> {
         let text = text.as_bytes();
         let (negative, rest) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
@@ -57,7 +57,7 @@ impl<'a> Decimal<'a> {
         Some(decimal)
     }
 
-    /// The digit at a position counted from the first digit of the integer part; 0 outside of the text.
+    /// The digit at a position, counted from the first digit of the integer part; 0 outside of the text.
     fn digit(&self, position: i64) -> u8 {
         let digit = usize::try_from(position)
             .ok()
@@ -73,18 +73,18 @@ impl<'a> Decimal<'a> {
         self.digits().all(|&d| d == b'0')
     }
 
-    /// Position of the decimal point among the digits once the exponent is applied.
+    /// The position of the decimal point among the digits after the exponent is applied.
     fn point(&self) -> i64 {
         length(self.integer) + self.exponent
     }
 
-    /// Position of the first digit that is not zero; the number of digits if all are.
+    /// The position of the first nonzero digit; the number of digits if all are zero.
     fn first_significant(&self) -> i64 {
         let all = length(self.integer) + length(self.fraction);
         self.digits().position(|&d| d != b'0').map_or(all, |at| at as i64)
     }
 
-    /// How many digits PostgreSQL keeps after the point.
+    /// The number of digits that PostgreSQL keeps after the decimal point.
     fn scale(&self) -> i64 {
         (length(self.fraction) - self.exponent).max(0)
     }
@@ -96,7 +96,7 @@ impl<'a> Decimal<'a> {
     }
 }
 
-/// Splits at least one digit from the rest.
+/// Splits the leading digits (at least one) from the rest.
 fn digits(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
@@ -106,30 +106,30 @@ fn length(digits: &[u8]) -> i64 {
     digits.len() as i64
 }
 
-/// How many bytes from the start can belong to a JSON number.
+/// The number of leading bytes that can belong to a JSON number.
 pub fn extent(text: &[u8]) -> usize {
     text.iter().position(|b| !matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')).unwrap_or(text.len())
 }
 
-/// Whether the text follows the grammar of JSON numbers exactly.
+/// Whether the text follows JSON's number grammar exactly.
 pub fn is_json_number(text: &str) -> bool {
     Decimal::parse(text).is_some()
 }
 
-/// How an integer may be written.
+/// Which notations of an integer are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IntegerForm {
     /// Digits only.
     Exact,
-    /// Any number whose value is an integer, as `1.0` or `1e3`.
+    /// Any number whose value is an integer, such as `1.0` or `1e3`.
     ByValue,
 }
 
-/// The integer that the text is.
+/// Converts the text to an integer.
 pub fn bigint(text: &str, form: IntegerForm) -> Result<i64, RejectReason> {
     let decimal = Decimal::parse(text).ok_or(RejectReason::TypeMismatch)?;
     if decimal.fraction.is_empty() && !decimal.has_exponent {
-        // The grammar is checked, so that all that can go wrong is the range.
+        // The grammar is already checked, so only the range can be wrong.
         return text.parse().map_err(|_| RejectReason::OutOfRange);
     }
     if form == IntegerForm::Exact {
@@ -143,7 +143,7 @@ pub fn bigint(text: &str, form: IntegerForm) -> Result<i64, RejectReason> {
     if end < length(decimal.integer) + length(decimal.fraction) - trailing_zeros {
         return Err(RejectReason::TypeMismatch);
     }
-    // At most 19 digits cannot overflow an i128.
+    // A number of at most 19 digits cannot overflow an i128.
     if end - first > 19 {
         return Err(RejectReason::OutOfRange);
     }
@@ -151,18 +151,20 @@ pub fn bigint(text: &str, form: IntegerForm) -> Result<i64, RejectReason> {
     i64::try_from(if decimal.negative { -value } else { value }).map_err(|_| RejectReason::OutOfRange)
 }
 
-/// The nearest double. Out of range is what would become infinite, and what is not zero but would become it.
+/// Converts the text to the nearest double. A value is out of range if it would become infinite, or if it is not zero but would
+/// become zero.
 pub fn double(text: &str) -> Result<f64, RejectReason> {
     let decimal = Decimal::parse(text).ok_or(RejectReason::TypeMismatch)?;
     let value: f64 = text.parse().map_err(|_| RejectReason::TypeMismatch)?;
     if value.is_infinite() || (value == 0.0 && !decimal.is_zero()) {
         return Err(RejectReason::OutOfRange);
     }
-    // SQLite has no negative zero on disk: without its sign the zero is the same on both stores.
+    // SQLite cannot store a negative zero. Adding zero removes the sign, so both databases store the same value.
     Ok(value + 0.0)
 }
 
-/// The number as PostgreSQL prints the same literal: exponents expanded, the scale kept, no negative zero.
+/// Formats the number as PostgreSQL prints the same literal: the exponent is expanded, the scale is kept, zero is never
+/// negative.
 pub fn numeric(text: Cow<'_, str>) -> Result<Cow<'_, str>, RejectReason> {
     let decimal = Decimal::parse(&text).ok_or(RejectReason::TypeMismatch)?;
     if !decimal.fits_numeric() {
@@ -190,7 +192,7 @@ pub fn numeric(text: Cow<'_, str>) -> Result<Cow<'_, str>, RejectReason> {
     Ok(Cow::Owned(plain))
 }
 
-/// Whether PostgreSQL's `numeric` takes a JSON number.
+/// Whether PostgreSQL's `numeric` accepts a JSON number.
 pub fn fits_numeric(text: &str) -> bool {
     Decimal::parse(text).is_some_and(|decimal| decimal.fits_numeric())
 }
@@ -202,7 +204,7 @@ mod tests {
     use super::*;
     use RejectReason::{OutOfRange, TypeMismatch};
 
-    /// What is no number by JSON's grammar, though some parsers take it.
+    /// Texts that some parsers accept as numbers but JSON's grammar does not.
     const NO_NUMBERS: [&str; 20] = [
         "", "-", "+1", " 1", "1 ", "01", "-01", ".5", "5.", "1e", "1e+", "e5", "1.e5", "0x10", "1_000", "1,5", "NaN", "Infinity",
         "1e5x", "١",
@@ -266,7 +268,7 @@ mod tests {
         }
     }
 
-    /// Each right side is what `select '<left>'::numeric` of PostgreSQL 15 prints.
+    /// Each right side is the output of `select '<left>'::numeric` in PostgreSQL 15.
     #[test]
     fn numerics_are_printed_as_postgresql_does() {
         let cases = [
@@ -300,7 +302,7 @@ mod tests {
         }
     }
 
-    /// The same limits as `select '<text>'::numeric` of PostgreSQL 15.
+    /// The limits are those of `select '<text>'::numeric` in PostgreSQL 15.
     #[test]
     fn numerics_have_postgresqls_limits() {
         let nines = "9".repeat(131_072);
@@ -325,7 +327,7 @@ mod tests {
         assert!(matches!(numeric("-12.50".into()), Ok(Cow::Borrowed("-12.50"))));
     }
 
-    /// Moves the point one digit at a time, as one does on paper.
+    /// Moves the decimal point one digit at a time.
     fn expanded(mut integer: Vec<char>, mut fraction: Vec<char>, exponent: i32) -> String {
         for _ in 0..exponent {
             integer.push(if fraction.is_empty() { '0' } else { fraction.remove(0) });

@@ -1,7 +1,7 @@
-//! The records of a chunk become rows, or rejects that say why not.
+//! Parses the records of a chunk into rows, or into rejects with a reason.
 //!
-//! Good records take a short way: one pass that notes where each value stands, then one coercion per column.
-//! Whatever fails on it is looked at again by `classify`, which is slow and thorough and alone decides reason and detail.
+//! Good records take the fast path: one pass finds the members, then each column is coerced once. A record that fails there
+//! goes through `classify`. It is slower and alone decides the reason and the detail.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -17,7 +17,7 @@ use super::scan;
 use super::time::MICROS_PER_DAY;
 use crate::dataset::{ColumnType, Dataset};
 
-/// The dates that a load takes; records of other days are skipped. Days since 1970-01-01, inclusive.
+/// The days that a load includes; records of other days are skipped. Days since 1970-01-01, inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DayRange {
     pub from: Option<i32>,
@@ -25,29 +25,29 @@ pub struct DayRange {
 }
 
 impl DayRange {
-    /// Every day.
+    /// Includes every day.
     pub const ALL: Self = Self { from: None, to: None };
 
-    /// Whether a record of that day is taken.
+    /// Whether the range includes that day.
     pub fn contains(&self, day: i32) -> bool {
         self.from.is_none_or(|from| from <= day) && self.to.is_none_or(|to| day <= to)
     }
 }
 
-/// What became of a chunk's records; `chunk.records() == rows + skipped + rejects.len()`.
+/// The result of parsing a chunk; `chunk.records() == rows + skipped + rejects.len()`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parsed {
-    /// Rows given to the sink.
+    /// Rows passed to the sink.
     pub rows: u64,
     /// Good records of days outside the range.
     pub skipped: u64,
     /// UTC days of the rows, since 1970-01-01; empty for a dataset without a day column.
     pub days: BTreeSet<i32>,
-    /// In the order of the records.
+    /// In record order.
     pub rejects: Vec<Reject>,
 }
 
-/// Parses the chunks of one dataset. Learns in which order keys come, so that one per thread is kept over all chunks.
+/// Parses chunks of one dataset. It learns the usual order of the keys, so each thread keeps one parser for all its chunks.
 #[derive(Debug)]
 pub struct Parser {
     dataset: Arc<Dataset>,
@@ -60,9 +60,9 @@ impl Parser {
         Self { dataset, keys }
     }
 
-    /// Parses every record of the chunk and gives the good ones of the range's days to `rows`, in order.
+    /// Parses every record of the chunk and passes the good ones within `days` to `rows`, in order.
     ///
-    /// A bad record is rejected whatever its day. A dataset without a day column takes all days.
+    /// A bad record is rejected whatever its day is. For a dataset without a day column, `days` has no effect.
     pub fn parse(&mut self, chunk: &Chunk, days: &DayRange, rows: &mut impl RowSink) -> Parsed {
         let (text, spans) = match &chunk.body {
             ChunkBody::Records { text, spans, .. } => (text, spans),
@@ -72,7 +72,7 @@ impl Parser {
         let mut seen_days = DaySet::default();
         let mut fields = Fields::new(self.dataset.columns.len());
         let mut values = Vec::with_capacity(self.dataset.columns.len() + 1);
-        // One check of the whole text is much cheaper than one per record; only if it fails each record is checked alone.
+        // One UTF-8 check of the whole text is much cheaper than one per record. Only if it fails is each record checked.
         let whole = std::str::from_utf8(text).ok();
         for (ordinal, span) in (chunk.first_ordinal..).zip(spans) {
             let span = span.start as usize..span.end as usize;
@@ -99,7 +99,7 @@ impl Parser {
         parsed
     }
 
-    /// Fills `values` from the record; false if there is anything wrong with it.
+    /// Fills `values` from the record; returns false if anything in the record is wrong.
     fn row<'a>(&mut self, record: &'a str, fields: &mut Fields<'a>, values: &mut Vec<Value<'a>>) -> bool {
         if !fields.fill(record, &self.dataset, &mut self.keys) {
             return false;
@@ -128,10 +128,10 @@ fn utc_day(value: &Value<'_>) -> Option<i32> {
     }
 }
 
-/// A set of days to which nearly every row adds one that it already holds.
+/// A set of days, fast for the common case: nearly every inserted day is already in the set.
 struct DaySet {
     days: BTreeSet<i32>,
-    /// Days known to be in the set, each at its remainder.
+    /// Days that are known to be in the set, each stored at `day` modulo the length.
     recent: [Option<i32>; 64],
 }
 
@@ -151,11 +151,11 @@ impl DaySet {
     }
 }
 
-/// Finds the column of a key, by the guess that keys follow each other as they did last time.
+/// Maps keys to columns. It first guesses that keys come in the same order as in the previous record.
 #[derive(Debug)]
 struct KeyMap {
     columns: HashMap<String, usize>,
-    /// For each column the column whose key came next when it was last seen; the last one is for the start of a record.
+    /// For each column, the column that followed it last time. The last element is for the start of a record.
     next: Vec<usize>,
 }
 
@@ -167,11 +167,12 @@ impl KeyMap {
         Self { columns: columns.iter().enumerate().map(|(i, c)| (c.name.clone(), i)).collect(), next }
     }
 
-    /// The column of `key`, given with its quotes as it stands in the text; `previous` is the column of the key before.
+    /// The column of `key`, which is given as it stands in the text, with quotes. `previous` is the column of the preceding
+    /// key.
     fn find(&mut self, dataset: &Dataset, key: &str, previous: Option<usize>) -> Option<usize> {
         let previous = previous.unwrap_or(dataset.columns.len());
         let guess = self.next[previous];
-        // Names are identifiers without a backslash: what equals one has no escapes.
+        // Column names contain no backslash, so a key that equals one has no escapes.
         if dataset.columns.get(guess).is_some_and(|column| column.name.as_bytes() == &key.as_bytes()[1..key.len() - 1]) {
             return Some(guess);
         }
@@ -181,15 +182,15 @@ impl KeyMap {
     }
 }
 
-/// Where the values of a record stand.
+/// The values of a record as slices of its text.
 struct Fields<'a> {
-    /// For each column the source text of its value, if the record has its key.
+    /// For each column, the source text of its value; `None` if the record lacks the key.
     columns: Vec<Option<&'a str>>,
-    /// The members that no column names, each key once, in the order of their last appearance.
+    /// The members that match no column: each key once, in the order of their last occurrence.
     extra: Vec<Member<'a>>,
 }
 
-/// A member of an object, in its source text.
+/// One member of an object, as source text.
 struct Member<'a> {
     /// With quotes and escapes.
     key: &'a str,
@@ -197,9 +198,9 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    /// Why it cannot be kept in `_extra`.
+    /// The reason why `_extra` cannot store this member.
     fn fault(&self) -> Option<RejectReason> {
-        // In the order of the reasons, of which the first counts.
+        // The order of the reasons decides: the first one is reported.
         json::escape_fault(self.key).into_iter().chain(json::jsonb_fault(self.value)).min()
     }
 }
@@ -209,7 +210,7 @@ impl<'a> Fields<'a> {
         Self { columns: vec![None; columns], extra: Vec::new() }
     }
 
-    /// Finds the members of the record; false unless it is one JSON object that does not nest too deep.
+    /// Finds the members of the record. Returns false unless the record is one JSON object that does not nest too deep.
     fn fill(&mut self, record: &'a str, dataset: &Dataset, keys: &mut KeyMap) -> bool {
         self.columns.fill(None);
         self.extra.clear();
@@ -232,7 +233,7 @@ impl<'a> Fields<'a> {
     }
 
     fn keep_last_of_each_key(&mut self) {
-        // Nearly always there are few, unescaped and different: then comparing them is cheaper than hashing them.
+        // Usually there are few extra keys, unescaped and distinct. Comparing those is cheaper than hashing them.
         let plain = |member: &Member<'a>| memchr::memchr(b'\\', member.key.as_bytes()).is_none();
         let repeated = |(i, member): (usize, &Member<'a>)| self.extra[..i].iter().any(|earlier| earlier.key == member.key);
         if self.extra.len() <= 8 && self.extra.iter().all(plain) && !self.extra.iter().enumerate().any(repeated) {
@@ -244,7 +245,7 @@ impl<'a> Fields<'a> {
         self.extra.retain(|_| last.pop().unwrap_or(true));
     }
 
-    /// The value of `_extra`.
+    /// The value of the column `_extra`.
     fn extra_value(&self) -> Value<'a> {
         if self.extra.is_empty() {
             return Value::Null;
@@ -262,12 +263,12 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A cheap look that spares ordinary values the count: every level takes two brackets.
+/// A cheap check that rules out most values: each level needs two brackets.
 fn may_nest_too_deep(value: &str) -> bool {
     value.len() >= 2 * json::MAX_DEPTH && value.starts_with(['{', '['])
 }
 
-/// Why a record cannot become a row: the first reason in the order of the checks, and within a reason the first column.
+/// Why a record cannot become a row: the first reason in the order of the checks, and for that reason the first column.
 fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
     let record = match std::str::from_utf8(bytes) {
         Ok(record) => record,
@@ -301,11 +302,11 @@ fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
         let member = format!("{}:{}", member.key, member.value);
         Some((reason, format!("_extra: {} {}", shortened(&member), coerce::problem(ColumnType::Jsonb, reason))))
     });
-    // `min_by_key` takes the first of equals.
+    // `min_by_key` returns the first of equal elements.
     columns.chain(extra).min_by_key(|(reason, _)| *reason).expect("the short way fails only for what is checked again here")
 }
 
-/// What a valid JSON value is, in words.
+/// The kind of a valid JSON value, for messages.
 fn kind(value: &str) -> &'static str {
     match value.as_bytes().first() {
         Some(b'[') => "an array",
@@ -316,13 +317,13 @@ fn kind(value: &str) -> &'static str {
     }
 }
 
-/// The most characters of a value that a detail shows.
+/// A detail shows at most this many characters of a value.
 const SHOWN_CHARACTERS: usize = 60;
 
-/// A value for people: its source text, printable, on one line and cut to a readable length.
+/// Makes a value readable in a message: its source text, printable, on one line and truncated.
 fn shortened(source: &str) -> String {
     let mut shown = String::new();
-    // Every character shows as at least one, so that one more than fits tells whether to cut.
+    // Each character is shown as at least one, so one more than the limit is enough to decide about truncation.
     for character in source.chars().take(SHOWN_CHARACTERS + 1) {
         match character {
             '\n' | '\r' | '\t' => shown.push(' '),

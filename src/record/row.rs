@@ -1,31 +1,31 @@
-//! The values of one row, and the records that could not become one.
+//! The values of one row, and the records that could not become a row.
 
 use std::borrow::Cow;
 
-/// A value of one column, already checked against the column's type; both stores take every value as it is.
+/// The value of one column, already checked against the column's type. Both databases accept every such value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
     Null,
-    /// Free of U+0000.
+    /// Contains no U+0000.
     Text(Cow<'a, str>),
     BigInt(i64),
     /// Finite.
     Double(f64),
-    /// Plain decimal notation as PostgreSQL prints it: `-1500.00`, never an exponent; within PostgreSQL's range.
+    /// Plain decimal notation as PostgreSQL prints it, such as `-1500.00`. It has no exponent and is within PostgreSQL's range.
     Numeric(Cow<'a, str>),
     Boolean(bool),
     /// Days since 1970-01-01; years 0001 to 9999.
     Date(i32),
-    /// Microseconds since 1970-01-01 00:00:00 of a column without time zone; years 0001 to 9999.
+    /// Microseconds since 1970-01-01 00:00:00, for a column without time zone; years 0001 to 9999.
     Timestamp(i64),
     /// Microseconds since 1970-01-01 00:00:00 UTC; years 0001 to 9999.
     TimestampTz(i64),
     Uuid([u8; 16]),
-    /// JSON text that PostgreSQL's `jsonb` takes: valid UTF-8, no U+0000, no lone surrogate, numbers in range.
+    /// JSON text that PostgreSQL's `jsonb` accepts: valid UTF-8, no U+0000, no lone surrogate, numbers in range.
     Json(Cow<'a, str>),
 }
 
-/// Why a record was rejected; the text is part of the contract.
+/// Why a record was rejected. Users see these names in `raw.rejects`, so they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RejectReason {
     NotAnObject,
@@ -38,12 +38,12 @@ pub enum RejectReason {
     TooDeep,
     TooLarge,
     InvalidJson,
-    /// The database refused the row (stream only).
+    /// The database rejected the row (stream only).
     Constraint,
 }
 
 impl RejectReason {
-    /// Every reason.
+    /// All reasons.
     pub const ALL: [RejectReason; 11] = [
         Self::NotAnObject,
         Self::MissingRequired,
@@ -75,7 +75,7 @@ impl RejectReason {
         }
     }
 
-    /// The reason of that name.
+    /// The reason with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.as_str() == name)
     }
@@ -84,18 +84,18 @@ impl RejectReason {
 /// A record that could not become a row, kept with its original bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
-    /// Position among the file's records, from 1.
+    /// The record's position among the records of the file, from 1.
     pub ordinal: u64,
-    /// Where the record begins in the decompressed text, from 0.
+    /// The offset of the record's first byte in the decompressed text, from 0.
     pub byte_offset: u64,
     pub reason: RejectReason,
-    /// For people: which column, which value, what was expected.
+    /// An explanation for the user: which column, which value, what was expected.
     pub detail: String,
-    /// The original bytes; of a record that is too large the first 64 KiB.
+    /// The original bytes; of a record that is too large, the first 64 KiB.
     pub record: Vec<u8>,
 }
 
-/// Takes the rows that a parser makes; a store's encoder is one.
+/// Receives the rows of a parser. The encoders of the databases implement it.
 pub trait RowSink {
     /// `values`: one per column of the dataset, then `_extra` (`Json` or `Null`).
     fn push(&mut self, values: &[Value<'_>]);

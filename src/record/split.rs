@@ -1,9 +1,11 @@
-//! Finds where records begin and end in a text and cuts chunks of them, in constant memory.
+//! Finds where records begin and end in a text, and cuts it into chunks, in constant memory.
 //!
-//! The first byte decides on the framing. In an array a record's end is found by strings and brackets alone; in a stream by
-//! JSON's syntax, so that a line that was cut off takes nothing else with it. Whether a record is valid is the parser's
-//! business; only records that cannot be handed on (too large, or empty between two commas) are rejected here. Chunks are
-//! cut by constants from the content alone, however the reader slices it: a file that is read again gives the same chunks.
+//! The first byte determines the framing. In an array, strings and brackets alone determine where a record ends. In a stream,
+//! JSON's syntax does, so a truncated line cannot damage the next one. The parser validates records. The splitter rejects only
+//! records that it cannot pass on: too large, or empty between two commas.
+//!
+//! The boundaries of chunks depend on constants and content only, not on the sizes of the reads. A file that is read again
+//! gives the same chunks.
 
 mod structure;
 #[cfg(test)]
@@ -22,12 +24,12 @@ use super::row::{Reject, RejectReason};
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Why a text could not be split to its end.
+/// Why the splitter stopped before the end of a text.
 #[derive(Debug)]
 pub enum SplitError {
-    /// The text could not be read; trying again from its beginning may help.
+    /// The text could not be read. A retry from the beginning may succeed.
     Io(io::Error),
-    /// It is not known where the next record begins or ends: the file fails.
+    /// The beginning or the end of the next record is unknown, so the file fails.
     Boundary {
         /// From 1.
         line: u64,
@@ -60,19 +62,19 @@ impl std::error::Error for SplitError {
     }
 }
 
-/// The constants that chunks are cut by; tests use small ones.
+/// The limits of chunks and records; tests use small ones.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     chunk_records: usize,
     chunk_bytes: usize,
     record_bytes: usize,
     kept_bytes: usize,
-    /// Memory to begin with; it has no influence on the chunks.
+    /// The initial size of the window. It does not influence the chunks.
     window_bytes: usize,
 }
 
 impl Limits {
-    const CONTRACT: Self = Self {
+    const DEFAULT: Self = Self {
         chunk_records: CHUNK_RECORDS,
         chunk_bytes: CHUNK_BYTES,
         record_bytes: MAX_RECORD_BYTES,
@@ -86,25 +88,25 @@ pub struct Splitter<R> {
     window: Window<R>,
     limits: Limits,
     state: State,
-    /// The chunk in progress; the window holds its text.
+    /// The chunk in progress; its text is in the window.
     draft: Draft,
-    /// A chunk that is complete and not yet returned.
+    /// A complete chunk that is not yet returned.
     sealed: Option<Chunk>,
-    /// What ended the splitting, to be returned after the last chunk.
+    /// The error that ended the splitting. It is returned after the last chunk.
     failed: Option<SplitError>,
     records: u64,
     chunks: u64,
 }
 
-/// What the next bytes must be.
+/// What the splitter expects next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Begin,
     /// In an array, before its first element.
     FirstElement,
-    /// In an array, behind a comma.
+    /// In an array, after a comma.
     Element,
-    /// In an array, behind an element.
+    /// In an array, after an element.
     Separator,
     Stream,
     Ended,
@@ -114,22 +116,22 @@ enum State {
 struct Draft {
     first_ordinal: u64,
     first_byte_offset: u64,
-    /// Relative to the window's hold. Either these or `rejects` are empty.
+    /// Relative to the start of the held text. Either these or `rejects` are empty.
     spans: Vec<Range<u32>>,
     rejects: Vec<Reject>,
     rejected_bytes: usize,
 }
 
-/// Where a record ends that is too large to be looked at as a whole.
+/// How to find the end of a record that is too large for memory.
 enum LargeEnd {
     Value(Structure),
     Line,
 }
 
 impl<R: Read> Splitter<R> {
-    /// `reader` gives the decompressed text; it needs no buffering.
+    /// `reader` returns the decompressed text; it needs no buffering.
     pub fn new(reader: R) -> Self {
-        Self::with_limits(reader, Limits::CONTRACT)
+        Self::with_limits(reader, Limits::DEFAULT)
     }
 
     fn with_limits(reader: R, limits: Limits) -> Self {
@@ -145,27 +147,27 @@ impl<R: Read> Splitter<R> {
         }
     }
 
-    /// Bytes of text that were split so far.
+    /// The number of bytes that are split so far.
     pub fn bytes(&self) -> u64 {
         self.window.offset()
     }
 
-    /// Records found so far, rejected ones and those of the chunk in progress included; after the end or an error exactly those
-    /// of the chunks that were returned.
+    /// The number of records found so far. It includes rejected records and those of the chunk in progress. After the end or an
+    /// error, it counts exactly the records of the returned chunks.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// Chunks cut so far: the `seq` that the next one will have.
+    /// The number of chunks cut so far, which is the `seq` of the next one.
     pub fn chunks(&self) -> u64 {
         self.chunks
     }
 
-    /// The next chunk; `None` at the end of the text, and ever after the end or an error.
+    /// Returns the next chunk, or `None` at the end of the text. After the end or an error it always returns `None`.
     ///
     /// # Errors
-    /// All records before a [`SplitError::Boundary`] have been returned in chunks. A [`SplitError::Io`] drops the chunk in
-    /// progress instead: cut short here, it would not be the chunk that the next attempt cuts under the same `seq`.
+    /// Before a [`SplitError::Boundary`], all records before the error have been returned in chunks. A [`SplitError::Io`]
+    /// discards the chunk in progress: it would be shorter than the chunk that a retry cuts with the same `seq`.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>, SplitError> {
         loop {
             if let Some(chunk) = self.sealed.take() {
@@ -191,7 +193,7 @@ impl<R: Read> Splitter<R> {
         }
     }
 
-    /// Reads one record, or what stands between two. Seals at most one chunk.
+    /// Reads one record, or the text between two records. Completes at most one chunk.
     fn step(&mut self) -> Result<(), SplitError> {
         match self.state {
             State::Begin => self.begin(),
@@ -297,12 +299,12 @@ impl<R: Read> Splitter<R> {
                     self.record(length);
                     return Ok(());
                 }
-                Syntax::Bad => return self.bad_line(),
+                Syntax::Invalid => return self.bad_line(),
                 Syntax::Unfinished if !full => {
                     if self.window.ended() {
                         return Err(self.ended_inside(self.window.position(self.window.offset())));
                     }
-                    // Twice as much before the next attempt, lest a large record is looked at again with every read.
+                    // Read twice as much before the next attempt. Otherwise each read would parse a large record again.
                     while self.readable().len() < 2 * length && self.readable().len() <= self.limits.record_bytes && self.fill()? {}
                 }
                 Syntax::Value(_) | Syntax::Unfinished => {
@@ -312,7 +314,7 @@ impl<R: Read> Splitter<R> {
         }
     }
 
-    /// A record that does not parse ends with its line.
+    /// Ends a record that is not valid JSON at the end of its line.
     fn bad_line(&mut self) -> Result<(), SplitError> {
         let mut searched = 0;
         let length = loop {
@@ -332,9 +334,9 @@ impl<R: Read> Splitter<R> {
         Ok(())
     }
 
-    /// Passes a record that is larger than the limit, of which more than the limit is in memory, and rejects it.
+    /// Skips and rejects a record that is larger than the limit. More than the limit is in memory already.
     fn too_large(&mut self, mut end: LargeEnd) -> Result<(), SplitError> {
-        // The window must not hold the text of earlier records while this one passes.
+        // The window must not hold the text of earlier records while it skips this one.
         if !self.draft.spans.is_empty() {
             self.seal();
         }
@@ -369,7 +371,7 @@ impl<R: Read> Splitter<R> {
         Ok(())
     }
 
-    /// Takes the next `length` bytes as a record.
+    /// Adds the next `length` bytes to the chunk as a record.
     fn record(&mut self, length: usize) {
         let draft = &self.draft;
         let over = !draft.spans.is_empty() && self.window.held_bytes() + length > self.limits.chunk_bytes;
@@ -408,11 +410,11 @@ impl<R: Read> Splitter<R> {
         }
     }
 
-    /// Closes the chunk in progress, if there is one.
+    /// Completes the chunk in progress, if there is one.
     fn seal(&mut self) {
         let draft = std::mem::take(&mut self.draft);
         let body = if let Some(last) = draft.spans.last() {
-            // Chunks of a file tend to have the same number of records.
+            // The chunks of a file tend to have the same number of records.
             self.draft.spans.reserve(draft.spans.len());
             let framing = if self.state == State::Stream { Framing::Stream } else { Framing::Array };
             ChunkBody::Records { framing, text: self.window.take_held(last.end as usize), spans: draft.spans }
@@ -427,13 +429,13 @@ impl<R: Read> Splitter<R> {
         self.chunks += 1;
     }
 
-    /// The unread text as far as one record may look: a byte more than the largest one has.
+    /// The unread text that one record may use: at most one byte more than the largest record.
     fn readable(&self) -> &[u8] {
         let text = self.window.unread();
         &text[..text.len().min(self.limits.record_bytes + 1)]
     }
 
-    /// The first byte behind the white space, which is passed.
+    /// Skips white space and returns the byte after it.
     fn skip_white_space(&mut self) -> Result<Option<u8>, SplitError> {
         loop {
             let text = self.window.unread();
@@ -443,7 +445,7 @@ impl<R: Read> Splitter<R> {
                 return Ok(Some(byte));
             }
             self.window.advance(text.len());
-            // No record behind so much white space fits into the chunk: its text need not be held.
+            // After so much white space no further record fits into the chunk, so its text need not be held.
             if self.window.held_bytes() > self.limits.chunk_bytes {
                 self.seal();
             }
@@ -453,7 +455,7 @@ impl<R: Read> Splitter<R> {
         }
     }
 
-    /// Reads once more; false at the end of the text.
+    /// Reads once; returns false at the end of the text.
     fn fill(&mut self) -> Result<bool, SplitError> {
         self.window.fill().map_err(|e| match e.get_ref() {
             Some(broken) if broken.is::<CannotDecompress>() => self.boundary_at(self.window.end_offset(), e.to_string()),
@@ -466,7 +468,7 @@ impl<R: Read> Splitter<R> {
         self.boundary_at(self.window.end_offset(), message)
     }
 
-    /// A failure at the first unread byte.
+    /// An error at the first unread byte.
     fn boundary(&self, message: String) -> SplitError {
         self.boundary_at(self.window.offset(), message)
     }
@@ -477,11 +479,11 @@ impl<R: Read> Splitter<R> {
     }
 }
 
-/// Finds the records in the text of a chunk that lost its spans on the way: gives back exactly the chunk that a [`Splitter`]
-/// cut. The text of an array comes without its brackets.
+/// Finds the records in the text of a chunk that was transferred without its spans. The result equals the chunk that a
+/// [`Splitter`] cut. `text` does not include the brackets of an array.
 ///
 /// # Errors
-/// When no splitter cut this text. Positions are those in `text`.
+/// If no splitter cut this text. Positions in the error are relative to `text`.
 pub fn split_text(
     text: Vec<u8>,
     framing: Framing,
@@ -520,8 +522,8 @@ pub fn split_text(
             }
             (Framing::Stream, Some(_)) => match first_value(rest, true) {
                 Syntax::Value(length) => length,
-                // What shows that it is no value may lie behind the chunk.
-                Syntax::Bad | Syntax::Unfinished => trim_end(&rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())]).len(),
+                // The bytes that make it invalid may be in a later chunk.
+                Syntax::Invalid | Syntax::Unfinished => trim_end(&rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())]).len(),
             },
         };
         let end = start + length;
@@ -539,7 +541,7 @@ pub fn split_text(
     }
 }
 
-/// Where the white space at `at` ends.
+/// The end of the white space that begins at `at`.
 fn skip(text: &[u8], at: usize) -> usize {
     at + text[at..].iter().take_while(|b| is_white_space(**b)).count()
 }
@@ -549,7 +551,7 @@ fn span(range: Range<usize>) -> Range<u32> {
     narrow(range.start)..narrow(range.end)
 }
 
-/// A byte as messages show it.
+/// Displays a byte in a message.
 struct Shown(u8);
 
 impl fmt::Display for Shown {

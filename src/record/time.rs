@@ -1,7 +1,7 @@
-//! Dates and timestamps in ISO 8601 / RFC 3339, to the microsecond, in the years 0001 to 9999.
+//! Converts dates and timestamps in ISO 8601 / RFC 3339 format, to the microsecond, in the years 0001 to 9999.
 //!
-//! The shape is checked here byte by byte, stricter than a general parser does; the calendar is jiff's. Text of another
-//! shape is a `TypeMismatch`; the right shape for something that does not exist or does not fit is `OutOfRange`.
+//! This file checks the format byte by byte, more strictly than a general parser. jiff checks the calendar. Text in another
+//! format is a `TypeMismatch`. A date or time that does not exist or does not fit is `OutOfRange`.
 
 use jiff::civil::Date;
 
@@ -9,11 +9,11 @@ use super::row::RejectReason;
 
 pub const MICROS_PER_DAY: i64 = 86_400_000_000;
 const MICROS_PER_MINUTE: i64 = 60_000_000;
-/// 0001-01-01 and 9999-12-31 in days since 1970-01-01.
+/// The days 0001-01-01 to 9999-12-31, since 1970-01-01.
 const DAYS: std::ops::RangeInclusive<i64> = -719_162..=2_932_896;
 const EPOCH: Date = jiff::civil::date(1970, 1, 1);
 
-/// `YYYY-MM-DD` in days since 1970-01-01.
+/// Converts `YYYY-MM-DD` to days since 1970-01-01.
 pub fn date(text: &str) -> Result<i32, RejectReason> {
     let (date, rest) = split_date(text.as_bytes()).ok_or(RejectReason::TypeMismatch)?;
     if !rest.is_empty() {
@@ -23,8 +23,8 @@ pub fn date(text: &str) -> Result<i32, RejectReason> {
     i32::try_from(days).map_err(|_| RejectReason::OutOfRange)
 }
 
-/// A timestamp in microseconds since 1970-01-01 00:00:00: converted to UTC if it names an offset, else as it stands. A date
-/// alone is its midnight. Digits beyond the microsecond must be zeros, so that nothing is lost.
+/// Converts a timestamp to microseconds since 1970-01-01 00:00:00. With an offset it is converted to UTC; without one it is
+/// kept unchanged. A date without time means midnight. Digits beyond the microsecond must be zeros, so that nothing is lost.
 pub fn timestamp(text: &str) -> Result<i64, RejectReason> {
     let (date, rest) = split_date(text.as_bytes()).ok_or(RejectReason::TypeMismatch)?;
     let (time, offset) = if rest.is_empty() {
@@ -40,7 +40,7 @@ pub fn timestamp(text: &str) -> Result<i64, RejectReason> {
     micros().ok_or(RejectReason::OutOfRange)
 }
 
-/// A date of the right shape; it may not exist.
+/// A date in the right format; it may not exist.
 struct CivilDate {
     year: i16,
     month: i8,
@@ -48,33 +48,33 @@ struct CivilDate {
 }
 
 impl CivilDate {
-    /// Days since 1970-01-01, if there is such a date.
+    /// Days since 1970-01-01, if the date exists.
     fn days(&self) -> Option<i64> {
         let date = Date::new(self.year, self.month, self.day).ok()?;
         Some(date.duration_since(EPOCH).as_secs() / 86_400)
     }
 }
 
-/// Splits `YYYY-MM-DD` from what follows.
+/// Splits a leading `YYYY-MM-DD` from the rest.
 fn split_date(text: &[u8]) -> Option<(CivilDate, &[u8])> {
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, rest @ ..] = text else { return None };
     let year = i16::from(two(*y1, *y2)?) * 100 + i16::from(two(*y3, *y4)?);
     Some((CivilDate { year, month: two(*m1, *m2)?, day: two(*d1, *d2)? }, rest))
 }
 
-/// A time of the right shape; it may not exist.
+/// A time in the right format; it may not exist.
 struct Time {
     hour: i8,
     minute: i8,
     second: i8,
-    /// `None`: finer than microseconds.
+    /// `None` if it is finer than microseconds.
     fraction_micros: Option<i64>,
 }
 
 impl Time {
     const MIDNIGHT: Self = Self { hour: 0, minute: 0, second: 0, fraction_micros: Some(0) };
 
-    /// Microseconds since midnight, if there is such a time.
+    /// Microseconds since midnight, if the time exists.
     fn micros(&self) -> Option<i64> {
         if self.hour > 23 || self.minute > 59 || self.second > 59 {
             return None;
@@ -84,7 +84,7 @@ impl Time {
     }
 }
 
-/// Splits a separator and `HH:MM[:SS[.ffffff]]` from what follows.
+/// Splits a leading separator and `HH:MM[:SS[.ffffff]]` from the rest.
 fn split_time(text: &[u8]) -> Option<(Time, &[u8])> {
     let [b' ' | b'T' | b't', h1, h2, b':', m1, m2, rest @ ..] = text else { return None };
     let mut time = Time { hour: two(*h1, *h2)?, minute: two(*m1, *m2)?, ..Time::MIDNIGHT };
@@ -103,7 +103,7 @@ fn split_time(text: &[u8]) -> Option<(Time, &[u8])> {
     Some((time, rest))
 }
 
-/// What a local time is ahead of UTC.
+/// How far a local time is ahead of UTC.
 struct Offset {
     /// 1 east of Greenwich, -1 west of it.
     sign: i64,
@@ -114,7 +114,7 @@ struct Offset {
 impl Offset {
     const UTC: Self = Self { sign: 1, hours: 0, minutes: 0 };
 
-    /// Nothing, `Z`, `±HH`, `±HHMM` or `±HH:MM`.
+    /// Accepts the empty text, `Z`, `±HH`, `±HHMM` and `±HH:MM`.
     fn parse(text: &[u8]) -> Option<Self> {
         let (sign, h1, h2, minutes) = match text {
             [] | [b'Z' | b'z'] => return Some(Self::UTC),
@@ -137,7 +137,7 @@ impl Offset {
     }
 }
 
-/// The number of two ASCII digits.
+/// The number that two ASCII digits form.
 fn two(tens: u8, ones: u8) -> Option<i8> {
     // A digit is 0 to 9, so the number is at most 99.
     let digit = |byte: u8| byte.is_ascii_digit().then(|| (byte - b'0').cast_signed());
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use RejectReason::{OutOfRange, TypeMismatch};
 
-    /// The microseconds of a civil time by jiff alone.
+    /// The microseconds of a civil time, computed with jiff only.
     fn micros(text: &str) -> i64 {
         let datetime: DateTime = text.parse().unwrap();
         i64::try_from(datetime.duration_since(EPOCH.at(0, 0, 0, 0)).as_micros()).unwrap()
@@ -289,7 +289,7 @@ mod tests {
 
         #[test]
         fn what_is_taken_is_what_jiff_reads(text in "[0-2][0-9]{3}-[01][0-9]-[0-3][0-9]([ T][0-2][0-9]:[0-6][0-9](:[0-6][0-9]([.,][0-9]{1,6})?)?)?") {
-            // jiff takes second 60 as 59; here it does not exist.
+            // jiff accepts second 60 as 59; this module rejects it.
             let jiff = text.parse::<civil::DateTime>().ok().filter(|t| t.year() > 0 && text.get(17..19) != Some("60"));
             prop_assert_eq!(timestamp(&text).ok(), jiff.map(|_| micros(&text)));
         }

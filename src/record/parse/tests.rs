@@ -1,4 +1,4 @@
-//! Whole records through the parser; the single types are tested where they are coerced.
+//! Tests of whole records through the parser. The tests of single types are in `coerce.rs`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::dataset::{Column, Model};
 use crate::record::chunk::Framing;
 
-/// A dataset of the columns given as `name:type`, required with a `!` behind; the day is the column `at`.
+/// A dataset with the columns `name:type`; `!` after the type means required. The day column is `at`.
 fn dataset(columns: &str) -> Arc<Dataset> {
     let columns: Vec<Column> = columns
         .split_whitespace()
@@ -31,7 +31,7 @@ fn dataset(columns: &str) -> Arc<Dataset> {
     })
 }
 
-/// A chunk that begins with record 11 at byte 1,000; each record ends its line.
+/// A chunk whose first record is number 11 at byte 1,000, with one record per line.
 fn chunk<R: AsRef<[u8]>>(records: &[R]) -> Chunk {
     let (mut text, mut spans) = (Vec::new(), Vec::new());
     for record in records {
@@ -46,7 +46,7 @@ fn chunk<R: AsRef<[u8]>>(records: &[R]) -> Chunk {
     Chunk { seq: 0, first_ordinal: 11, first_byte_offset: 1_000, body }
 }
 
-/// Keeps rows as their debug text, which is short to compare.
+/// Stores rows as their debug text, which is easy to compare.
 #[derive(Default)]
 struct Rows(Vec<String>);
 
@@ -68,14 +68,14 @@ fn parse<R: AsRef<[u8]>>(columns: &str, records: &[R]) -> (Vec<String>, Parsed) 
     parse_with(&mut Parser::new(dataset(columns)), records, &DayRange::ALL)
 }
 
-/// The one row of a good record.
+/// The single row of a good record.
 fn row(columns: &str, record: &str) -> String {
     let (mut rows, parsed) = parse(columns, &[record]);
     assert_eq!(parsed.rejects, [], "{record}");
     rows.remove(0)
 }
 
-/// Reason and detail of a bad record.
+/// The reason and the detail of a bad record.
 fn reject(columns: &str, record: impl AsRef<[u8]>) -> (RejectReason, String) {
     let (rows, mut parsed) = parse(columns, &[record.as_ref()]);
     assert_eq!(rows, [""; 0], "{}", String::from_utf8_lossy(record.as_ref()));
@@ -304,7 +304,7 @@ fn the_set_of_days_holds_days_that_share_a_slot() {
 
 const ALL_TYPES: &str = "t:text! i:bigint d:double n:numeric b:boolean date:date at:timestamp! z:timestamptz u:uuid j:jsonb";
 
-/// Values that fit some columns, and some that fit none.
+/// Values that fit some columns, and values that fit none.
 fn any_value() -> impl Strategy<Value = String> {
     let fixed = [
         "null",
@@ -336,7 +336,7 @@ fn any_value() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Members whose keys all differ.
+/// Members with distinct keys.
 fn any_members() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let keys = ["t", "i", "d", "n", "b", "date", "at", "z", "u", "j", "k", "\\u006c", "\\u0000"];
     proptest::sample::subsequence(keys.to_vec(), 0..=keys.len())
@@ -366,7 +366,7 @@ proptest! {
 
     #[test]
     fn the_order_of_keys_does_not_matter((members, shuffled) in any_members().prop_flat_map(|m| (Just(m.clone()), Just(m).prop_shuffle()))) {
-        // Only `_extra` keeps the order, and of a syntax error the position depends on it.
+        // The order matters in two places: `_extra` keeps it, and the position of a syntax error depends on it.
         let of_columns = |members: &[(&'static str, String)]| {
             let valid = |value: &String| serde_json::from_str::<IgnoredAny>(value).is_ok();
             object(&members.iter().filter(|(key, value)| key.len() < 6 && *key != "k" && valid(value)).cloned().collect::<Vec<_>>())

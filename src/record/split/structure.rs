@@ -1,4 +1,4 @@
-//! Where a value ends, judged by strings and brackets alone, or by JSON's syntax.
+//! Finds the end of a JSON value: by strings and brackets alone, or by JSON's syntax.
 
 use std::io::Read;
 
@@ -7,44 +7,45 @@ use serde_json::Deserializer;
 
 use crate::record::chunk::Framing;
 
-/// White space of JSON.
+/// Whether JSON treats the byte as white space.
 pub(super) fn is_white_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// Without the white space at its end.
+/// The text without trailing white space.
 pub(super) fn trim_end(text: &[u8]) -> &[u8] {
     &text[..text.iter().rposition(|b| !is_white_space(*b)).map_or(0, |last| last + 1)]
 }
 
-/// Finds the end of one value by its structure, in pieces of any size: strings are skipped, an opening bracket of either
-/// kind goes one level down and a closing one of either kind one level up. The value need not be valid JSON.
+/// Finds the end of one value by its structure, in pieces of any size. It skips strings. An opening bracket of either kind
+/// increases the depth, a closing one decreases it. The value may be invalid JSON.
 ///
-/// A value that begins with neither bracket nor quote has no end of its own: in an array it runs to the next `,` or `]`
-/// outside strings and brackets, in a stream to the next white space or punctuation.
+/// A value that begins with neither a bracket nor a quote has no end marker. In an array it extends to the next `,` or `]`
+/// outside of strings and brackets. In a stream it extends to the next white space or punctuation.
 pub(super) struct Structure {
     framing: Framing,
-    /// Began with neither bracket nor quote.
+    /// The value began with neither a bracket nor a quote.
     bare: bool,
     depth: u64,
     in_string: bool,
-    /// The last byte was a backslash in a string.
+    /// The previous byte was a backslash in a string.
     escaped: bool,
 }
 
 impl Structure {
-    /// For a value that begins with `first`.
+    /// Starts a value whose first byte is `first`.
     pub fn new(framing: Framing, first: u8) -> Self {
         let bare = !matches!(first, b'{' | b'[' | b'"');
         Self { framing, bare, depth: 0, in_string: false, escaped: false }
     }
 
-    /// Whether the value may end where the text does.
+    /// Whether the value may end at the end of the text.
     pub fn may_end_here(&self) -> bool {
         self.bare && self.depth == 0 && !self.in_string
     }
 
-    /// Reads the next piece of the text, the first one from the value's first byte; the index in it behind the value.
+    /// Reads the next piece of the value; the first piece starts with the value's first byte. Returns the index after the value
+    /// if it ends in this piece.
     pub fn find_end(&mut self, piece: &[u8]) -> Option<usize> {
         let mut at = 0;
         loop {
@@ -85,12 +86,13 @@ impl Structure {
         }
     }
 
-    /// The index behind the quote that ends the string; in a stream also of a line end in it, which leaves `in_string`.
+    /// The index after the closing quote of the string. In a stream a line end also ends the string; then `in_string` stays
+    /// true.
     fn find_string_end(&mut self, piece: &[u8], mut at: usize) -> Option<usize> {
         let stream = self.framing == Framing::Stream;
         loop {
             if self.escaped {
-                // A line end is one even behind a backslash.
+                // A backslash does not escape a line end.
                 if *piece.get(at)? != b'\n' || !stream {
                     at += 1;
                 }
@@ -111,7 +113,7 @@ impl Structure {
     }
 }
 
-/// Most strings are so short that a call of `memchr2` takes longer than looking at their first words.
+/// Most strings are short: checking their first words takes less time than a call of `memchr2`.
 #[inline(always)]
 fn find_quote_or_backslash(text: &[u8]) -> Option<usize> {
     const WORD: usize = size_of::<u64>();
@@ -132,41 +134,41 @@ const fn repeated(byte: u8) -> u64 {
     u64::from_le_bytes([byte; 8])
 }
 
-/// The high bit of the first byte that is zero; of bytes behind it perhaps, too.
+/// Sets the high bit of the first zero byte. Bits of later bytes may be wrong.
 const fn zero_bytes(word: u64) -> u64 {
     word.wrapping_sub(repeated(1)) & !word & repeated(0x80)
 }
 
-/// What a text begins with.
+/// The kind of value at the beginning of a text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Syntax {
-    /// A value of that many bytes.
+    /// A value of this many bytes.
     Value(usize),
-    /// No value, whatever follows.
-    Bad,
-    /// The beginning of a value.
+    /// Invalid, whatever follows.
+    Invalid,
+    /// The beginning of a value that is not complete yet.
     Unfinished,
 }
 
-/// Judges by JSON's syntax what `text` begins with, white space excluded; `last`: nothing follows it. Nesting may be of any
-/// depth (serde_json skips values without recursion), and strings need not be UTF-8.
+/// Checks by JSON's syntax which value `text` begins with. `text` has no leading white space. `last` says that no text follows.
+/// The value may nest to any depth (serde_json skips values without recursion), and its strings need not be UTF-8.
 pub(super) fn first_value(text: &[u8], last: bool) -> Syntax {
     let mut values = Deserializer::from_slice(text).into_iter::<IgnoredAny>();
     match values.next() {
         Some(Ok(_)) => {
             let end = values.byte_offset();
-            // A number or literal may go on behind the text.
+            // A number or a literal may continue after the text.
             let open_ended = end == text.len() && !matches!(text[0], b'{' | b'[' | b'"');
             if open_ended && !last { Syntax::Unfinished } else { Syntax::Value(end) }
         }
         Some(Err(e)) if e.is_eof() || is_cut_number(text) => Syntax::Unfinished,
-        Some(Err(_)) => Syntax::Bad,
+        Some(Err(_)) => Syntax::Invalid,
         None => Syntax::Unfinished,
     }
 }
 
-/// A number that is cut off behind its sign, point or exponent is no end of text for serde_json but an error: see whether a
-/// digit mends it.
+/// Whether the text ends after the sign, point or exponent of a number. serde_json reports that as a syntax error, not as the
+/// end of the text. The check appends a digit and parses again.
 fn is_cut_number(text: &[u8]) -> bool {
     if !matches!(text.last(), Some(b'-' | b'+' | b'.' | b'e' | b'E')) {
         return false;

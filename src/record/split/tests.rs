@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use super::*;
 use crate::record::decompress::decompress;
 
-/// Small enough that short texts reach every limit.
+/// Limits so small that short texts reach each of them.
 const SMALL: Limits = Limits { chunk_records: 3, chunk_bytes: 40, record_bytes: 32, kept_bytes: 8, window_bytes: 4 };
 
 fn drain<R: Read>(splitter: &mut Splitter<R>) -> (Vec<Chunk>, Option<SplitError>) {
@@ -26,7 +26,7 @@ fn split_with(text: &[u8], limits: Limits) -> (Vec<Chunk>, Option<String>) {
     (chunks, error.map(|e| e.to_string()))
 }
 
-/// Every record as text, rejects as `reason@offset`; then the error.
+/// Returns every record as text, rejects as `reason@offset`, and the error.
 fn records_with(text: &[u8], limits: Limits) -> (Vec<String>, Option<String>) {
     let (chunks, error) = split_with(text, limits);
     let mut records = Vec::new();
@@ -49,18 +49,18 @@ fn bounds(span: &Range<u32>) -> Range<usize> {
     span.start as usize..span.end as usize
 }
 
-/// The records of a text that is split to its end.
+/// The records of a text that is split to its end without an error.
 #[track_caller]
 fn records(text: &str) -> Vec<String> {
-    let (records, error) = records_with(text.as_bytes(), Limits::CONTRACT);
+    let (records, error) = records_with(text.as_bytes(), Limits::DEFAULT);
     assert_eq!(error, None, "after {records:?}");
     records
 }
 
-/// The records before the failure, and the failure.
+/// The records before the error, and the error.
 #[track_caller]
 fn failure(text: &str) -> (Vec<String>, String) {
-    let (records, error) = records_with(text.as_bytes(), Limits::CONTRACT);
+    let (records, error) = records_with(text.as_bytes(), Limits::DEFAULT);
     (records, error.expect("the file fails"))
 }
 
@@ -88,7 +88,7 @@ fn brackets_and_quotes_in_strings_are_text() {
 
 #[test]
 fn a_bom_counts_in_offsets() {
-    let (chunks, error) = split_with("\u{feff} [{}]".as_bytes(), Limits::CONTRACT);
+    let (chunks, error) = split_with("\u{feff} [{}]".as_bytes(), Limits::DEFAULT);
     assert_eq!(error, None);
     assert_eq!((chunks[0].first_byte_offset, chunks[0].first_ordinal, chunks[0].seq), (5, 1, 0));
 }
@@ -97,7 +97,7 @@ fn a_bom_counts_in_offsets() {
 fn a_text_that_begins_with_no_object_or_array_fails() {
     assert_eq!(failure("\n x"), (vec![], "line 2, column 2 (byte 2): the text begins with no object or array but with `x`".into()));
     assert!(failure("\"a\"").1.contains("begins with no object or array"));
-    let (_, error) = records_with(b"\xff\xfe[\0]\0", Limits::CONTRACT);
+    let (_, error) = records_with(b"\xff\xfe[\0]\0", Limits::DEFAULT);
     assert_eq!(
         error.unwrap(),
         "line 1, column 1 (byte 0): the text begins with no object or array but with byte 0xFF: this is UTF-16; convert it to UTF-8"
@@ -116,7 +116,7 @@ fn a_stray_comma_is_a_rejected_record() {
     assert_eq!(records("[,{}]"), ["invalid_json@1", "{}"]);
     assert_eq!(records("[{},,{}]"), ["{}", "invalid_json@4", "{}"]);
     assert_eq!(records("[{}, ]"), ["{}", "invalid_json@5"]);
-    let (chunks, _) = split_with(b"[{},]", Limits::CONTRACT);
+    let (chunks, _) = split_with(b"[{},]", Limits::DEFAULT);
     let ChunkBody::Rejects(rejects) = &chunks[1].body else { panic!("{chunks:?}") };
     assert_eq!(rejects[0].detail, "no value before `]`: a stray comma");
     assert_eq!((rejects[0].ordinal, rejects[0].record.as_slice()), (2, &b""[..]));
@@ -171,18 +171,18 @@ fn the_end_inside_a_record_of_a_stream_fails_the_file() {
 #[test]
 fn chunks_end_at_the_constants() {
     let text = "{\"a\":1}\n".repeat(CHUNK_RECORDS * 2 + 1);
-    let (chunks, _) = split_with(text.as_bytes(), Limits::CONTRACT);
+    let (chunks, _) = split_with(text.as_bytes(), Limits::DEFAULT);
     assert_eq!(chunks.iter().map(|c| (c.seq, c.records())).collect::<Vec<_>>(), [(0, 1000), (1, 1000), (2, 1)]);
     assert_eq!(chunks[1].bytes(), 8 * CHUNK_RECORDS - 1, "separators within, none around");
     assert_eq!((chunks[2].first_ordinal, chunks[2].first_byte_offset), (2001, 16_000));
 
     let record = format!("\"{}\"", "x".repeat(CHUNK_BYTES / 2 - 2));
     let exact = format!("[{record},{},{record}]", &record[1..].replacen('x', "\"", 1));
-    let (chunks, _) = split_with(exact.as_bytes(), Limits::CONTRACT);
+    let (chunks, _) = split_with(exact.as_bytes(), Limits::DEFAULT);
     assert_eq!(chunks.iter().map(Chunk::records).collect::<Vec<_>>(), [2, 1], "the text may be as long as the constant");
     assert_eq!(chunks[0].bytes(), CHUNK_BYTES);
     let over = format!("[{record}, {}]", &record[1..].replacen('x', "\"", 1));
-    assert_eq!(split_with(over.as_bytes(), Limits::CONTRACT).0.len(), 2, "separators count");
+    assert_eq!(split_with(over.as_bytes(), Limits::DEFAULT).0.len(), 2, "separators count");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn the_largest_record_is_read_and_a_larger_one_rejected() {
         (format!("[{{}},{largest},{larger},{{}}]"), [1, 4, 8_388_613, 16_777_223]),
         (format!("{{}}\n{largest}\n{larger}{{}}"), [0, 3, 8_388_612, 16_777_221]),
     ] {
-        let (chunks, error) = split_with(text.as_bytes(), Limits::CONTRACT);
+        let (chunks, error) = split_with(text.as_bytes(), Limits::DEFAULT);
         assert_eq!(error, None);
         assert_eq!(chunks.iter().map(|c| c.first_byte_offset).collect::<Vec<_>>(), starts);
         assert_eq!(chunks[1].bytes(), MAX_RECORD_BYTES);
@@ -226,7 +226,7 @@ fn a_too_large_record_ends_by_its_structure() {
         (format!("[[\"]\\\"{x}\"],1]"), vec!["too_large@1", "1"]),
         (format!("[\"{x}\",1]"), vec!["too_large@1", "1"]),
         (format!("[{x} \"],\" {x},1]"), vec!["too_large@1", "1"]),
-        // In a stream also: a line end ends a string, and a bad record its line.
+        // In a stream, a line end ends a string, and ends a bad record.
         (format!("{{\"\\\"\":\"{x}\"}}{{}}"), vec!["too_large@0", "{}"]),
         (format!("{{\"a\":\"{x}\n{{}}"), vec!["too_large@0", "{}"]),
         (format!("{{\"a\":\"{x}\\\n{{}}"), vec!["too_large@0", "{}"]),
@@ -259,11 +259,11 @@ fn nesting_of_any_depth_is_a_record() {
 #[test]
 fn invalid_utf8_does_not_hide_boundaries() {
     for text in [&b"[{\"a\":\"\xff\xc3\"},{}]"[..], b"{\"a\":\"\xff\xc3\"}\n{}"] {
-        assert_eq!(records_with(text, Limits::CONTRACT), (vec!["{\"a\":\"\u{fffd}\u{fffd}\"}".into(), "{}".into()], None));
+        assert_eq!(records_with(text, Limits::DEFAULT), (vec!["{\"a\":\"\u{fffd}\u{fffd}\"}".into(), "{}".into()], None));
     }
 }
 
-/// A text of any size that is not in memory.
+/// A text of any size that is generated while it is read.
 fn huge(head: &'static [u8], body: u8, bytes: u64, tail: &'static [u8]) -> impl Read {
     head.chain(io::repeat(body).take(bytes)).chain(tail)
 }
@@ -271,7 +271,7 @@ fn huge(head: &'static [u8], body: u8, bytes: u64, tail: &'static [u8]) -> impl 
 #[test]
 fn memory_stays_bounded_whatever_the_text() {
     const HUGE: u64 = 64 << 20;
-    let limit = 2 * (MAX_RECORD_BYTES + CHUNK_BYTES); // it doubles
+    let limit = 2 * (MAX_RECORD_BYTES + CHUNK_BYTES); // the buffer doubles
     for (head, body, tail, expected) in [
         (&b"[{},\""[..], b'x', &b"\",{}]"[..], 3),
         (b"[{},[\"", b'x', b"\"],{}]", 3),

@@ -1,22 +1,22 @@
-//! The part of a text that is in memory.
+//! The part of the text that is in memory.
 
 use std::io::{self, Read};
 
-/// A window that moves over the text of a reader. What lies before the hold, or without one before the unread bytes, is
-/// forgotten when room is needed.
+/// A window that moves over the text of a reader. When it needs room, it discards the text before the held position, or before
+/// the unread bytes if nothing is held.
 pub(super) struct Window<R> {
     reader: R,
-    /// Memory to begin with; it doubles when what is held and unread needs more.
+    /// The initial size. It doubles when the held and unread text needs more.
     initial_bytes: usize,
-    /// `buf[..end]` is text, the rest is room.
+    /// `buf[..end]` is text; the rest is free.
     buf: Vec<u8>,
     held: Option<usize>,
     pos: usize,
     end: usize,
     ended: bool,
-    /// Offset of `buf[0]` in the text.
+    /// The offset of `buf[0]` in the text.
     base: u64,
-    /// Line ends before `buf[0]`, and where the line of `buf[0]` begins.
+    /// The number of line ends before `buf[0]`, and the offset where the line of `buf[0]` begins.
     lines: u64,
     line_start: u64,
 }
@@ -26,53 +26,54 @@ impl<R: Read> Window<R> {
         Self { reader, initial_bytes, buf: Vec::new(), held: None, pos: 0, end: 0, ended: false, base: 0, lines: 0, line_start: 0 }
     }
 
-    /// What was read into memory and not yet passed.
+    /// The bytes that are in memory and not yet consumed.
     pub fn unread(&self) -> &[u8] {
         &self.buf[self.pos..self.end]
     }
 
-    /// Passes `n` bytes of [`unread`](Self::unread).
+    /// Consumes `n` bytes of [`unread`](Self::unread).
     pub fn advance(&mut self, n: usize) {
         debug_assert!(n <= self.end - self.pos);
         self.pos += n;
     }
 
-    /// Offset in the text of the first unread byte.
+    /// The offset of the first unread byte in the text.
     pub fn offset(&self) -> u64 {
         self.base + self.pos as u64
     }
 
-    /// Offset in the text behind the last byte in memory.
+    /// The offset after the last byte in memory.
     pub fn end_offset(&self) -> u64 {
         self.base + self.end as u64
     }
 
-    /// Keeps the text from here on until it is taken.
+    /// Keeps the text from the current position until [`take_held`](Self::take_held).
     pub fn hold(&mut self) {
         self.held = Some(self.pos);
     }
 
-    /// Bytes from the hold to the first unread byte.
+    /// The number of bytes from the held position to the first unread byte.
     pub fn held_bytes(&self) -> usize {
         self.held.map_or(0, |held| self.pos - held)
     }
 
-    /// The first `length` bytes from the hold, which ends here.
+    /// Returns the first `length` bytes from the held position and releases it.
     pub fn take_held(&mut self, length: usize) -> Vec<u8> {
         self.held.take().map_or_else(Vec::new, |held| self.buf[held..held + length].to_vec())
     }
 
-    /// Whether the reader has no more text than what is in memory.
+    /// Whether the reader has no more text.
     pub fn ended(&self) -> bool {
         self.ended
     }
 
-    /// Reads once more; false at the end of the text.
+    /// Reads once; returns false at the end of the text.
     pub fn fill(&mut self) -> io::Result<bool> {
         if self.ended {
             return Ok(false);
         }
-        // A quarter free: reads stay large, and a reader that gives single bytes does not move the window for each.
+        // At least a quarter of the buffer is free before each read. Reads stay large, and a reader that returns single bytes
+        // does not move the window each time.
         if self.buf.len() - self.end <= self.buf.len() / 4 {
             self.forget();
             if self.buf.len() - self.end <= self.buf.len() / 4 {
@@ -95,20 +96,20 @@ impl<R: Read> Window<R> {
         }
     }
 
-    /// Line and column, both from 1, the column in bytes, of an offset in memory.
+    /// The line and the column of an offset in memory. Both start at 1; the column counts bytes.
     pub fn position(&self, offset: u64) -> (u64, u64) {
         let before = &self.buf[..usize::try_from(offset - self.base).expect("the offset is in memory")];
         let (lines, line_start) = self.lines_after(before);
         (lines + 1, offset - line_start + 1)
     }
 
-    /// Memory in use.
+    /// The size of the buffer.
     #[cfg(test)]
     pub fn capacity(&self) -> usize {
         self.buf.capacity()
     }
 
-    /// Drops what nobody needs any more, and counts its lines.
+    /// Discards the text that is no longer needed, and counts its lines.
     fn forget(&mut self) {
         let keep = self.held.unwrap_or(self.pos);
         (self.lines, self.line_start) = self.lines_after(&self.buf[..keep]);

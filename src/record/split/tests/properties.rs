@@ -1,21 +1,21 @@
-//! What holds for any text: valid, damaged or random.
+//! Properties that hold for any text: valid, damaged or random.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 
-/// The constants of the contract; less memory makes many short texts quicker to test.
-const CONTRACT: Limits = Limits { window_bytes: 64, ..Limits::CONTRACT };
+/// The default limits with a small window, which makes tests of many short texts faster.
+const DEFAULT: Limits = Limits { window_bytes: 64, ..Limits::DEFAULT };
 
 #[track_caller]
 fn records(text: &str) -> Vec<String> {
-    let (records, error) = records_with(text.as_bytes(), CONTRACT);
+    let (records, error) = records_with(text.as_bytes(), DEFAULT);
     assert_eq!(error, None, "after {records:?}");
     records
 }
 
-/// Gives the text in pieces of these sizes, over and over.
+/// Returns the text in pieces of these sizes, repeated.
 struct Sliced<'a> {
     text: &'a [u8],
     sizes: Vec<usize>,
@@ -33,7 +33,7 @@ impl Read for Sliced<'_> {
     }
 }
 
-/// JSON values as text, of all kinds, some longer than the small limits.
+/// JSON values of all kinds as text; some exceed the small limits.
 fn value() -> impl Strategy<Value = String> {
     let string = prop_oneof!["\"([a-z]|[,:\\[\\]{} ]|\\\\\"|\\\\\\\\|\\\\n|\\\\u00e9|é){0,12}\"", "\"[a-z]{20,50}\"",];
     let leaf = prop_oneof![
@@ -64,7 +64,7 @@ fn array_of(values: &[String], spaces: &[String]) -> String {
     format!("{}[{}]{}", s(0), elements.join(","), s(1))
 }
 
-/// Values after `{}`, separated by white space where they need it.
+/// `{}` followed by the values, separated by white space where necessary.
 fn stream_of(values: &[String], spaces: &[String]) -> String {
     let mut text = String::from("{}");
     for (i, value) in values.iter().enumerate() {
@@ -78,7 +78,7 @@ fn stream_of(values: &[String], spaces: &[String]) -> String {
     text
 }
 
-/// Valid texts, texts with a few bytes changed, and texts of JSON's punctuation.
+/// Valid texts, texts with a few bytes changed, and texts made of JSON's punctuation.
 fn text() -> impl Strategy<Value = Vec<u8>> {
     let valid = (vec(value(), 0..12), vec(space(), 1..4), any::<bool>(), any::<bool>()).prop_map(|(values, spaces, array, bom)| {
         let text = if array { array_of(&values, &spaces) } else { stream_of(&values, &spaces) };
@@ -168,7 +168,7 @@ proptest! {
     fn valid_texts_give_back_their_records(values in vec(value(), 0..12), spaces in vec(space(), 1..4)) {
         prop_assert_eq!(records(&array_of(&values, &spaces)), values.clone());
         prop_assert_eq!(records(&stream_of(&values, &spaces))[1..].to_vec(), values.clone());
-        // One to a line, with any damage in the first line, loses only that line.
+        // With one value per line, damage in the first line loses only that line.
         let lines = values.iter().map(|v| v.replace(['\r', '\n'], " ") + "\n").collect::<String>();
         let lines_alone = values.iter().map(|v| v.replace(['\r', '\n'], " ")).collect::<Vec<_>>();
         prop_assert_eq!(records(&format!("{{\"cut\": tru\n{lines}{{}}"))[1..lines_alone.len() + 1].to_vec(), lines_alone);
@@ -179,7 +179,7 @@ proptest! {
         let array = array_of(&values, &spaces);
         let closed = array.rfind(']').unwrap();
         for (intact, records) in [(format!("{},", &array[..closed]), values.clone()), (stream_of(&values, &spaces) + "\n", values)] {
-            let (found, _) = records_with(&[intact.as_bytes(), &rest].concat(), CONTRACT);
+            let (found, _) = records_with(&[intact.as_bytes(), &rest].concat(), DEFAULT);
             let skip = usize::from(intact.starts_with("{}"));
             prop_assert!(found.len() >= records.len() + skip);
             prop_assert_eq!(&found[skip..][..records.len()], &records[..]);
@@ -188,7 +188,7 @@ proptest! {
 
     #[test]
     fn a_chunk_is_found_again_in_its_text(text in text(), small in any::<bool>()) {
-        for chunk in split_with(&text, if small { SMALL } else { CONTRACT }).0 {
+        for chunk in split_with(&text, if small { SMALL } else { DEFAULT }).0 {
             if let ChunkBody::Records { framing, text, .. } = &chunk.body {
                 let again = split_text(text.clone(), *framing, chunk.seq, chunk.first_ordinal, chunk.first_byte_offset);
                 prop_assert_eq!(again.unwrap(), chunk);
