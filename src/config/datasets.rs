@@ -1,4 +1,4 @@
-//! `[datasets.*]`: from the file's words to datasets that every store can hold.
+//! Reads `[datasets.*]` into datasets whose names and columns every supported database accepts.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use super::document::{Section, Value, suggestion};
 use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model};
 use crate::error::Result;
 
-/// PostgreSQL cuts longer names off. SQLite would not, but both shall hold the same tables.
+/// PostgreSQL truncates longer names. SQLite does not, but both must have the same tables.
 const MAX_NAME_BYTES: usize = 63;
-/// Both databases hold that many columns, and some more for what is generated.
+/// Both databases support this many columns, plus the generated ones.
 const MAX_COLUMNS: usize = 1_000;
-/// Tables and queues of the program itself. Besides them, names that begin with `_` are kept free.
+/// Names of the program's own tables and queues. Names that begin with `_` are reserved as well.
 const RESERVED_DATASETS: [&str; 4] = ["loads", "batches", "rejects", "dead"];
-/// Columns that every raw table has.
+/// Columns of every raw table.
 const RESERVED_COLUMNS: [&str; 2] = ["_extra", "_load_id"];
-/// PostgreSQL's own columns, which no table may define.
+/// PostgreSQL's system columns, which no table may define.
 const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 
 pub(super) fn read(root: &Section<'_>) -> Result<Vec<Arc<Dataset>>> {
@@ -51,7 +51,8 @@ pub(super) fn read(root: &Section<'_>) -> Result<Vec<Arc<Dataset>>> {
 
 const EXAMPLE: &str = "define at least one: [datasets.events] with `key` and [datasets.events.columns]";
 
-/// Every table of a dataset as SQLite names it, where the schema is a prefix: the longest form, unique wherever this is.
+/// The tables of a dataset as SQLite names them, with the schema as a prefix. This is the longest form; names that are unique
+/// here are unique in PostgreSQL too.
 fn tables_of(dataset: &Dataset) -> Vec<String> {
     let name = &dataset.name;
     let mut tables = vec![format!("raw_{name}"), format!("raw_{name}_delta")];
@@ -63,12 +64,12 @@ fn tables_of(dataset: &Dataset) -> Vec<String> {
     tables
 }
 
-/// Names that must differ in more than case: SQLite does not tell `Id` from `id`.
+/// A set of names that must not differ only in case: SQLite treats `Id` and `id` as the same name.
 #[derive(Default)]
 struct Names(HashMap<String, (String, String)>);
 
 impl Names {
-    /// `owner` says what bears the name.
+    /// `owner` describes the object that has the name.
     fn claim(&mut self, name: &str, place: &Value<'_>, owner: impl FnOnce() -> String) -> Result<()> {
         let owner = owner();
         match self.0.insert(name.to_ascii_lowercase(), (name.to_owned(), owner.clone())) {
@@ -132,7 +133,8 @@ fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Names become tables, columns, queues and directories. ASCII only, so that every database folds their case alike.
+/// Names are used for tables, columns, queues and directories. They are ASCII only, so that every database converts their case
+/// alike.
 fn check_identifier(name: &str, place: &Value<'_>) -> Result<()> {
     let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -173,7 +175,7 @@ fn read_columns(value: &Value<'_>) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
-/// `"text"`, or `{ type = "text", required = true }`.
+/// Reads `"text"` or `{ type = "text", required = true }`.
 fn read_column(entry: &Value<'_>) -> Result<Column> {
     let (column_type, required) = if entry.is_section() {
         let section = entry.section()?;
@@ -206,7 +208,7 @@ fn read_key(value: &Value<'_>, columns: &[Column]) -> Result<Vec<usize>> {
     Ok(key)
 }
 
-/// The indexes of an array of columns' names, each named once.
+/// The column indexes of an array of column names. A repeated name is an error.
 fn distinct_columns(value: &Value<'_>, columns: &[Column]) -> Result<Vec<usize>> {
     let mut indexes = Vec::new();
     for (element, name) in value.strings()? {
@@ -219,7 +221,7 @@ fn distinct_columns(value: &Value<'_>, columns: &[Column]) -> Result<Vec<usize>>
     Ok(indexes)
 }
 
-/// The index of the column that `value` names as `name`.
+/// The index of the column called `name`; `value` is where the name stands.
 fn column_named(name: &str, value: &Value<'_>, columns: &[Column]) -> Result<usize> {
     columns.iter().position(|c| c.name == name).ok_or_else(|| {
         let names = columns.iter().map(|c| c.name.as_str());
@@ -271,7 +273,7 @@ fn read_model(value: &Value<'_>, dataset: &str, day: Option<usize>, columns: &[C
     Ok(model)
 }
 
-/// `{ dimension = "word", … }`; an empty one is no view.
+/// Reads `{ dimension = "word", … }`. An empty table means no view.
 fn read_fact_view(value: &Value<'_>, dataset: &str, day: Option<usize>, model: &Model, columns: &[Column]) -> Result<FactView> {
     let mut dimensions = Vec::new();
     let mut words = Names::default();
@@ -296,8 +298,8 @@ fn read_fact_view(value: &Value<'_>, dataset: &str, day: Option<usize>, model: &
     Ok(FactView::Named(FactColumns { day: columns[day].name.clone(), dimensions }))
 }
 
-/// Version 0.1.0 made the view for every dataset called `events` with these dimensions and this count. Configurations from
-/// that time keep it.
+/// Version 0.1.0 created this view for every dataset called `events` with these dimensions and this count. Configurations of
+/// that version keep it.
 fn implied_fact_view(dataset: &str, model: &Model, columns: &[Column]) -> FactView {
     let dimension = |name: &str| model.dimensions.iter().copied().find(|i| columns[*i].name == name);
     let counts_users = model.distinct.iter().any(|(name, _)| name == "unique_users");

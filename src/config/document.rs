@@ -1,4 +1,4 @@
-//! A TOML file whose values know their line, so that every mistake is reported with its place.
+//! A TOML document whose values know their line, so that each error names the file and the line.
 
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
@@ -8,18 +8,18 @@ use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Result};
 
-/// The text of a configuration file and the name that errors give it.
+/// The text of a configuration file, and the name of the file in error messages.
 pub(super) struct Document {
     pub(super) name: String,
     pub(super) text: String,
 }
 
 impl Document {
-    /// The parsed text. Pass it to [`Document::root`] to read it.
+    /// Parses the text. Pass the result to [`Document::root`] to read it.
     pub(super) fn parse(&self) -> Result<DeTable<'_>> {
         DeTable::parse(&self.text).map(|table| table.into_inner()).map_err(|e| {
             let span = e.span().unwrap_or_default();
-            // Not the error's own rendering: it quotes the line, and with it a password.
+            // Not the error's own message: it quotes the line, which may contain a password.
             match self.text.get(span.clone()) {
                 Some(key) if e.message() == "duplicate key" => {
                     self.error(&span, format!("`{key}` is defined twice")).hint("give it once, or give one of the two another name")
@@ -37,7 +37,7 @@ impl Document {
         Error::usage(format!("{}: {message}", self.place(at)))
     }
 
-    /// `dataloader.toml:12`
+    /// The file and line, such as `dataloader.toml:12`.
     fn place(&self, at: &Range<usize>) -> String {
         let end = at.start.min(self.text.len());
         let line = 1 + self.text.as_bytes()[..end].iter().filter(|&&b| b == b'\n').count();
@@ -45,17 +45,17 @@ impl Document {
     }
 }
 
-/// A table of the file.
+/// One table of the file.
 pub(super) struct Section<'a> {
     document: &'a Document,
-    /// `datasets.events`; empty for the file itself.
+    /// Example: `datasets.events`. Empty for the file itself.
     path: String,
     span: Range<usize>,
     table: &'a DeTable<'a>,
 }
 
 impl<'a> Section<'a> {
-    /// Fails at the first setting that is not one of `known`.
+    /// Returns an error for the first setting that is not one of `known`.
     pub(super) fn allow_only(&self, known: &[&str]) -> Result<()> {
         match self.entries().find(|entry| !known.contains(&entry.key)) {
             None => Ok(()),
@@ -71,7 +71,7 @@ impl<'a> Section<'a> {
         self.entries().find(|entry| entry.key == key)
     }
 
-    /// The settings in the order of the file.
+    /// The settings in file order.
     pub(super) fn entries(&self) -> impl Iterator<Item = Value<'a>> {
         self.table.iter().map(|(key, value)| Value {
             document: self.document,
@@ -83,7 +83,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// An error at the head of this section.
+    /// Makes an error at the header of this section.
     pub(super) fn error(&self, message: impl Display) -> Error {
         self.document.error(&self.span, message)
     }
@@ -92,7 +92,7 @@ impl<'a> Section<'a> {
 /// One value of the file.
 pub(super) struct Value<'a> {
     document: &'a Document,
-    /// `datasets.events.key`
+    /// Example: `datasets.events.key`.
     path: String,
     pub(super) key: &'a str,
     key_span: Range<usize>,
@@ -101,17 +101,17 @@ pub(super) struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// An error at this value's line.
+    /// Makes an error at the line of this value.
     pub(super) fn error(&self, message: impl Display) -> Error {
         self.document.error(&self.span, message)
     }
 
-    /// An error at the line of this value's key, which differs from the value's in a multi-line section.
+    /// Makes an error at the line of this value's key. In a multi-line section that is another line than the value's.
     pub(super) fn key_error(&self, message: impl Display) -> Error {
         self.document.error(&self.key_span, message)
     }
 
-    /// Adds this value's place to an error about its text.
+    /// Adds the place of this value to an error about its text.
     pub(super) fn locate(&self, error: Error) -> Error {
         error.context(self.document.place(&self.span))
     }
@@ -134,7 +134,7 @@ impl<'a> Value<'a> {
 
     pub(super) fn integer(&self, bounds: RangeInclusive<u32>) -> Result<u32> {
         let integer = self.value.as_integer().ok_or_else(|| self.wrong_kind("an integer"))?;
-        // What does not fit 64 bits is out of any bounds.
+        // A number that does not fit 64 bits is outside of any bounds.
         match i64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|n| u32::try_from(n).ok()) {
             Some(n) if bounds.contains(&n) => Ok(n),
             _ => Err(self.error(format!("`{}` is {}, which is out of bounds", self.path, integer.as_str())).hint(format!(
@@ -170,7 +170,7 @@ impl<'a> Value<'a> {
         self.value.is_table()
     }
 
-    /// `expected` says what the value must be.
+    /// Makes an error for a value of the wrong type; `expected` says what the value must be.
     pub(super) fn wrong_kind(&self, expected: &str) -> Error {
         self.error(format!("`{}` must be {expected}, is {}", self.path, self.kind()))
     }
@@ -188,9 +188,9 @@ impl<'a> Value<'a> {
     }
 }
 
-/// `did you mean `key`?` where a known name is near, and the known names.
+/// Returns `did you mean `key`?` if a known name is similar, and the known names.
 pub(super) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, what: &str) -> String {
-    // The measure and the threshold that clap uses for mistyped flags.
+    // clap uses the same measure and threshold for mistyped flags.
     let similarity = |candidate: &str| strsim::jaro(&name.to_lowercase(), &candidate.to_lowercase());
     let nearest = known.clone().map(|k| (similarity(k), k)).filter(|(s, _)| *s > 0.7).max_by(|a, b| a.0.total_cmp(&b.0));
     let list = known.collect::<Vec<_>>().join(", ");

@@ -1,8 +1,9 @@
-//! What the program works with: flags over environment over `dataloader.toml` over defaults, resolved and validated once.
+//! The configuration, resolved and validated once at the start. Flags override the environment, then `dataloader.toml`, then
+//! the defaults.
 
-mod datasets; // [datasets.*] to Dataset
+mod datasets; // reads [datasets.*]
 mod document; // TOML whose values know their line
-mod secret_url; // which database, which broker; passwords stay out of sight
+mod secret_url; // URLs of database and broker; hides passwords
 mod settings; // all other settings: types, bounds, defaults
 
 use std::ffi::OsString;
@@ -19,17 +20,17 @@ pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_pr
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
 
-/// The configuration that is compiled in, so that the binary works alone.
+/// The built-in configuration, so that the binary works without a file.
 const BUILT_IN: &str = include_str!("../../dataloader.toml");
-/// In the working directory; read when no other file is named.
+/// The default file in the working directory; `--config` and the environment can name another one.
 const FILE_NAME: &str = "dataloader.toml";
 
-/// All settings, resolved. Values are valid by themselves and fit each other; whether files, database and broker exist is
-/// for the commands to find out. Relative paths are relative to the working directory.
+/// All settings, resolved. Each value is valid, and all values are consistent with each other. The commands check whether
+/// files, database and broker exist. Relative paths are relative to the working directory.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub source: ConfigSource,
-    /// Holds the datasets' directories.
+    /// Contains the datasets' directories.
     pub data_dir: PathBuf,
     /// The stream watches `<inbox>/<dataset>/`.
     pub inbox: PathBuf,
@@ -38,19 +39,21 @@ pub struct Config {
     pub transport: Transport,
     /// [`Role::All`] unless the transport is AMQP.
     pub role: Role,
-    /// A directory that the PostgreSQL server sees as well; extracts go through it instead of the connection.
+    /// A directory that the PostgreSQL server can read too. Loads pass their rows through files in it instead of through the
+    /// connection.
     pub stage_dir: Option<PathBuf>,
     pub menu_mode: MenuMode,
-    /// The exchange's name, and what the queues' names begin with.
+    /// The name of the exchange, and the prefix of the queue names.
     pub queue_prefix: String,
-    /// The largest window of a zstd file that is read, in MiB: reading it takes as much memory. A power of two.
+    /// The largest accepted window of a zstd file in MiB, a power of two. Reading a file takes as much memory as its window is
+    /// large.
     pub zstd_window_mib: u32,
     pub stream: StreamSettings,
-    /// At least one, in the order of the file.
+    /// In file order; never empty.
     pub datasets: Vec<Arc<Dataset>>,
 }
 
-/// Where the datasets were defined.
+/// Where the datasets are defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfigSource {
     File(PathBuf),
@@ -67,14 +70,14 @@ impl fmt::Display for ConfigSource {
 }
 
 impl Config {
-    /// Resolves all settings for this process. `file` is the value of `--config`, `flags` those of the other flags.
+    /// Resolves all settings of this process. `file` is the value of `--config`; `flags` are the values of the other flags.
     pub fn load(file: Option<&Path>, flags: Settings) -> Result<Self> {
         let env = Environment(&|name| std::env::var_os(name));
         let (source, text) = read_file(file, &env)?;
         Self::resolve(source, text, flags, &env)
     }
 
-    /// The one place that knows which layer wins.
+    /// The only function that decides which layer wins.
     fn resolve(source: ConfigSource, text: String, flags: Settings, env: &Environment<'_>) -> Result<Self> {
         let document = Document { name: source.to_string(), text };
         let toml = document.parse()?;
@@ -120,7 +123,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The datasets of these names, each once, in the order given; all datasets when `names` is empty.
+    /// The datasets with these names, without repetitions, in the given order. Empty `names` means all datasets.
     pub fn datasets_named(&self, names: &[String]) -> Result<Vec<Arc<Dataset>>> {
         if names.is_empty() {
             return Ok(self.datasets.clone());
@@ -138,15 +141,15 @@ impl Config {
         Ok(chosen)
     }
 
-    /// The dataset of this name.
+    /// The dataset with this name.
     pub fn dataset_named(&self, name: &str) -> Result<Arc<Dataset>> {
         self.datasets_named(&[name.to_owned()]).map(|mut chosen| chosen.remove(0))
     }
 
-    /// The dataset that the menu and `drop` are about: the one that says so, else the one called `events`.
+    /// The dataset that the menu and `drop` use: the one with `menu = true`, otherwise the one called `events`.
     ///
     /// # Errors
-    /// If there is neither.
+    /// If there is no such dataset.
     pub fn menu_dataset(&self) -> Result<Arc<Dataset>> {
         match self.datasets.iter().find(|dataset| dataset.menu) {
             Some(dataset) => Ok(Arc::clone(dataset)),
@@ -155,7 +158,7 @@ impl Config {
     }
 }
 
-/// The named file, which must exist; else the one in the working directory, if there is one; else the built-in one.
+/// Reads the named file, which must exist. Otherwise it reads the default file if that exists, otherwise the built-in one.
 fn read_file(flag: Option<&Path>, env: &Environment<'_>) -> Result<(ConfigSource, String)> {
     let named = env.pick_path(flag.map(Path::to_owned), "DATALOADER_CONFIG", None);
     let path = named.as_deref().unwrap_or(Path::new(FILE_NAME));
@@ -179,17 +182,17 @@ fn read_file(flag: Option<&Path>, env: &Environment<'_>) -> Result<(ConfigSource
     Ok((ConfigSource::File(path.to_owned()), text))
 }
 
-/// The environment; a function, so that tests need not change the process's own.
+/// The environment variables. Tests pass their own function, so they need not change the process's environment.
 struct Environment<'a>(&'a dyn Fn(&str) -> Option<OsString>);
 
 impl Environment<'_> {
-    /// An empty value counts as unset, as in `DATALOADER_INBOX= dataloader`.
+    /// An empty value counts as unset, for instance `DATALOADER_INBOX= dataloader`.
     fn get(&self, name: &str) -> Option<OsString> {
         self.0(name).filter(|value| !value.is_empty())
     }
 
-    /// Flag, then environment, then file. A variable that a flag overrides is not even parsed: `DATABASE_URL` may be
-    /// another program's.
+    /// Picks the flag, otherwise the variable, otherwise the file's value. A variable that a flag overrides is not parsed:
+    /// `DATABASE_URL` may belong to another program.
     fn pick<T>(&self, flag: Option<T>, name: &str, parse: impl Fn(&str) -> Result<T>, file: Option<T>) -> Result<Option<T>> {
         match (flag, self.get(name)) {
             (Some(value), _) => Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! URLs that may hold a password: which database, which broker; and how no password reaches a log or an error.
+//! URLs of databases and brokers, which may contain a password. This file keeps passwords out of logs and errors.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,17 +9,17 @@ use crate::error::{Error, Result};
 
 const HIDDEN: &str = "***";
 
-/// The database, by its URL.
+/// The URL of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
-    /// `postgres://user:password@host:5432/database?sslmode=…`; only the scheme has been checked.
+    /// Example: `postgres://user:password@host:5432/database?sslmode=…`. Only the scheme is checked.
     Postgres(SecretUrl),
     /// The file of `sqlite://path`, relative to the working directory unless the path begins with `/`.
     Sqlite(PathBuf),
 }
 
 impl DatabaseUrl {
-    /// Reads a URL; an unsupported one is a usage error that says which are supported.
+    /// Parses a URL. An unsupported scheme is a usage error that lists the supported ones.
     pub fn parse(url: &str) -> Result<Self> {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(SecretUrl(url.to_owned())));
@@ -46,7 +46,7 @@ impl DatabaseUrl {
     }
 }
 
-/// The URL without its password.
+/// Displays the URL without its password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -56,12 +56,12 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// A URL that may hold a password. `Display` and `Debug` show `***` in the password's place.
+/// A URL that may contain a password. `Display` and `Debug` show `***` instead of the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// The broker's URL; anything but `amqp://` and `amqps://` is a usage error.
+    /// Parses the URL of a broker. Any other scheme than `amqp://` and `amqps://` is a usage error.
     pub fn parse_amqp(url: &str) -> Result<Self> {
         if url.starts_with("amqp://") || url.starts_with("amqps://") {
             return Ok(Self(url.to_owned()));
@@ -70,12 +70,12 @@ impl SecretUrl {
             .hint("give amqp://user:password@host:5672/vhost (amqps:// for TLS); the vhost `/` is written %2f"))
     }
 
-    /// The whole URL, for the client library that connects; never for people.
+    /// The whole URL with its password, for the client library only. Never print it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// `text`, which a client library made, without this URL's password in any spelling.
+    /// Removes this URL's password, in every spelling, from a text that a client library made.
     pub fn scrub(&self, text: &str) -> String {
         let mut text = text.replace(&self.0, &redact(&self.0));
         let (user, passwords) = credentials(&self.0);
@@ -98,14 +98,15 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
-/// `text` with the password of every URL in it hidden, known or not.
+/// Hides the password of every URL in `text`.
 pub fn redact_urls(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(colon) = rest.find("://") {
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
         let start = rest[..colon].trim_end_matches(is_scheme).len();
-        // White space and what ends a JSON string end a URL; a closing quote of another kind does where no password holds it.
+        // A URL ends at white space or at the end of a JSON string. After the last `@`, where no password can follow, it also
+        // ends at another closing quote.
         let is_end = |c: char| c.is_whitespace() || matches!(c, '"' | '\\');
         let longest = rest[colon..].find(is_end).map_or(rest.len(), |i| colon + i);
         let host = rest[colon..longest].rfind('@').map_or(colon, |i| colon + i);
@@ -118,8 +119,8 @@ pub fn redact_urls(text: &str) -> String {
     safe
 }
 
-/// Hides the password of one URL. Needs no valid URL, since the URL may be what the error is about: up to the last `@`
-/// everything counts as password, so a stray `@`, `/` or `?` in a password hides too much rather than too little.
+/// Hides the password of one URL. The URL may be invalid, because the error may be about the URL itself. Everything up to the
+/// last `@` counts as the password: a stray `@`, `/` or `?` in a password hides too much rather than too little.
 fn redact(url: &str) -> String {
     let (base, query) = split_query(url);
     let url = match query {
@@ -140,11 +141,11 @@ fn redact(url: &str) -> String {
     }
 }
 
-/// The user name and every spelling of a password in `url`.
+/// The user name in `url`, and every spelling of its passwords.
 fn credentials(url: &str) -> (Option<String>, Vec<String>) {
     let (base, query) = split_query(url);
     let start = authority_start(base);
-    // A `?` before the only `@` belongs to the password.
+    // A `?` before the only `@` is part of the password.
     let at = base.rfind('@').or_else(|| url.rfind('@')).filter(|&at| at >= start);
     let (user, password) = match at.map(|at| &url[start..at]) {
         None => (None, None),
@@ -159,7 +160,8 @@ fn credentials(url: &str) -> (Option<String>, Vec<String>) {
     (user.map(decoded), raw.flat_map(|raw| [raw.to_owned(), decoded(raw)]).collect())
 }
 
-/// Replaces a long password everywhere, a short one only where it is a word: it may be part of any other.
+/// Replaces a long password everywhere. It replaces a short password only where it is a separate word, because it may occur
+/// inside of other words.
 fn replace_password(text: &str, password: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut done = 0;
@@ -191,7 +193,7 @@ fn is_password_name(name: &str) -> bool {
     String::from_utf8_lossy(&percent_decode(name)).to_ascii_lowercase().contains("password")
 }
 
-/// Replaces `%41` by its byte; leaves a `%` without two hexadecimal digits as it stands.
+/// Decodes escapes such as `%41`. A `%` without two hexadecimal digits is unchanged.
 fn percent_decode(text: &str) -> Vec<u8> {
     percent_encoding::percent_decode_str(text).collect()
 }
@@ -273,7 +275,7 @@ mod tests {
         #[test]
         fn any_text_can_be_redacted(before in ".*", password in "[^\\s\"\\\\]*", after in ".*") {
             redact_urls(&format!("{before}://{after}"));
-            // Two ways of naming a password at once are none that works.
+            // A URL that names its password in two ways works nowhere.
             proptest::prop_assume!(!password.to_lowercase().contains("password") && !password.contains('%'));
             let text = redact_urls(&format!("cannot reach 'postgres://user:{password}@host/db' then {before}"));
             proptest::prop_assert!(text.starts_with("cannot reach 'postgres://user:***@host/db' then "), "{text}");

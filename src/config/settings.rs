@@ -1,4 +1,4 @@
-//! The settings that are not datasets: their types, bounds and defaults, and one layer of them.
+//! All settings except the datasets: their types, bounds and defaults, and one layer of them.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::document::Section;
 use super::secret_url::{DatabaseUrl, SecretUrl};
 use crate::error::{Error, Result};
 
-/// What carries records from the reader to the parsers in stream mode.
+/// How records travel from the reader to the parsers in stream mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
@@ -21,7 +21,7 @@ pub enum Transport {
     Amqp,
 }
 
-/// Which part of the stream this process is. `Producer` and `Consumer` need a transport between processes.
+/// The part of the stream that this process runs. `Producer` and `Consumer` need a transport between processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -42,32 +42,32 @@ pub enum MenuMode {
     Stream,
 }
 
-/// How the stream batches and how much it holds in memory. Only speed and latency depend on it, never what is loaded.
+/// How the stream forms batches and limits its memory. These settings affect speed and latency, never what is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSettings {
-    /// A batch of this many rows is committed.
+    /// A batch is committed when it has this many rows.
     pub batch_rows: usize,
-    /// A batch of this many bytes is committed; at most `in_flight_bytes`.
+    /// A batch is committed when it has this many bytes; at most `in_flight_bytes`.
     pub batch_bytes: usize,
-    /// A batch is committed when no more has come for this long.
+    /// A batch is committed when no rows have arrived for this long.
     pub batch_interval: Duration,
-    /// Changed days are modelled this long after a commit, all that have gathered by then.
+    /// The models of changed days are refreshed this long after a commit, for all days that have changed by then.
     pub model_delay: Duration,
-    /// Bytes that are read but not yet committed; more than the largest chunk.
+    /// The limit of bytes that are read and not yet committed; larger than the largest chunk.
     pub in_flight_bytes: usize,
     /// Parser threads, at least one.
     pub parsers: usize,
-    /// Batches that are written side by side; on SQLite always one.
+    /// Batches that are written concurrently; always one on SQLite.
     pub writers: usize,
-    /// The inbox is listed this often, in case file events get lost.
+    /// The interval of inbox listings, which find the files of lost file events.
     pub rescan_interval: Duration,
-    /// A file is complete when its size was still for this long, where no event says so.
+    /// Without an event that says a file is complete, it is complete when its size has not changed for this long.
     pub settle: Duration,
-    /// A stage that has work and makes no progress for this long makes the process unhealthy.
+    /// A stage is stalled when it has work and makes no progress for this long. The process is then unhealthy.
     pub stall: Duration,
-    /// A statement that has taken this long is given up, and repeated on a new connection with twice the time.
+    /// The timeout of a database statement. It is then repeated on a new connection with twice the timeout.
     pub database_timeout: Duration,
-    /// A run that is to end does so when nothing has moved for this long.
+    /// The shutdown ends the process when nothing has progressed for this long.
     pub drain_timeout: Duration,
 }
 
@@ -122,7 +122,7 @@ impl StreamSettings {
             batch_bytes: size("batch_bytes", 1..=1024 * MIB)?.unwrap_or(default.batch_bytes),
             batch_interval: millis("batch_interval_ms", 0..=MINUTE_MS)?.unwrap_or(default.batch_interval),
             model_delay: millis("model_delay_ms", 0..=HOUR_MS)?.unwrap_or(default.model_delay),
-            // Less would not hold the largest record and the chunk before it.
+            // A smaller limit could not hold the largest record and the chunk before it.
             in_flight_bytes: size("in_flight_bytes", 16 * MIB..=2048 * MIB)?.unwrap_or(default.in_flight_bytes),
             parsers: size("parsers", 1..=256)?.unwrap_or(default.parsers),
             writers: size("writers", 1..=64)?.unwrap_or(default.writers),
@@ -146,7 +146,7 @@ impl StreamSettings {
     }
 }
 
-/// One layer of settings: what the flags, or the file, say. `None` leaves a setting to the layer below.
+/// One layer of settings: the flags or the file. `None` leaves a setting to the next layer.
 #[derive(Debug, Default)]
 pub struct Settings {
     pub database: Option<DatabaseUrl>,
@@ -182,7 +182,7 @@ impl Settings {
     }
 }
 
-/// zstd's windows are at most 2 GiB, and it takes a limit as a power of two.
+/// zstd windows have at most 2 GiB, and zstd's limit must be a power of two.
 fn zstd_window_mib(file: &Section<'_>) -> Result<Option<u32>> {
     let Some(value) = file.get("zstd_window_mib") else { return Ok(None) };
     let mib = value.integer(1..=2_048)?;
@@ -199,7 +199,7 @@ fn parsed<T>(file: &Section<'_>, name: &str, parse: impl Fn(&str) -> Result<T>) 
     file.get(name).map(|value| parse(value.string()?).map_err(|e| value.locate(e))).transpose()
 }
 
-/// One of an enum's names.
+/// Parses a name of an enum's value.
 pub(super) fn choice<T: ValueEnum>(what: &str, text: &str) -> Result<T> {
     T::from_str(text, false).map_err(|_| {
         let names = T::value_variants().iter().filter_map(|v| v.to_possible_value()).map(|v| v.get_name().to_owned());
@@ -207,10 +207,10 @@ pub(super) fn choice<T: ValueEnum>(what: &str, text: &str) -> Result<T> {
     })
 }
 
-/// Checks the beginning of the names of exchange and queues.
+/// Checks the prefix of the names of exchange and queues.
 pub fn queue_prefix(text: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':');
-    // RabbitMQ allows 255 bytes; a dataset's name follows. Names that begin with `amq.` are its own.
+    // RabbitMQ allows names of 255 bytes, and the dataset's name follows the prefix. It reserves names that begin with `amq.`.
     if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) || text.starts_with("amq.") {
         return Err(Error::usage(format!("`{text}` cannot begin the name of a queue"))
             .hint("give 1 to 128 letters, digits, `_`, `-`, `.` or `:`, not beginning with `amq.`"));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::dataset::ColumnType;
 
-/// A minimal valid dataset; mistakes are made around it.
+/// A minimal valid dataset. The tests put mistakes before it.
 const ORGS: &str = "[datasets.orgs]\nkey = [\"id\"]\n[datasets.orgs.columns]\nid = \"text\"\n";
 
 fn resolve_with(text: &str, flags: Settings, variables: &[(&str, &str)]) -> Result<Config> {
@@ -13,7 +13,7 @@ fn resolve(text: &str) -> Result<Config> {
     resolve_with(text, Settings::default(), &[])
 }
 
-/// The error of a configuration that has `lines` before a valid dataset.
+/// Resolves a configuration with a mistake, and checks the place and the parts of its error.
 #[track_caller]
 fn mistake(text: &str, place: &str, expected: &[&str]) {
     let error = resolve(text).expect_err(text);
@@ -28,7 +28,7 @@ fn mistake(text: &str, place: &str, expected: &[&str]) {
     assert!(says_what_is_right, "no remedy: {message}");
 }
 
-/// The mistake of one line in the dataset `ds`, which is line 7 of the file.
+/// Checks the error of one line in the dataset `ds`; it is line 7 of the file.
 #[track_caller]
 fn dataset_mistake(line: &str, expected: &[&str]) {
     let columns = "a = { type = \"text\", required = true }\nt = { type = \"timestamp\", required = true }\nx.type = \"date\"\n";
@@ -243,7 +243,7 @@ fn names_that_collide_with_generated_ones_are_refused() {
     mistake(&model("x", "dimensions = [\"x\", \"x\"]"), "my.toml:8", &["names `x` twice"]);
     mistake(&model("x", "dimension = [\"x\"]"), "my.toml:8", &["did you mean `dimensions`?"]);
 
-    // `a` by the dimension `x_by_date`, and `a_by_date_x` by date.
+    // Two tables get the same name: dataset `a` by the dimension `x_by_date`, and dataset `a_by_date_x` by date.
     let first = model("x_by_date", "dimensions = [\"x_by_date\"]").replace(".ds", ".a");
     let second = model("x", "").replace(".ds", ".a_by_date_x");
     mistake(&format!("{first}{second}"), "my.toml:9", &["`modelled_a_by_date_x_by_date` is a table of the dataset `a` and"]);
