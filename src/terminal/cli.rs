@@ -1,4 +1,4 @@
-//! The command line: commands, flags, help texts. What a flag says is checked here; what it means, in the commands.
+//! The command line: commands, flags and help texts. This file checks the syntax of flags; the commands check their meaning.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -17,11 +17,11 @@ use crate::error::{Error, Result};
 use crate::terminal::logging::{LogFormat, Verbosity};
 use crate::terminal::output::{Format, Output};
 
-/// A command line that was understood.
+/// A command line that was parsed successfully.
 #[derive(Debug)]
 pub struct Cli {
     pub global: GlobalArgs,
-    /// [`Command::Run`] when none was named.
+    /// [`Command::Run`] if the command line names no command.
     pub command: Command,
 }
 
@@ -59,7 +59,7 @@ records were rejected or a file failed, 4 database or broker not reached, 130 in
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
     /// sqlite://FILE or postgres://USER:PASSWORD@HOST:PORT/NAME [env: DATABASE_URL] [default: sqlite://dataloader.db]
-    // Not parsed by clap: its error would show the password.
+    // A string, because clap's error about another type would show the password.
     #[arg(long, value_name = "URL", global = true)]
     database: Option<String>,
     /// Datasets and settings [env: DATALOADER_CONFIG] [default: dataloader.toml, else the built-in one]
@@ -85,7 +85,7 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// How much to log, where a flag says so.
+    /// How much to log, if a flag says so.
     pub fn verbosity(&self) -> Option<Verbosity> {
         match (self.quiet, self.verbose) {
             (true, _) => Some(Verbosity::Quiet),
@@ -159,12 +159,12 @@ pub struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// The chosen days, first and last; `None` for all.
+    /// The first and the last selected day; `None` for all days.
     pub fn days(&self) -> Option<RangeInclusive<Date>> {
         self.date.map(|day| day..=day).or_else(|| Some(self.from?..=self.to?))
     }
 
-    /// What clap cannot express.
+    /// Checks that clap cannot express.
     fn check(&self) -> Result<(), clap::Error> {
         if let (Some(from), Some(to)) = (self.from, self.to)
             && from > to
@@ -214,7 +214,7 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// `dataloader --once run --inbox X`: flags before the command count as well.
+    /// Merges the flags before the command with those after it, as in `dataloader --once run --inbox X`.
     fn or(self, before: Self) -> Self {
         Self {
             transport: self.transport.or(before.transport),
@@ -225,7 +225,7 @@ impl RunArgs {
         }
     }
 
-    /// The first flag that was given.
+    /// The first flag that is set.
     fn first_given(&self) -> Option<&'static str> {
         let given = [
             (self.transport.is_some(), "--transport"),
@@ -328,8 +328,8 @@ pub struct GenerateArgs {
 }
 
 impl Cli {
-    /// Reads a command line, the program's name first. The error may also be a request for help or the version:
-    /// [`explain`] prints any of them.
+    /// Parses a command line; its first argument is the program's name. The error can also be a request for help or for the
+    /// version. [`explain`] prints all of them.
     pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
         let Arguments { global, run, command } = Arguments::try_parse_from(args)?;
         let command = match command {
@@ -355,7 +355,7 @@ impl Cli {
         self.global.config.as_deref()
     }
 
-    /// What the flags set.
+    /// The settings that the flags set.
     pub fn settings(&self) -> Result<Settings> {
         let database = self.global.database.as_deref().map(DatabaseUrl::parse).transpose();
         let global = Settings {
@@ -379,10 +379,10 @@ impl Cli {
     }
 }
 
-/// Prints what [`Cli::parse`] returned instead of a command line: help, version or a usage error. Returns the exit code.
+/// Prints the error of [`Cli::parse`]: help, the version or a usage error. Returns the exit code.
 pub fn explain(instead: &clap::Error, args: &[OsString]) -> u8 {
     if !instead.use_stderr() {
-        // Nobody is left to tell if this fails.
+        // A failure here cannot be reported anywhere.
         let _ = instead.print();
         return 0;
     }
@@ -390,7 +390,7 @@ pub fn explain(instead: &clap::Error, args: &[OsString]) -> u8 {
     if asks_for_json(args) {
         Output::new(Format::Json).error(&in_one_line(&text));
     } else if text.contains("://") {
-        // An argument in the wrong place is quoted, and it may be a database with its password.
+        // clap quotes a misplaced argument, which may be a database URL with its password.
         let _ = write!(std::io::stderr(), "{}", redact_urls(&text));
     } else {
         let _ = instead.print();
@@ -398,13 +398,13 @@ pub fn explain(instead: &clap::Error, args: &[OsString]) -> u8 {
     2
 }
 
-/// The command line cannot be read, but the caller may have said how to answer.
+/// Whether the arguments contain `--format json`, although they are not a valid command line.
 fn asks_for_json(args: &[OsString]) -> bool {
     let is_value = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
     args.iter().any(|arg| arg == "--format=json") || args.windows(2).any(is_value)
 }
 
-/// The first paragraph of clap's explanation, and the tip where there is one.
+/// The first paragraph of clap's message, with clap's tip as the hint if there is one.
 fn in_one_line(text: &str) -> Error {
     let text = redact_urls(text);
     let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
@@ -413,7 +413,7 @@ fn in_one_line(text: &str) -> Error {
     Error::usage(message).hint(tip.unwrap_or("see `dataloader --help`"))
 }
 
-/// A usage error that clap shows like its own.
+/// A usage error in clap's own format.
 fn usage(subcommand: &str, kind: ErrorKind, message: impl Display) -> clap::Error {
     let mut command = Arguments::command();
     command.build();
@@ -423,7 +423,7 @@ fn usage(subcommand: &str, kind: ErrorKind, message: impl Display) -> clap::Erro
     }
 }
 
-/// A day as people type it: `2020-12-05`, years 0001 to 9999. The error is a sentence for the user.
+/// Parses a day such as `2020-12-05`, in the years 0001 to 9999. The error is a sentence for the user.
 pub fn parse_day(text: &str) -> Result<Date, String> {
     let shape_is_right =
         text.len() == 10 && text.bytes().enumerate().all(|(i, b)| if matches!(i, 4 | 7) { b == b'-' } else { b.is_ascii_digit() });

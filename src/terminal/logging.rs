@@ -1,4 +1,4 @@
-//! Logs: one line per event on standard error, for people or for programs. Results never go there, logs never elsewhere.
+//! Logs to standard error, one line per event, as text or as JSON. Results never go there.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -9,14 +9,14 @@ use crate::config::redact_urls;
 use crate::error::{Error, Result};
 use crate::terminal::progress::above_live_line;
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     Text,
     Json,
 }
 
-/// How much is logged; without a flag `RUST_LOG` decides, else it is what an operator wants to know (info).
+/// How much is logged. Without a flag `RUST_LOG` decides; without that, the level is info.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {
     Quiet,
@@ -24,7 +24,7 @@ pub enum Verbosity {
     Trace,
 }
 
-/// Starts logging for this process; to be called once.
+/// Initializes logging for this process. Call it once.
 pub fn start(format: LogFormat, verbosity: Option<Verbosity>) -> Result<()> {
     let rust_log = std::env::var("RUST_LOG").ok();
     let filter = filter(verbosity, rust_log.as_deref())?;
@@ -40,8 +40,8 @@ pub fn start(format: LogFormat, verbosity: Option<Verbosity>) -> Result<()> {
     Ok(())
 }
 
-/// A flag wins over `RUST_LOG`. Libraries speak up from warnings on, unless `RUST_LOG` asks for more; not lapin: every error
-/// that it logs it also returns, and the warning about a message that came back holds the message, a megabyte of it.
+/// A flag overrides `RUST_LOG`. Libraries log from warnings on, unless `RUST_LOG` asks for more. lapin is off: it returns every
+/// error that it logs, and its warning about a returned message contains the whole message, up to a megabyte.
 fn filter(verbosity: Option<Verbosity>, rust_log: Option<&str>) -> Result<EnvFilter> {
     let directives = match (verbosity, rust_log.filter(|text| !text.is_empty())) {
         (Some(Verbosity::Quiet), _) => "error,lapin=off",
@@ -56,11 +56,11 @@ fn filter(verbosity: Option<Verbosity>, rust_log: Option<&str>) -> Result<EnvFil
     })
 }
 
-/// Standard error, with the passwords of URLs hidden: libraries log the URLs they connect to.
+/// Standard error with the passwords of URLs hidden, because libraries log the URLs that they connect to.
 struct RedactingStderr;
 
 impl Write for RedactingStderr {
-    /// Gets one whole event at a time.
+    /// Each call receives one whole event.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         above_live_line(|| match std::str::from_utf8(event) {
             Ok(text) if text.contains("://") => io::stderr().write_all(redact_urls(text).as_bytes()),

@@ -1,8 +1,8 @@
-//! What a person at a terminal types and sees.
+//! The user interface on a terminal: command line, results, progress, logs.
 
 pub mod cli; // the command line: commands, flags, help texts
 pub mod output; // results and errors, as text or as JSON
-pub mod summary; // what a run loaded
+pub mod summary; // what a load has done
 pub mod table; // aligned columns
-pub mod progress; // bars and the live line
-pub mod logging; // to standard error, for people or for programs
+pub mod progress; // progress bar and live line
+pub mod logging; // logs on standard error, as text or as JSON

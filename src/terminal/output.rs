@@ -1,4 +1,5 @@
-//! Results on standard output, errors where the caller looks for them: the one place that knows `--format`.
+//! Prints results and errors in the format that `--format` names. Results go to standard output, errors to where the caller
+//! expects them.
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 
@@ -8,10 +9,10 @@ use serde::Serialize;
 use crate::config::redact_urls;
 use crate::error::{Error, Result, io_text};
 
-/// How results look.
+/// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text to read.
     Text,
     /// One JSON object on standard output and nothing else.
     Json,
@@ -32,7 +33,7 @@ impl Output {
         self.format
     }
 
-    /// Prints the result: `value` as JSON, or what `text` writes. To be called once per command.
+    /// Prints the result: `value` as JSON, or the text that `text` writes. Call it once per command.
     pub fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         stream(|out| match self.format {
             Format::Text => text(out),
@@ -43,9 +44,9 @@ impl Output {
         })
     }
 
-    /// Prints the error that ended the command: on standard error for people, on standard output for programs.
+    /// Prints the error that ended the command: as text on standard error, as JSON on standard output.
     pub fn error(self, error: &Error) {
-        // If this fails as well, only the exit code is left to tell.
+        // If printing fails too, only the exit code reports the error.
         let _ = match self.format {
             Format::Text => write_error(&mut io::stderr(), error),
             Format::Json => write_json(&mut io::stdout(), error),
@@ -53,13 +54,13 @@ impl Output {
     }
 }
 
-/// The lines for people: what went wrong, and the hint where there is one.
+/// Writes an error as text: the message, and the hint if there is one.
 ///
 /// # Errors
-/// If they cannot be written.
+/// If the text cannot be written.
 pub fn write_error(out: &mut dyn Write, error: &Error) -> io::Result<()> {
     let hint = error.hint_text().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
-    // One write: lines of other processes do not come between.
+    // A single write, so that lines of other processes cannot come between the two lines.
     out.write_all(format!("error: {}\n{hint}", redact_urls(error.message())).as_bytes())
 }
 
@@ -79,8 +80,8 @@ fn write_json(out: &mut dyn Write, error: &Error) -> io::Result<()> {
     out.write_all(&line)
 }
 
-/// Writes to standard output, buffered. A reader that has seen enough (`dataloader report | head`) is no error; `write`
-/// then ends early.
+/// Writes to standard output, buffered. A closed pipe (`dataloader report | head`) is not an error; it only ends `write`
+/// early.
 pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     stream_to(io::stdout().lock(), write)
 }
@@ -127,7 +128,7 @@ fn stream_to(sink: impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<
     match write(&mut out).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(e) => {
-            // The rest would only fail again when dropped.
+            // Dropping the writer would flush the rest, which would fail again.
             let _ = out.into_parts();
             match e.kind() {
                 ErrorKind::BrokenPipe => Ok(()),

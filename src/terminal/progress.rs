@@ -1,4 +1,4 @@
-//! Progress on a terminal: a bar on standard error while the work is long; nothing anywhere else.
+//! Progress of long work: a bar or a line on standard error if that is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
@@ -11,16 +11,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::batch::extract::Progress;
 
-/// Shorter work than this shows no bar.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Work that is shorter than this shows no bar.
+const SHOW_AFTER: Duration = Duration::from_millis(500);
 const REFRESH: Duration = Duration::from_millis(100);
 
-/// Shows how far a load has come until it is dropped; to be awaited beside the load. Never returns.
+/// Shows the progress of a load until it is dropped. Await it together with the load: it never returns.
 pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
     if !std::io::stderr().is_terminal() {
         return std::future::pending().await;
     }
-    tokio::time::sleep(PATIENCE).await;
+    tokio::time::sleep(SHOW_AFTER).await;
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(
         ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}  {msg}  {eta} left")
@@ -35,7 +35,7 @@ pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
         bar.set_length(total.max(read));
         bar.set_position(read);
         let per_second =
-            records * 1_000 / u64::try_from(bar.elapsed().as_millis() + PATIENCE.as_millis()).unwrap_or(u64::MAX).max(1);
+            records * 1_000 / u64::try_from(bar.elapsed().as_millis() + SHOW_AFTER.as_millis()).unwrap_or(u64::MAX).max(1);
         let what = if total > 0 && read >= total { "modelling, " } else { "" };
         bar.set_message(format!(
             "{what}{files} files, {} records, {}/s",
@@ -46,18 +46,18 @@ pub async fn show(progress: Arc<Progress>) -> std::convert::Infallible {
     }
 }
 
-/// A line on the terminal that is rewritten in place until this is dropped; logs go above it.
+/// A line on the terminal that is redrawn in place until this is dropped. Log lines appear above it.
 pub struct LiveLine {
-    /// Closed when the line goes.
+    /// Dropping it ends the thread.
     open: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The line that is shown, for the log to step over.
+/// The bar on the terminal, which log lines must not overwrite.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 impl LiveLine {
-    /// A line that says what `text` gives, four times a second; nothing without a terminal.
+    /// Shows the result of `text`, four times a second. `None` without a terminal.
     pub fn start(mut text: impl FnMut() -> String + Send + 'static) -> Option<Self> {
         const REFRESH: Duration = Duration::from_millis(250);
         if !std::io::stderr().is_terminal() {
@@ -83,13 +83,13 @@ impl Drop for LiveLine {
     fn drop(&mut self) {
         self.open = None;
         if let Some(thread) = self.thread.take() {
-            // A line that panicked is a line that is gone.
+            // A panic in the thread only removes the line.
             let _ = thread.join();
         }
     }
 }
 
-/// Writes to standard error above the live line, if there is one.
+/// Runs `write`, which writes to standard error, with the live line moved out of the way.
 pub fn above_live_line<T>(write: impl FnOnce() -> T) -> T {
     let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
     match shown {

@@ -1,4 +1,4 @@
-//! What a run loaded, as lines for people.
+//! Prints what a load has done.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::table::{Align, Table};
 use crate::store::ledger::Counts;
 use crate::summary::LoadSummary;
 
-/// The lines for people: a table, the first rejects, how fast it was.
+/// Writes the summary as text: a table, the first rejects, and the speed.
 ///
 /// # Errors
-/// If they cannot be written.
+/// If the text cannot be written.
 pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
     let loaded = if summary.dry_run { "would load" } else { "loaded" };
     let mut table = Table::new(&[
@@ -51,7 +51,7 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{}", pace(read, summary.elapsed))
 }
 
-/// `1,000,000 records in 3 seconds (333,333 per second)`; without a rate where there is nothing to speak of.
+/// Example: `1,000,000 records in 3.0 s (333,333 per second)`. Below one second the rate is omitted.
 fn pace(records: u64, elapsed: Duration) -> String {
     if elapsed < Duration::from_secs(1) {
         return format!("{} records in {} ms", HumanCount(records), elapsed.as_millis());

@@ -1,15 +1,15 @@
-//! Tables for people: aligned columns under a ruled header, as wide as their content.
+//! Text tables: aligned columns with a ruled header, as wide as their content.
 
 use std::fmt;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, ContentLineStyle, LineStyle, TableStyle, Width};
 
-/// On which side a column's values stand.
+/// The alignment of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Texts.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -20,7 +20,7 @@ impl Table {
     /// A table with these columns and no rows.
     pub fn new<S: AsRef<str>>(columns: &[(S, Align)]) -> Self {
         let mut table = comfy_table::Table::new();
-        // Two spaces between columns and one rule: what terminals, files and greps all like.
+        // Two spaces between columns and a single rule: easy to read in a terminal and easy to search with grep.
         let style = TableStyle::new()
             .header_lines(ContentLineStyle::none())
             .header_separator(LineStyle::none().fill('-').junction(' '))
@@ -36,7 +36,7 @@ impl Table {
         Self(table)
     }
 
-    /// Appends a row. Line breaks and tabs are shown as such, so that a row stays one line.
+    /// Appends a row. Line breaks and tabs are shown as escapes, so that a row stays on one line.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let escape = |cell: String| cell.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
         self.0.add_row(cells.into_iter().map(|cell| {
