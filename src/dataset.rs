@@ -1,8 +1,8 @@
-//! A dataset: a directory of JSON files, the raw table they go to, and what to model of it per day.
+//! A dataset: a directory of JSON files, the raw table for their records, and the daily models made from it.
 
 use std::path::PathBuf;
 
-/// The type of a column, by its name in `dataloader.toml` (PostgreSQL's names).
+/// The type of a column. `dataloader.toml` uses PostgreSQL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnType {
     Text,
@@ -18,7 +18,7 @@ pub enum ColumnType {
 }
 
 impl ColumnType {
-    /// Every type, in the order in which messages list them.
+    /// All types, in the order of error messages.
     pub const ALL: [ColumnType; 10] = [
         Self::Text,
         Self::BigInt,
@@ -32,7 +32,7 @@ impl ColumnType {
         Self::Jsonb,
     ];
 
-    /// The name that `dataloader.toml` uses.
+    /// The name in `dataloader.toml`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -48,7 +48,7 @@ impl ColumnType {
         }
     }
 
-    /// The type of that name.
+    /// The type with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.name() == name)
     }
@@ -62,46 +62,46 @@ impl ColumnType {
 /// One column of a raw table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// An identifier, also the key in the JSON records.
+    /// A valid identifier, and the key in the JSON records.
     pub name: String,
     pub column_type: ColumnType,
-    /// A record in which this column is absent or null is rejected.
+    /// A record is rejected if this column is absent or null.
     pub required: bool,
 }
 
-/// What is modelled per day besides the totals.
+/// What the model computes per day in addition to the totals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Model {
-    /// Indexes into [`Dataset::columns`]: one more table per dimension, `<dataset>_by_date_<dimension>`.
+    /// Indexes into [`Dataset::columns`]. Each dimension has a table of its own, `<dataset>_by_date_<dimension>`.
     pub dimensions: Vec<usize>,
-    /// Name of the generated column and the index of the column whose distinct non-null values it counts.
+    /// The name of a generated column, and the index of the column whose distinct non-null values it counts.
     pub distinct: Vec<(String, usize)>,
     pub fact_view: FactView,
 }
 
-/// The view `fact_<dataset>`: a row per day and combination of dimensions, with the totals of each beside it.
+/// The view `fact_<dataset>`: one row per day and combination of dimensions, with the totals of each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum FactView {
     #[default]
     None,
-    /// As version 0.1.0 made it without being asked. It is no part of what the modelled tables were made for.
+    /// The view that version 0.1.0 created without a setting. It is not part of the recorded definition of the model.
     Implied(FactColumns),
-    /// As the configuration names it.
+    /// The view that the configuration defines.
     Named(FactColumns),
 }
 
-/// The columns of a [`FactView`] that do not follow from the model.
+/// The columns of a [`FactView`] that the model does not determine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FactColumns {
-    /// The name of the day's column.
+    /// The name of the day column.
     pub day: String,
-    /// Indexes into [`Dataset::columns`], each a dimension of the model, and the last word of the column with its totals:
+    /// Indexes into [`Dataset::columns`], each a dimension of the model, with the last word of the column of totals:
     /// `total_<dataset>_by_date_by_<word>`.
     pub dimensions: Vec<(usize, String)>,
 }
 
 impl FactView {
-    /// The columns of the view, if there is one.
+    /// The columns of the view, if there is a view.
     pub fn columns(&self) -> Option<&FactColumns> {
         match self {
             Self::None => None,
@@ -110,23 +110,24 @@ impl FactView {
     }
 }
 
-/// A dataset as `dataloader.toml` defines it, validated. Names are unique, quotable identifiers of at most 63 bytes with their
+/// A dataset as `dataloader.toml` defines it, validated. All names are unique, quotable identifiers, at most 63 bytes long with
+/// their generated suffixes.
 /// generated suffixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
     pub name: String,
-    /// The directory of its files; relative to the data directory unless absolute.
+    /// The directory of the dataset's files. A relative path is relative to the data directory.
     pub dir: PathBuf,
-    /// In the order of the definition, which is the order of the table's columns.
+    /// In the order of the definition, which is also the order in the table.
     pub columns: Vec<Column>,
-    /// Indexes of the columns that make two records the same; never empty.
+    /// Indexes of the key columns: records with the same values in them are the same record. Never empty.
     pub key: Vec<usize>,
-    /// Index of the required date or time column whose UTC date is the record's day. Without one the dataset is always
-    /// loaded in full and has no model.
+    /// The index of a required date or time column; its UTC date is the record's day. Without it, the dataset is always loaded
+    /// in full and has no model.
     pub day: Option<usize>,
     /// Empty unless `day` is set.
     pub model: Model,
-    /// Whether `menu` and `drop` are about this dataset, unless they are told otherwise.
+    /// Whether `menu` and `drop` use this dataset by default.
     pub menu: bool,
 }
 

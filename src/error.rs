@@ -1,21 +1,21 @@
-//! The error that reaches the user: what went wrong, where, and what to do about it; and the process's exit codes.
+//! Errors for the user: what went wrong, where, and what to do about it. The kind of an error determines the exit code.
 
 use std::fmt;
 
-/// What kind of failure this is; decides the exit code.
+/// The kind of a failure; it determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The command could not do its work.
     Failed,
     /// The command line or the configuration is wrong.
     Usage,
-    /// The database or the broker could not be reached, or refused this user.
+    /// The database or the broker is unreachable or refused this user.
     Unreachable,
     /// A signal ended the work.
     Interrupted,
 }
 
-/// An error with everything the one line on the terminal needs. Built where the context is known, printed once, in `main`.
+/// An error with all parts of its message. It is made where the context is known, and printed once, in `main`.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -23,7 +23,7 @@ pub struct Error {
     hint: Option<String>,
 }
 
-/// The result of everything that can fail with an [`Error`].
+/// The result of a function that can fail with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -32,12 +32,12 @@ impl Error {
         Self::new(ErrorKind::Failed, message)
     }
 
-    /// Wrong usage or configuration: exit code 2.
+    /// The command line or the configuration is wrong: exit code 2.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Usage, message)
     }
 
-    /// The database or the broker is away or refuses this user: exit code 4.
+    /// The database or the broker is unreachable or refused this user: exit code 4.
     pub fn unreachable(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unreachable, message)
     }
@@ -51,21 +51,21 @@ impl Error {
         Self { kind, message: message.into(), hint: None }
     }
 
-    /// Adds what the user can do about it.
+    /// Adds what the user can do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Puts the place or the action in front of the message: `context: message`.
+    /// Puts the place or the action before the message: `context: message`.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {
         self.message = format!("{context}: {}", self.message);
         self
     }
 
-    /// What kind of failure this is.
+    /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
@@ -75,7 +75,7 @@ impl Error {
         &self.message
     }
 
-    /// What the user can do about it, where we know.
+    /// What the user can do, if known.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -103,9 +103,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Names the file in an I/O error: `cannot open raw_data/x.json: permission denied`.
+/// Adds the failed action to an I/O error: `cannot open raw_data/x.json: permission denied`.
 pub trait IoContext<T> {
-    /// `action` is a verb with its object, as in `"open raw_data/x.json"`.
+    /// `action` is a verb with its object, such as `"open raw_data/x.json"`.
     fn cannot(self, action: impl fmt::Display) -> Result<T>;
 }
 
@@ -115,7 +115,7 @@ impl<T> IoContext<T> for std::io::Result<T> {
     }
 }
 
-/// An I/O error in the words of the operating system, without Rust's `(os error 13)`.
+/// The operating system's text of an I/O error, without Rust's `(os error 13)`.
 pub fn io_text(error: &std::io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {

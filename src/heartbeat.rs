@@ -1,9 +1,8 @@
-//! Is the pipeline of this working directory alive? Every `run` keeps a heartbeat in a small file; `dataloader health` reads
-//! them.
+//! The heartbeat files of the pipeline. Every `run` writes one, and `dataloader health` reads those of its working directory.
 //!
-//! The files are in a directory under the system's temporary one that is named after the working directory: it is there in a
-//! container with a read-only root, and is the same for everybody. Each process has a file of its own and holds a lock on it,
-//! which ends with the process however it ends; a file without a lock is what a dead process left behind.
+//! The files are in a directory under the system's temporary directory. Its name is derived from the working directory. It is
+//! thus writable in a container with a read-only root, and the same for all users. Each process has a file of its own and holds
+//! a lock on it. The operating system releases the lock when the process ends. A file without a lock belongs to a dead process.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -21,84 +20,84 @@ use crate::config::{Role, Transport};
 use crate::error::{Error, IoContext, Result, io_text};
 use crate::vitals::Trouble;
 
-/// How often a process should beat.
+/// The interval of a process's heartbeats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// A process that has not beaten for longer than this hangs.
-const FRESH: Duration = Duration::from_secs(15);
+/// A process hangs if its last heartbeat is older than this.
+const STALE_AFTER: Duration = Duration::from_secs(15);
 
-/// What a process is connected to at the moment.
+/// The current connections of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     pub database: bool,
-    /// Always `false` without RabbitMQ, and then not missed.
+    /// Always `false` without RabbitMQ, where no broker is needed.
     pub broker: bool,
 }
 
-/// What a heartbeat's file holds.
+/// The content of a heartbeat file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Beat {
     pid: u32,
     role: Role,
     transport: Transport,
     connected: Connections,
-    /// What its stages wait for.
-    troubles: Vec<Complaint>,
+    /// What the stages of the process wait for.
+    troubles: Vec<Problem>,
     /// Milliseconds since 1970.
     at: i64,
 }
 
 /// What a stage waits for, or that it makes no progress.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Complaint {
+struct Problem {
     text: String,
-    /// Since when, in milliseconds since 1970.
+    /// The start, in milliseconds since 1970.
     since: i64,
 }
 
-impl Complaint {
+impl Problem {
     fn new(trouble: &Trouble, now: Timestamp) -> Self {
         let lasted = i64::try_from(trouble.since.elapsed().as_millis()).unwrap_or(i64::MAX);
         Self { text: trouble.to_string(), since: now.as_millisecond().saturating_sub(lasted) }
     }
 
-    /// The text with the time that it has lasted.
+    /// The text, followed by how long the problem has lasted.
     fn at(&self, now: Timestamp) -> String {
         format!("{} (for {} s)", self.text, now.as_millisecond().saturating_sub(self.since).max(0) / 1_000)
     }
 }
 
-/// Tells `dataloader health` that this process is alive, until it is dropped.
+/// Reports to `dataloader health` that this process is alive, until it is dropped.
 #[derive(Debug)]
 pub struct Heartbeat {
     path: PathBuf,
-    /// The file at `path`, locked.
+    /// The locked file at `path`.
     file: File,
     role: Role,
     transport: Transport,
 }
 
 impl Heartbeat {
-    /// Begins with a beat that is not connected to anything.
+    /// Writes a first heartbeat, without any connection.
     ///
     /// # Errors
-    /// If the temporary directory cannot be written; the pipeline can do without a heartbeat.
+    /// If the temporary directory is not writable. The pipeline works without a heartbeat.
     pub fn start(role: Role, transport: Transport) -> Result<Self> {
         Self::start_in(&directory()?, role, transport, Timestamp::now())
     }
 
     fn start_in(directory: &Path, role: Role, transport: Transport, now: Timestamp) -> Result<Self> {
         fs::create_dir_all(directory).cannot(format_args!("make {} for the heartbeat", directory.display()))?;
-        // Not the process id: in containers each start may have the same one.
+        // Not named after the process id: in containers, every start may have the same one.
         let path = directory.join(format!("{}.json", Uuid::now_v7()));
         let file = write_locked(&path, &beat(role, transport, Connections::default(), &[], now))?;
         Ok(Self { path, file, role, transport })
     }
 
-    /// Says that the process is alive, what it is connected to and what is wrong with its stages; every [`BEAT_INTERVAL`], and
-    /// whenever that changes.
+    /// Reports that the process is alive, its connections, and the problems of its stages. Call it every [`BEAT_INTERVAL`], and
+    /// whenever they change.
     ///
     /// # Errors
-    /// If the file cannot be written; the next beat may succeed again.
+    /// If the file cannot be written. The next call may succeed.
     pub fn beat(&mut self, connected: Connections, troubles: &[Trouble]) -> Result<()> {
         self.beat_at(connected, troubles, Timestamp::now())
     }
@@ -111,22 +110,22 @@ impl Heartbeat {
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        // If it stays, it is without a lock and counts for nothing.
+        // If the file remains, it has no lock and is ignored.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 fn beat(role: Role, transport: Transport, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Beat {
-    let troubles = troubles.iter().map(|trouble| Complaint::new(trouble, now)).collect();
+    let troubles = troubles.iter().map(|trouble| Problem::new(trouble, now)).collect();
     Beat { pid: std::process::id(), role, transport, connected, troubles, at: now.as_millisecond() }
 }
 
-/// Replaces the file in one step by one that is locked already: whoever opens `path` finds a whole file, and a lock on it.
+/// Replaces the file atomically by one that is already locked. A reader thus always finds a complete and locked file.
 fn write_locked(path: &Path, beat: &Beat) -> Result<File> {
     let unfinished = path.with_extension("tmp");
     let write = || -> io::Result<File> {
-        // Left over if an earlier attempt was interrupted. Made anew: the directory may be open to others, and their links
-        // are not followed.
+        // Remains of an interrupted attempt. The file is always created anew, because other users may write to the directory,
+        // and links that they made must not be followed.
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -140,25 +139,26 @@ fn write_locked(path: &Path, beat: &Beat) -> Result<File> {
     write().cannot(format_args!("write the heartbeat {}", path.display()))
 }
 
-/// Where the processes of this working directory have their heartbeats.
+/// The directory of the heartbeats of this working directory.
 fn directory() -> Result<PathBuf> {
     let working_directory = std::env::current_dir().cannot("find the working directory")?;
     Ok(std::env::temp_dir().join(format!("dataloader-{:016x}", fnv1a(working_directory.as_os_str().as_bytes()))))
 }
 
-/// The FNV-1a hash: short, and the same in every version of the program, which the standard library's need not be.
+/// The FNV-1a hash. It is short and the same in every version of the program; the standard library's hash may change.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// How the pipeline of this working directory is.
+/// The health of the pipeline of this working directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// At least one process is alive, and all that are beat, have the connections they need, and wait for nothing.
+    /// True if at least one process is alive, and every live process has a recent heartbeat, all its connections, and no
+    /// problem.
     pub healthy: bool,
-    /// Why, in one line.
+    /// The reason, in one line.
     pub reason: String,
-    /// The processes that are alive, the longest running first.
+    /// The live processes, the oldest first.
     pub processes: Vec<Process>,
 }
 
@@ -169,9 +169,9 @@ pub struct Process {
     pub role: Role,
     pub transport: Transport,
     pub connected: Connections,
-    /// What its stages wait for, and for how long; empty if all is well.
+    /// What the stages wait for, and for how long; empty if there is no problem.
     pub troubles: Vec<String>,
-    /// How long ago it beat.
+    /// The age of the last heartbeat.
     pub seconds_since_beat: u64,
 }
 
@@ -185,13 +185,13 @@ pub fn health() -> Result<Health> {
 
 impl Health {
     fn of(processes: Vec<Process>) -> Self {
-        let complaints: Vec<String> = processes.iter().flat_map(Process::complaints).collect();
+        let problems: Vec<String> = processes.iter().flat_map(Process::problems).collect();
         let (healthy, reason) = if processes.is_empty() {
             (false, "no `dataloader run` is alive in this working directory".to_owned())
-        } else if complaints.is_empty() {
+        } else if problems.is_empty() {
             (true, processes.iter().map(Process::to_string).collect::<Vec<_>>().join("; "))
         } else {
-            (false, complaints.join("; "))
+            (false, problems.join("; "))
         };
         Self { healthy, reason, processes }
     }
@@ -205,16 +205,16 @@ impl fmt::Display for Health {
 }
 
 impl Process {
-    fn complaints(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         let Self { pid, seconds_since_beat, .. } = self;
-        if *seconds_since_beat > FRESH.as_secs() {
+        if *seconds_since_beat > STALE_AFTER.as_secs() {
             return vec![format!("process {pid} hangs: its last sign of life was {seconds_since_beat} s ago")];
         }
         let missing = self.missing().map(|missing| format!("process {pid} is not connected to {missing}"));
         missing.into_iter().chain(self.troubles.iter().map(|trouble| format!("process {pid}: {trouble}"))).collect()
     }
 
-    /// What it needs and is not connected to.
+    /// The required connections that the process lacks.
     fn missing(&self) -> Option<&'static str> {
         let connected = self.connected;
         let needs_database = self.transport == Transport::Inproc || self.role != Role::Producer;
@@ -247,7 +247,7 @@ fn processes(directory: &Path, now: Timestamp) -> Result<Vec<Process>> {
             paths.push(path);
         }
     }
-    paths.sort(); // By name is by age.
+    paths.sort(); // The names are time-ordered UUIDs.
     let mut processes = Vec::new();
     for path in paths {
         let Some(text) = read_live(&path).cannot(format_args!("read the heartbeat {}", path.display()))? else { continue };
@@ -261,21 +261,21 @@ fn processes(directory: &Path, now: Timestamp) -> Result<Vec<Process>> {
             transport: beat.transport,
             connected: beat.connected,
             troubles: beat.troubles.iter().map(|trouble| trouble.at(now)).collect(),
-            // A clock that was set back must not make a hanging process look alive.
+            // The difference counts in both directions: a clock that was set back must not make a hanging process look alive.
             seconds_since_beat: now.as_millisecond().abs_diff(beat.at) / 1_000,
         });
     }
     Ok(processes)
 }
 
-/// The content of a live process's file; `None`, and the file is removed, if its process is dead.
+/// Reads the file of a live process. If the process is dead, removes the file and returns `None`.
 fn read_live(path: &Path) -> io::Result<Option<Vec<u8>>> {
     loop {
         let mut file = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        // Shared, so that two who ask at once do not take each other for the live process.
+        // A shared lock, so that two concurrent readers do not take each other for the live process.
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => {
                 let mut text = Vec::new();
@@ -284,10 +284,10 @@ fn read_live(path: &Path) -> io::Result<Option<Vec<u8>>> {
             }
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) => match fs::metadata(path) {
-                // Replaced by the next beat since it was opened: that one is locked, or its process has died since.
+                // The next heartbeat has replaced the file since it was opened. Read the new one.
                 Ok(current) if current.ino() != file.metadata()?.ino() => {}
                 _ => {
-                    // Where it cannot be removed it is another user's; it counts for nothing either way.
+                    // If the file cannot be removed, it belongs to another user. It is ignored in any case.
                     let _ = fs::remove_file(path);
                     return Ok(None);
                 }

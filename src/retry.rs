@@ -1,27 +1,27 @@
-//! How long to wait for a database or a broker that is away.
+//! The retry policy and the pauses between attempts, for a database or broker that is unavailable.
 
 use std::time::{Duration, Instant};
 
 use backon::BackoffBuilder;
 
-/// How long those who do not wait for ever try.
+/// One-shot commands retry for this long.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// The last attempt, when the time is over, waits no longer than this.
+/// The last attempt, made after that time, waits no longer than this.
 const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
-/// How long to wait.
+/// How long to retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// For ever, saying so now and then: `run`.
+    /// Without end, with a log line from time to time: `run`.
     Wait,
     /// [`GIVE_UP_AFTER`] without any progress: `run --once` and all other commands.
     GiveUp,
 }
 
 impl Patience {
-    /// The pause before the next attempt, `None` if there is none. Those who give up make the last one when their time is
-    /// over, so the pause before it is cut short.
+    /// The pause before the next attempt; `None` if there is no further attempt. With a time limit, the last attempt is made
+    /// when the time is over, so the pause before it is shortened.
     pub fn pause(self, since: Instant, pause: Duration) -> Option<Duration> {
         match self {
             Self::Wait => Some(pause),
@@ -32,7 +32,7 @@ impl Patience {
         }
     }
 
-    /// How long one attempt may wait for an answer. `since`: when the first one began to fail.
+    /// The timeout of one attempt. `since` is the time of the first failure.
     pub fn attempt(self, since: Option<Instant>) -> Duration {
         match (self, since) {
             (Self::GiveUp, Some(since)) => GIVE_UP_AFTER.saturating_sub(since.elapsed()).max(LAST_ATTEMPT),
@@ -41,12 +41,12 @@ impl Patience {
     }
 }
 
-/// Pauses between attempts, without end: jittered, from 50 ms to 10 s.
+/// Endless jittered pauses between attempts, growing from 50 ms to 10 s.
 pub fn short_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
     pauses(Duration::from_millis(50), Duration::from_secs(5))
 }
 
-/// The same from one second to thirty: for a broker, which needs a while to start.
+/// Endless jittered pauses from 1 s to 30 s, for a broker, which takes some time to start.
 pub fn long_pauses() -> impl Iterator<Item = Duration> + Send + Sync {
     pauses(Duration::from_secs(1), Duration::from_secs(15))
 }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_give_up_cut_their_last_pause_short() {
+    fn the_time_limit_shortens_the_last_pause() {
         let long = Duration::from_secs(60);
         let now = Instant::now();
         assert_eq!(Patience::Wait.pause(now, long), Some(long));

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM.
+//! Waits for SIGINT and SIGTERM, and runs commands that they can interrupt.
 
 use std::future::Future;
 
@@ -13,7 +13,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on: the signals no longer end the process by themselves.
+    /// Starts listening. From then on the signals no longer end the process by themselves.
     ///
     /// # Errors
     /// If the operating system refuses.
@@ -22,7 +22,7 @@ impl Signals {
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -31,11 +31,11 @@ impl Signals {
     }
 }
 
-/// Runs a command on a runtime of its own until it is done or a signal comes; what it had begun is then dropped, and the
-/// database rolls back.
+/// Runs a command on a runtime of its own until it is done or a signal arrives. A signal drops the command, and the database
+/// rolls its transaction back.
 ///
 /// # Errors
-/// The command's, or that it was interrupted.
+/// The error of the command, or that a signal interrupted it.
 pub fn interruptible<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
