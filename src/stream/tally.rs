@@ -1,8 +1,10 @@
 //! Tally: counts what is loaded, whoever's files they are, for the log and the summary.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use actix::{Actor, Context, Handler, Message, MessageResult};
+use uuid::Uuid;
 
 use super::faults::{Faults, StageWatch};
 use super::protocol::LoadFinished;
@@ -13,6 +15,8 @@ use crate::summary::LoadSummary;
 pub struct Tally {
     role: Role,
     summary: LoadSummary,
+    /// Failed loads. Of a file that has changed the consumers hear more than once: at the first of its chunks, and at its end.
+    failed: HashSet<Uuid>,
     started: Instant,
     _watch: StageWatch,
 }
@@ -23,6 +27,7 @@ impl Tally {
         Self {
             role: config.role,
             summary: LoadSummary::empty(&config.datasets),
+            failed: HashSet::new(),
             started: Instant::now(),
             _watch: faults.watch("tally"),
         }
@@ -36,7 +41,10 @@ impl Actor for Tally {
 impl Handler<LoadFinished> for Tally {
     type Result = ();
 
-    fn handle(&mut self, LoadFinished { dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
+    fn handle(&mut self, LoadFinished { key, dataset, source, counts, error }: LoadFinished, _: &mut Self::Context) {
+        if error.is_some() && !self.failed.insert(key) {
+            return;
+        }
         self.summary.add_file(&dataset, counts, error.is_some(), self.started.elapsed());
         match error {
             // Whether its records are good only the consumers know.

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    Background, FaultyDisk, Invocation, Outcome, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores,
-    on_every_pipeline, only_file, wait_until,
+    Background, FaultyDisk, Invocation, Outcome, Sandbox, Signal, Store, Transport, event, events_over_days, many_events,
+    on_both_stores, on_every_pipeline, only_file, wait_until,
 };
 
 on_every_pipeline!(
@@ -192,6 +192,22 @@ fn a_file_that_was_changed_after_it_was_read_fails_and_keeps_the_ledger_right(sa
         assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE id NOT LIKE 'a-%'"), ["0"], "{i}: nothing is mixed");
         sandbox.assert_settled();
     }
+}
+
+/// The consumer finds out, when the file has gone already.
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn a_published_file_that_was_changed_is_a_failed_load() {
+    let sandbox = Sandbox::over(Transport::Amqp, Store::Sqlite);
+    let before = events_over_days("a", 5_300);
+    let summary = load_then_find_changed(&sandbox, &before, &events_over_days("b", 5_300)).code(3);
+    assert!(summary.stderr.contains("has changed"), "{}", summary.stderr);
+    assert_eq!(summary.json()["datasets"][0]["files"], 1, "{}", summary.stdout);
+    let load = sandbox.lines("SELECT status, records_read, rows_loaded, error FROM {raw.loads}");
+    assert!(load.len() == 1 && load[0].starts_with("failed|5300|5300|the file has changed"), "{load:?}");
+    assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE id NOT LIKE 'a-%'"), ["0"], "nothing is mixed");
+    assert_eq!(sandbox.dropped_names_in("events/processed"), ["a.jsonl"]);
+    sandbox.assert_settled();
 }
 
 /// As an earlier version wrote it.
