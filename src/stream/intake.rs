@@ -91,6 +91,8 @@ pub struct Intake {
     /// The paths of those.
     waiting_paths: HashSet<PathBuf>,
     leftovers: VecDeque<Leftover>,
+    /// With `--once`: why a file could not be claimed.
+    unclaimable: Option<Error>,
     claims: Claims,
     /// Loads that are over, whose files are on their way to their place.
     moving: HashSet<Uuid>,
@@ -124,6 +126,7 @@ impl Intake {
             waiting: VecDeque::new(),
             waiting_paths: HashSet::new(),
             leftovers: VecDeque::new(),
+            unclaimable: None,
             claims,
             moving: HashSet::new(),
             unplaced: Vec::new(),
@@ -218,7 +221,10 @@ impl Intake {
                 // Gone, or another process has it.
                 Ok(None) => {}
                 // It stays where it is and is found again.
-                Err(error) => tracing::warn!("{error}"),
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    self.unclaimable.get_or_insert(error);
+                }
             }
         }
         if !claimed.is_empty()
@@ -245,7 +251,12 @@ impl Intake {
             && claimed == 0
             && let Some(done) = done.take()
         {
-            let _ = done.send(());
+            match self.unclaimable.take() {
+                None => drop(done.send(())),
+                Some(error) => {
+                    self.faults.report(error.hint("the other files are loaded; make it readable and its directory writable"))
+                }
+            }
         }
         if let Some(obstacle) = &self.obstacle
             && is_read

@@ -363,3 +363,23 @@ fn a_full_disk_leaves_nothing_unfinished_and_the_file_finds_its_place_when_there
     let files = read("second.files");
     assert!(files.contains("-a.json\n") && files.contains("-a.json.error.json\n") && !files.contains(".part"), "{files}");
 }
+
+/// `.loading/` on a file system of its own, in a mount namespace that goes with its processes.
+#[test]
+fn once_does_not_end_well_when_a_file_cannot_be_claimed() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
+    sandbox.drop_in("orgs", "b.json", r#"{"organization_key":"a"}"#);
+    let script = "mkdir inbox/events/.loading && mount -t tmpfs tmpfs inbox/events/.loading || exit 77
+        \"$0\" run --once --format json";
+    let args = ["--mount", "--map-root-user", "sh", "-c", script, env!("CARGO_BIN_EXE_dataloader")];
+    let outcome = Invocation::new("unshare", sandbox.path()).args(args).run();
+    if outcome.code == Some(77) || outcome.stderr.contains("unshare: ") {
+        eprintln!("skipped: no file system can be mounted here: {}", outcome.stderr);
+        return;
+    }
+    let error = outcome.code(1).json()["error"]["message"].to_string();
+    assert!(error.contains("cannot claim") && error.contains("a.jsonl"), "{error}");
+    assert_eq!(sandbox.names_in("events"), [b"a.jsonl"]);
+    assert_eq!((sandbox.count("raw.orgs"), sandbox.count("raw.events")), (1, 0), "the other file is loaded");
+}
