@@ -140,36 +140,50 @@ pub struct Refused {
     pub message: String,
 }
 
+/// So many rows that fail with an error of nobody's are tried, to see whether the others do as well.
+const MOST_FAILURES: usize = 16;
+
 /// Inside a transaction: appends rows to a master table, all but those that the database refuses. It names no row, so a
 /// refused range is tried again in halves until the row is alone.
 ///
 /// # Errors
-/// If the database fails in any other way; the transaction is then lost.
+/// If the database fails in any other way. After an error of class [`Class::Other`] the transaction can go on without these
+/// rows, and the error says whether it comes with some of them only ([`StoreError::is_of_a_row`]); after others it is lost.
 pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
     let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
+    let (mut is_any_accepted, mut failure, mut failures) = (false, None, 0);
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
         }
         connection.run("savepoint rows").await?;
         match append_parts(connection, dataset, &[(rows, range.clone())]).await {
-            Ok(()) => {}
-            Err(error) if error.class() == Class::BadRow => {
+            Ok(()) => is_any_accepted = true,
+            Err(error) if matches!(error.class(), Class::BadRow | Class::Other) => {
                 connection.run("rollback to savepoint rows").await?;
-                if range.len() == 1 {
-                    refused.push(Refused { row: range.start, message: error.to_string() });
-                } else {
+                if range.len() > 1 {
                     let middle = range.start + range.len() / 2;
                     ranges.push(middle..range.end);
                     ranges.push(range.start..middle);
+                } else if error.class() == Class::BadRow {
+                    refused.push(Refused { row: range.start, message: error.to_string() });
+                } else {
+                    failures += 1;
+                    failure.get_or_insert(error);
                 }
             }
             Err(error) => return Err(error),
         }
         connection.run("release savepoint rows").await?;
+        if failure.is_some() && (is_any_accepted || failures == MOST_FAILURES) {
+            break;
+        }
     }
-    Ok(refused)
+    match failure {
+        Some(error) => Err(if is_any_accepted { error.of_a_row() } else { error }),
+        None => Ok(refused),
+    }
 }
 
 /// Inside a transaction: appends rows, whose load is set, to a master table.

@@ -35,12 +35,14 @@ pub struct StoreError {
     hint: Option<String>,
     /// How long an answer was waited for that did not come.
     waited: Duration,
+    /// Other rows of the same kind were accepted.
+    is_of_a_row: bool,
 }
 
 impl StoreError {
     /// An error of our own finding.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), hint: None, waited: Duration::ZERO }
+        Self { class, message: message.into(), hint: None, waited: Duration::ZERO, is_of_a_row: false }
     }
 
     /// An error of our own finding that nothing but people can mend.
@@ -56,6 +58,16 @@ impl StoreError {
     /// How long an answer was waited for that did not come; zero if the database said something.
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Whether the error comes with some rows only, while the table takes others.
+    pub fn is_of_a_row(&self) -> bool {
+        self.is_of_a_row
+    }
+
+    pub(super) fn of_a_row(mut self) -> Self {
+        self.is_of_a_row = true;
+        self
     }
 
     /// Adds what the user can do about it.

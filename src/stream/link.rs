@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::options::RunOptions;
 use crate::config::{Config, Transport};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::retry::{Patience, short_pauses};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
@@ -213,6 +213,11 @@ impl Link {
             }
         }
         done
+    }
+
+    /// The error for the user.
+    pub fn explain(&self, error: StoreError) -> Error {
+        self.database.explain(error)
     }
 
     /// Says goodbye.

@@ -295,13 +295,15 @@ impl Records {
             // It has one writer at a time.
             Dialect::Sqlite => 1,
         };
+        let on_crash: OnCrash = Arc::new(move |load| claims.crashed(load.key));
         let start_writer = |_| {
             let (link, modeller, finished) = (links.database("writer", *options), modeller.clone(), finished.clone());
-            let (stats, faults) = (Arc::clone(stats), Faults::clone(faults));
-            Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| Writer::new(link, modeller, finished, stats, &faults))
+            let (stats, on_crash, faults) = (Arc::clone(stats), Arc::clone(&on_crash), Faults::clone(faults));
+            Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+                Writer::new(link, modeller, finished, stats, on_crash, &faults)
+            })
         };
         let batcher = Batcher::new(&config.stream, (0..writers).map(start_writer).collect(), faults).start();
-        let on_crash: OnCrash = Arc::new(move |load| claims.crashed(load.key));
         let threads = parser::start(config.stream.parsers, &pieces, dialect, options.parse, &batcher, &on_crash, faults)
             .map_err(thread_error)?;
         Ok(Self { threads, batcher, modeller })

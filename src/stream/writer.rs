@@ -13,15 +13,16 @@ use super::faults::{Faults, StageWatch};
 use super::foreign;
 use super::link::Link;
 use super::modeller::Modeller;
+use super::parser::OnCrash;
 use super::protocol::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
 use super::stats::Stats;
 use crate::dataset::Dataset;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
-use crate::store::{Class, Connection, Day, Rows, StoreResult, model, rejects};
+use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, model, rejects};
 use crate::transport::piece::{FileEnd, Load};
 
 /// What a transaction did.
@@ -48,8 +49,21 @@ enum Care {
 /// A chunk that was not loaded before, and the number of its load.
 type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
 
+/// Why a batch was not written.
+struct Failure {
+    error: StoreError,
+    /// The load whose rows alone cause it.
+    culprit: Option<Arc<Load>>,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self { error, culprit: None }
+    }
+}
+
 /// Writes a batch in one transaction.
-async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> StoreResult<Committed> {
+async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> Result<Committed, Failure> {
     connection.begin().await?;
     let mut committed = Committed::default();
     let loads = open_loads(connection, pieces).await?;
@@ -80,7 +94,9 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
 
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
     for (dataset, mut chunks) in fresh.into_values() {
-        let refused = append(connection, &dataset, &mut chunks, care).await?;
+        let refused = append(connection, &dataset, &mut chunks, care)
+            .await
+            .map_err(|(load_id, error)| Failure { error, culprit: load_id.and_then(|id| keys.get(&id).cloned()) })?;
         let mut days = BTreeSet::new();
         let mut rows = 0;
         for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
@@ -142,12 +158,15 @@ fn load_end(end: &FileEnd) -> LoadEnd<'_> {
 }
 
 /// Appends the rows of a dataset's chunks; returns for each chunk the rows that the database refused.
+///
+/// # Errors
+/// If the database fails, with the load whose rows alone cause it: the table takes others.
 async fn append(
     connection: &mut Connection,
     dataset: &Dataset,
     chunks: &mut [FreshChunk<'_>],
     care: Care,
-) -> StoreResult<Vec<Vec<Refused>>> {
+) -> Result<Vec<Vec<Refused>>, (Option<i64>, StoreError)> {
     for (load_id, chunk) in chunks.iter_mut() {
         chunk.rows.set_load(*load_id);
     }
@@ -155,11 +174,26 @@ async fn append(
     match care {
         Care::Swift => {
             let rows: Vec<&Rows> = chunks.iter().map(|(_, chunk)| &chunk.rows).collect();
-            append::append(connection, dataset, &rows).await?;
+            append::append(connection, dataset, &rows).await.map_err(|error| (None, error))?;
         }
         Care::Thorough => {
-            for ((_, chunk), refused) in chunks.iter().zip(&mut refused) {
-                *refused = append::append_accepted(connection, dataset, &chunk.rows).await?;
+            let (mut is_any_accepted, mut failure) = (false, None);
+            for ((load_id, chunk), refused) in chunks.iter().zip(&mut refused) {
+                match append::append_accepted(connection, dataset, &chunk.rows).await {
+                    Ok(rows) => {
+                        is_any_accepted |= rows.len() < chunk.rows.len();
+                        *refused = rows;
+                    }
+                    Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
+                    // Whether others fail as well tells whose fault it is.
+                    Err(error) if error.class() == Class::Other => {
+                        failure.get_or_insert((*load_id, error));
+                    }
+                    Err(error) => return Err((None, error)),
+                }
+            }
+            if let Some((load_id, error)) = failure {
+                return Err((is_any_accepted.then_some(load_id), error));
             }
         }
     }
@@ -191,20 +225,22 @@ pub struct Writer {
     modeller: Addr<Modeller>,
     finished: Recipient<LoadFinished>,
     stats: Arc<Stats>,
+    on_crash: OnCrash,
     faults: Faults,
     _watch: StageWatch,
 }
 
 impl Writer {
-    /// A writer on that link, which tells `finished` of every load that is over.
+    /// A writer on that link, which tells `finished` of every load that is over, and `on_crash` of one that ends the run.
     pub fn new(
         link: Link,
         modeller: Addr<Modeller>,
         finished: Recipient<LoadFinished>,
         stats: Arc<Stats>,
+        on_crash: OnCrash,
         faults: &Faults,
     ) -> Self {
-        Self { link: Some(link), modeller, finished, stats, faults: faults.clone(), _watch: faults.watch("writer") }
+        Self { link: Some(link), modeller, finished, stats, on_crash, faults: faults.clone(), _watch: faults.watch("writer") }
     }
 }
 
@@ -245,30 +281,55 @@ impl Handler<Batch> for Writer {
                         writer.finished.do_send(load);
                     }
                 }
-                Err(error) => writer.faults.report(error),
+                Err((error, culprit)) => {
+                    if let Some(load) = culprit {
+                        (writer.on_crash)(&load);
+                    }
+                    writer.faults.report(error);
+                }
             }
         })))
     }
 }
 
-async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed> {
+/// Writes a batch, however long the database is away.
+///
+/// # Errors
+/// What waiting does not mend, with the load whose rows alone cause it.
+async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed, (Error, Option<Arc<Load>>)> {
     let mut care = Care::Swift;
     loop {
         let written = link
             .repeat(async |connection| match write(connection, pieces, care).await {
                 // Not the database's fault and not the connection's: taken out of the loop that waits.
-                Err(error) if error.class() == Class::BadRow && care == Care::Swift => Ok(Err(error)),
-                Err(error) => Err(error),
+                Err(failure) if matches!(failure.error.class(), Class::BadRow | Class::Other) => Ok(Err(failure)),
+                Err(failure) => Err(failure.error),
                 Ok(committed) => Ok(Ok(committed)),
             })
-            .await?;
-        match written {
-            Ok(committed) => return Ok(committed),
-            Err(error) => {
-                tracing::debug!("the database refuses a row of the batch, which is now looked for: {error}");
-                link.close().await;
-                care = Care::Thorough;
-            }
+            .await;
+        let failure = match written {
+            Ok(Ok(committed)) => return Ok(committed),
+            Ok(Err(failure)) => failure,
+            Err(error) => return Err((error, None)),
+        };
+        link.close().await;
+        if care == Care::Thorough {
+            return Err(explain(link, failure));
         }
+        tracing::debug!("the database refuses the batch, and what of it is now looked for: {}", failure.error);
+        care = Care::Thorough;
+    }
+}
+
+fn explain(link: &Link, Failure { error, culprit }: Failure) -> (Error, Option<Arc<Load>>) {
+    let error = link.explain(error);
+    match culprit {
+        Some(load) => {
+            let error = error
+                .context(format_args!("loading {}", load.source))
+                .hint("start again; a file that does this three times goes to failed/");
+            (error, Some(load))
+        }
+        None => (error, None),
     }
 }
