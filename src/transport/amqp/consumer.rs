@@ -226,6 +226,8 @@ struct Session<'a> {
     /// When answers of the broker are overdue.
     answer_due: Instant,
     drips: Interval,
+    /// How often in a row the queues were found empty.
+    looks: u32,
 }
 
 /// Deliveries that came again and wait for their turn.
@@ -288,29 +290,17 @@ impl<'a> Session<'a> {
             last_arrival: now,
             answer_due: now + ANSWER,
             drips,
+            looks: 0,
         })
     }
 
     async fn run(mut self) -> Result<Done, Fault> {
-        let mut looks = 0;
         loop {
             let phase = *self.phase.borrow_and_update();
-            self.consumer.stage.has_in_hand(self.consumer.outstanding + self.settling.len());
-            let is_draining = phase == Phase::Drain;
-            if is_draining {
-                self.decoder.drain();
-            }
-            self.their_turn = !is_draining && (self.their_turn || self.is_their_turn());
-            if !self.their_turn && self.is_quiet() && self.hide_others() {
-                self.subscription.renew();
-                self.last_arrival = Instant::now();
-            }
-            self.subscription.want(if is_draining || self.their_turn { 0 } else { self.prefetch() });
-            let is_settled = self.consumer.outstanding == 0 && self.settling.is_empty();
-            if is_settled && self.subscription.is_silent() {
-                if is_draining {
-                    close_channel(&self.channel).await?;
-                    return Ok(Done);
+            self.ask_for_what_is_wanted(phase);
+            if self.is_settled() && self.subscription.is_silent() {
+                if phase == Phase::Drain {
+                    return self.end().await;
                 }
                 if let (true, Some(again)) = (self.their_turn, self.again.take()) {
                     self.take_alone(again).await?;
@@ -318,39 +308,70 @@ impl<'a> Session<'a> {
                     continue;
                 }
             }
-            let has_room = is_draining || self.consumer.held.has_room();
-            if !has_room {
-                // Answers wait behind messages that are not read.
-                self.answer_due = Instant::now() + ANSWER;
-            }
-            let awaits_quiet = is_settled && self.again.is_some() && !self.their_turn && !self.subscription.is_changing();
-            let is_idle = phase == Phase::UntilEmpty && is_settled && self.again.is_none();
-            tokio::select! {
-                biased;
-                Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
-                Ok(()) = self.phase.changed() => {}
-                settled = self.consumer.verdict() => {
-                    let settling = self.consumer.settle(settled, false);
-                    self.settling.push(settling);
-                }
-                Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
-                arriving = self.subscription.next(), if !self.subscription.is_silent() => {
-                    looks = 0;
-                    self.arrived(arriving?, is_draining)?;
-                }
-                () = self.tap.ran_dry(), if has_room => self.tap.sip(),
-                _ = self.drips.tick() => self.tap.drip(),
-                () = sleep_until(self.last_arrival + QUIET), if awaits_quiet => {}
-                () = sleep_until(self.answer_due), if self.subscription.is_changing() => return Err(no_answer()),
-                () = tokio::time::sleep(LOOK_EVERY), if is_idle => {
-                    looks = if self.queues_are_empty().await? { looks + 1 } else { 0 };
-                    if looks == LOOKS {
-                        close_channel(&self.channel).await?;
-                        return Ok(Done);
-                    }
-                }
+            self.next_event(phase).await?;
+            if self.looks == LOOKS {
+                return self.end().await;
             }
         }
+    }
+
+    /// Lets the broker send as many messages as are wanted now.
+    fn ask_for_what_is_wanted(&mut self, phase: Phase) {
+        self.consumer.stage.has_in_hand(self.consumer.outstanding + self.settling.len());
+        let is_draining = phase == Phase::Drain;
+        if is_draining {
+            self.decoder.drain();
+        }
+        self.their_turn = !is_draining && (self.their_turn || self.is_their_turn());
+        if !self.their_turn && self.is_quiet() && self.hide_others() {
+            self.subscription.renew();
+            self.last_arrival = Instant::now();
+        }
+        self.subscription.want(if is_draining || self.their_turn { 0 } else { self.prefetch() });
+    }
+
+    /// Waits until something happens, and does what it asks for.
+    async fn next_event(&mut self, phase: Phase) -> Result<(), Fault> {
+        let is_draining = phase == Phase::Drain;
+        let has_room = is_draining || self.consumer.held.has_room();
+        if !has_room {
+            // Answers wait behind messages that are not read.
+            self.answer_due = Instant::now() + ANSWER;
+        }
+        let is_settled = self.is_settled();
+        let awaits_quiet = is_settled && self.again.is_some() && !self.their_turn && !self.subscription.is_changing();
+        let is_idle = phase == Phase::UntilEmpty && is_settled && self.again.is_none();
+        tokio::select! {
+            biased;
+            Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
+            Ok(()) = self.phase.changed() => {}
+            settled = self.consumer.verdict() => {
+                let settling = self.consumer.settle(settled, false);
+                self.settling.push(settling);
+            }
+            Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
+            arriving = self.subscription.next(), if !self.subscription.is_silent() => self.arrived(arriving?, is_draining)?,
+            () = self.tap.ran_dry(), if has_room => self.tap.sip(),
+            _ = self.drips.tick() => self.tap.drip(),
+            () = sleep_until(self.last_arrival + QUIET), if awaits_quiet => {}
+            () = sleep_until(self.answer_due), if self.subscription.is_changing() => return Err(no_answer()),
+            () = tokio::time::sleep(LOOK_EVERY), if is_idle => {
+                self.looks = if self.queues_are_empty().await? { self.looks + 1 } else { 0 };
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything is settled: what has arrived since goes back to its queue with the channel.
+    async fn end(mut self) -> Result<Done, Fault> {
+        let channel = self.channel.clone();
+        let close = async move { close_channel(&channel).await.map_err(Fault::Lost) };
+        self.alongside(close).await?;
+        Ok(Done)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.consumer.outstanding == 0 && self.settling.is_empty()
     }
 
     /// Whether the messages that came again are to be taken now: when the others are settled and no more come, or when they have
@@ -362,8 +383,7 @@ impl<'a> Session<'a> {
 
     /// Whether messages that came again wait, everything else is settled, and nothing comes.
     fn is_quiet(&self) -> bool {
-        let is_settled = self.consumer.outstanding == 0 && self.settling.is_empty();
-        self.again.is_some() && is_settled && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
+        self.again.is_some() && self.is_settled() && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
     }
 
     /// Whether those that came again are so many that the broker sends nothing more, while others may wait behind them.
@@ -379,6 +399,7 @@ impl<'a> Session<'a> {
     }
 
     fn arrived(&mut self, (dataset, delivery): Arriving, is_draining: bool) -> Result<(), Fault> {
+        self.looks = 0;
         self.last_arrival = Instant::now();
         self.answer_due = self.last_arrival + ANSWER;
         self.consumer.connector.progress();
@@ -518,10 +539,11 @@ impl<'a> Session<'a> {
 
     async fn queues_are_empty(&mut self) -> Result<bool, Fault> {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        for dataset in self.consumer.route.topology.datasets() {
-            let queue = self.consumer.route.topology.queue(&dataset.name);
-            let queue = answered(self.channel.queue_declare(queue, passive, FieldTable::default())).await?;
-            if queue.message_count() > 0 {
+        for dataset in self.consumer.route.topology.datasets().to_vec() {
+            let (channel, queue) = (self.channel.clone(), self.consumer.route.topology.queue(&dataset.name));
+            let look =
+                answered(async move { channel.queue_declare(queue, passive, FieldTable::default()).await.map_err(Fault::Lost) });
+            if self.alongside(look).await?.message_count() > 0 {
                 return Ok(false);
             }
         }
