@@ -1,4 +1,4 @@
-//! Records to values: bytes and records per second of one core.
+//! Measures the speed of the parser on one core, in bytes and records per second.
 //!
 //! `cargo bench --bench parse`
 
@@ -19,7 +19,7 @@ fn main() {
     divan::main();
 }
 
-/// Takes rows and keeps nothing: what is left is the parser's own time.
+/// Accepts rows and discards them, so that only the parser's own time is measured.
 struct Discard;
 
 impl RowSink for Discard {
@@ -28,7 +28,7 @@ impl RowSink for Discard {
     }
 }
 
-/// Numbers that look random and are the same in each run (splitmix64).
+/// Pseudorandom numbers that are the same in each run (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -45,7 +45,7 @@ impl Random {
     }
 }
 
-/// One event of the sample's kind; `organization` and `extra` are JSON.
+/// One event like those of the sample; `organization` and `extra` are JSON.
 fn event(random: &mut Random, organization: &str, extra: &str) -> String {
     let user = random.below(200_000);
     let id = (user as u128 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C834);
@@ -59,7 +59,7 @@ fn event(random: &mut Random, organization: &str, extra: &str) -> String {
     )
 }
 
-/// Chunks of an array file of events.
+/// The chunks of an array file of events.
 fn chunks(mut event: impl FnMut(&mut Random) -> String) -> Vec<Chunk> {
     let mut random = Random(1);
     let chunk = |number: usize| {
@@ -117,7 +117,7 @@ fn parse(bencher: Bencher, chunks: &[Chunk]) {
         });
 }
 
-/// Events as they usually come.
+/// Typical events.
 #[divan::bench]
 fn plain(bencher: Bencher) {
     let organizations = ["\"Super Mario\"", "\"Metal Gear Solid\"", "\"Müller & Söhne\"", "\"東京ゲーム\"", "null"];
@@ -130,13 +130,13 @@ fn plain(bencher: Bencher) {
     );
 }
 
-/// A string of each event is escaped, as by writers that keep to ASCII.
+/// Each event has one string with escapes, as writers produce that output ASCII only.
 #[divan::bench]
 fn escaped(bencher: Bencher) {
     parse(bencher, &chunks(|random| event(random, r#""M\u00fcller & S\u00f6hne""#, "")));
 }
 
-/// Three keys of each event are no columns, one holds an object.
+/// Three keys of each event match no column; one of them holds an object.
 #[divan::bench]
 fn extra_keys(bencher: Bencher) {
     let extra = r#", "device": {"os": "linux", "version": 5.1}, "session": 123456, "referrer": null"#;

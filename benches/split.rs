@@ -1,4 +1,4 @@
-//! How fast texts are split into chunks. The text lies in memory; bytes per second of text.
+//! Measures the speed of the splitter, in bytes of text per second. The text is in memory.
 
 use std::fmt::Write;
 use std::io::{self, Read};
@@ -46,7 +46,7 @@ fn ndjson() -> String {
     text
 }
 
-/// The array as an editor would indent it: white space between all tokens.
+/// The array with white space between all tokens, as an editor would indent it.
 fn indented() -> String {
     array().replace("{\"", "{\n    \"").replace(", \"", ",\n    \"").replace("},", "\n  },")
 }
@@ -76,7 +76,7 @@ fn events_ndjson(bencher: Bencher) {
     split(bencher, &ndjson(), EVENTS as u64);
 }
 
-/// A chunk that came over a wire.
+/// The text of a chunk, as a consumer receives it.
 #[divan::bench(args = [Framing::Array, Framing::Stream])]
 fn chunk_text(bencher: Bencher, framing: Framing) {
     let text = match framing {
@@ -89,7 +89,7 @@ fn chunk_text(bencher: Bencher, framing: Framing) {
         .bench_values(|text| split_text(text, framing, 0, 1, 0).expect("the text is valid"));
 }
 
-/// One string of 256 MiB: too large, and passed in constant memory.
+/// One string of 256 MiB. It is too large, and is skipped in constant memory.
 #[divan::bench(args = [Framing::Array, Framing::Stream], sample_count = 5)]
 fn one_huge_line(bencher: Bencher, framing: Framing) {
     const BYTES: u64 = 256 << 20;

@@ -1,11 +1,11 @@
-//! Stream over RabbitMQ, beside the same in one process.
+//! Measures the stream over RabbitMQ, compared with the stream in one process.
 
 use std::path::Path;
 use std::slice;
 use std::time::Instant;
 
 use crate::Result;
-use crate::bench::{Bench, LOOK};
+use crate::bench::{Bench, POLL_INTERVAL};
 use crate::broker::{Broker, PREFIX};
 use crate::latency::{ALL, DROPS, drop_files, small_file};
 use crate::process::Running;
@@ -13,18 +13,18 @@ use crate::server::OURS;
 use crate::stream::{LOADED, run_once};
 use crate::table::{Measure, Row, median, percentile};
 
-/// One event in so many is published as a message of its own.
+/// One in this many events is published as a separate message.
 const FOREIGN_SHARE: u64 = 5;
 const FOREIGN_PER_SECOND: Measure = Measure::PerSecond(8_000.0);
-/// Of producers, and of consumers.
-const MANY: usize = 4;
+/// The number of producers, and the number of consumers.
+const WORKERS: usize = 4;
 
 fn start(bench: &Bench, role: &str, inbox: &Path, more: &[&str]) -> Result<Running> {
     let args = ["--transport", "amqp", "--queue-prefix", PREFIX, "--role", role];
     bench.start_run(inbox, &[&args, more].concat())
 }
 
-/// One file through producer and consumer, through the producer alone, and out of the queue by one consumer and by two.
+/// Measures one file through producer and consumer, through the producer alone, and from the queue by one and by two consumers.
 pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     let file = slice::from_ref(&bench.json);
     let broker = Broker::connect(&bench.runtime)?;
@@ -34,7 +34,7 @@ pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
 
         bench.fresh_database()?;
         let inbox = bench.inbox(file)?;
-        let mut observer = bench.observe(LOOK)?;
+        let mut observer = bench.observe(POLL_INTERVAL)?;
         let begin = Instant::now();
         let mut processes = [start(bench, "consumer", &inbox, &[])?, start(bench, "producer", &inbox, &["--once"])?];
         let committed = observer.wait_for(LOADED, 1, &mut processes)?;
@@ -66,7 +66,7 @@ pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
 fn consume(bench: &Bench, consumers: usize) -> Result<f64> {
     bench.fresh_database()?;
     let inbox = bench.inbox(&[])?;
-    let mut observer = bench.observe(LOOK)?;
+    let mut observer = bench.observe(POLL_INTERVAL)?;
     let begin = Instant::now();
     let mut processes = (0..consumers).map(|_| start(bench, "consumer", &inbox, &[])).collect::<Result<Vec<_>>>()?;
     let committed = observer.wait_for(LOADED, 1, &mut processes)?;
@@ -75,29 +75,29 @@ fn consume(bench: &Bench, consumers: usize) -> Result<f64> {
     Ok((committed - begin).as_secs_f64())
 }
 
-/// Many producers share an inbox, many consumers a queue; the figure is worth something only because all events are counted.
+/// Measures several producers that share an inbox, with several consumers that share a queue. All events must arrive.
 pub fn many(bench: &Bench) -> Result<Vec<Row>> {
     let files = bench.small_files()?;
     let broker = Broker::connect(&bench.runtime)?;
     bench.fresh_database()?;
     let inbox = bench.inbox(files)?;
-    let mut observer = bench.observe(LOOK)?;
+    let mut observer = bench.observe(POLL_INTERVAL)?;
     let begin = Instant::now();
-    let mut processes = (0..MANY).map(|_| start(bench, "consumer", &inbox, &[])).collect::<Result<Vec<_>>>()?;
-    for _ in 0..MANY {
+    let mut processes = (0..WORKERS).map(|_| start(bench, "consumer", &inbox, &[])).collect::<Result<Vec<_>>>()?;
+    for _ in 0..WORKERS {
         processes.push(start(bench, "producer", &inbox, &["--once"])?);
     }
     let committed = observer.wait_for(LOADED, i64::try_from(files.len())?, &mut processes)?;
-    let mut producers = processes.split_off(MANY);
+    let mut producers = processes.split_off(WORKERS);
     producers.iter_mut().try_for_each(Running::wait)?;
     processes.iter_mut().try_for_each(Running::stop)?;
     drop(broker);
     bench.server.expect_events(OURS, "raw.events", bench.events)?;
-    let name = format!("amqp, {MANY} producers, {MANY} consumers");
+    let name = format!("amqp, {WORKERS} producers, {WORKERS} consumers");
     Ok(vec![Row::figure(name, Measure::Seconds((committed - begin).as_secs_f64()))])
 }
 
-/// Drops while nothing else goes on.
+/// Measures drops into an otherwise idle pipeline.
 pub fn drops(bench: &Bench) -> Result<Vec<Row>> {
     let _broker = Broker::connect(&bench.runtime)?;
     bench.fresh_database()?;
@@ -112,7 +112,8 @@ pub fn drops(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Messages of another program with one event each, from the first publish to the last commit, without ids and with.
+/// Measures another program's messages, one event each, from the first publish to the last commit, without and with message
+/// ids.
 pub fn foreign(bench: &Bench) -> Result<Vec<Row>> {
     let count = (bench.events / FOREIGN_SHARE).max(1);
     let records = bench.records(usize::try_from(count)?)?;
@@ -122,7 +123,7 @@ pub fn foreign(bench: &Bench) -> Result<Vec<Row>> {
         for _ in 0..bench.runs {
             let broker = Broker::connect(&bench.runtime)?;
             bench.fresh_database()?;
-            let mut observer = bench.observe(LOOK)?;
+            let mut observer = bench.observe(POLL_INTERVAL)?;
             let mut consumer = start(bench, "consumer", &bench.inbox(&[])?, &[])?;
             broker.wait_for_consumer()?;
             let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! Batch: `load` beside scripts for psql and sqlite3.
+//! Measures `load`, compared with scripts for psql and sqlite3.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -19,11 +19,11 @@ use crate::process::Measured;
 use crate::server::{OURS, PEER};
 use crate::table::{Measure, Row, median};
 
-/// The batch command of every row; the other datasets have no files here.
+/// The command of every batch row. The other datasets have no files here.
 const LOAD: [&str; 5] = ["load", "--dataset", "events", "--format", "json"];
 const HELP_RUNS: usize = 20;
 
-/// `load` into an empty master, then into one that holds the same rows, beside the psql script in the same states.
+/// Measures `load` into an empty master and into a master with the same rows. The psql script is measured in the same states.
 pub fn load(bench: &Bench) -> Result<Vec<Row>> {
     let (mut ours, mut peers) = ([vec![], vec![]], [vec![], vec![]]);
     for _ in 0..bench.runs {
@@ -50,8 +50,8 @@ pub fn load(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Split, parse, COPY and nothing else, beside psql's `\copy`; both into one logged table without indexes, each with a new
-/// connection.
+/// Measures only split, parse and COPY, compared with psql's `\copy`. Both write one logged table without indexes, each over a
+/// new connection.
 pub fn raw(bench: &Bench) -> Result<Vec<Row>> {
     let (mut ours, mut peers) = (vec![], vec![]);
     for _ in 0..bench.runs {
@@ -71,7 +71,7 @@ pub fn raw(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![Row::ratio("JSON to rows in one table", median(&ours), r"psql \copy of CSV", median(&peers), 0.9)])
 }
 
-/// The peers' fastest way in.
+/// The fastest import of the peers.
 pub const COPY_CSV: &str = r"\copy events from pstdin (format csv)";
 
 async fn copy(json: &Path, url: &str) -> Result<()> {
@@ -99,7 +99,7 @@ async fn copy(json: &Path, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// `load` into a new SQLite file, beside the sqlite3 script.
+/// Measures `load` into a new SQLite file, compared with the sqlite3 script.
 pub fn load_sqlite(bench: &Bench) -> Result<Vec<Row>> {
     let (mut ours, mut peers) = (vec![], vec![]);
     for _ in 0..bench.runs {
@@ -121,7 +121,7 @@ fn sqlite3(bench: &Bench, database: &Path, script: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// The most memory that `load` of one large array ever holds.
+/// Measures the peak memory of `load` with one large array.
 pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     let file = bench.large_file()?;
     bench.fresh_database()?;
@@ -130,14 +130,14 @@ pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![Row::at_most("load, memory, 3 GB array", Measure::Megabytes(peak), Measure::Megabytes(100_000_000))])
 }
 
-/// What a person waits for the program to start.
+/// Measures how long the program takes to start.
 pub fn help(bench: &Bench) -> Result<Vec<Row>> {
     let url = bench.server.url(OURS);
     let times: Result<Vec<_>> = (0..HELP_RUNS).map(|_| bench.dataloader(&url, &["--help"]).timed()).collect();
     Ok(vec![Row::at_most("--help", Measure::Milliseconds(median(&times?)), Measure::Milliseconds(0.010))])
 }
 
-/// The program alone.
+/// Measures the size of the binary.
 pub fn size(_: &Bench) -> Result<Vec<Row>> {
     let bytes = fs::metadata(DATALOADER)?.len();
     Ok(vec![Row::at_most("binary size", Measure::Megabytes(bytes), Measure::Megabytes(25_000_000))])

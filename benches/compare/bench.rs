@@ -17,12 +17,12 @@ use crate::server::{OURS, Observer, Server};
 pub const DATALOADER: &str = env!("CARGO_BIN_EXE_dataloader");
 const EVENTS: u64 = 1_000_000;
 const RUNS: usize = 5;
-/// So many times the events make the 3 GB file.
+/// The 3 GB file has this many times the events.
 const LARGE_FILE: u64 = 11;
-/// Events of each of the small files.
+/// The number of events in each small file.
 const SMALL_FILE: usize = 1_000;
-/// Between two looks at a load that goes on: seldom enough to take nothing from it that could be measured.
-pub const LOOK: Duration = Duration::from_millis(5);
+/// The interval of polling during a load. It is long enough to have no measurable effect on the load.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub struct Bench {
     pub events: u64,
@@ -30,9 +30,9 @@ pub struct Bench {
     pub dir: tempfile::TempDir,
     pub server: Server,
     pub runtime: Runtime,
-    /// The events, in the directory where `load` finds them.
+    /// The events, in the directory that `load` reads.
     pub json: PathBuf,
-    /// The same events, null as the empty unquoted field.
+    /// The same events as CSV. A null is an empty unquoted field.
     pub csv: PathBuf,
     small: OnceCell<Vec<PathBuf>>,
     large: OnceCell<PathBuf>,
@@ -46,24 +46,24 @@ impl Bench {
         if runs == 0 || events == 0 {
             return Err("DATALOADER_BENCH_RUNS and DATALOADER_BENCH_EVENTS must be at least 1".into());
         }
-        // Not in /tmp, which may be memory.
+        // Not in /tmp, which may be a RAM disk.
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let json = write_events(&dir.path().join("raw_data"), events)?;
         let csv = dir.path().join("events.csv");
         write_csv(&json, &csv)?;
-        // One thread for the bench's own connections: the rest of the machine is for what is measured.
+        // One thread for the connections of the benches. The other cores are for the measured processes.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         Ok(Self { events, runs, dir, server, runtime, json, csv, small: OnceCell::new(), large: OnceCell::new() })
     }
 
-    /// The program with default settings but for the database; in a directory without a `dataloader.toml`.
+    /// The program with default settings except for the database, in a directory without a `dataloader.toml`.
     pub fn dataloader(&self, url: &str, args: &[&str]) -> Command {
         let mut command = Command::new(DATALOADER);
         command.current_dir(self.dir.path()).args(["--database", url]).args(args);
         command
     }
 
-    /// Starts `run` on the program's database, with an inbox of its own or none.
+    /// Starts `run` on the program's database.
     pub fn start_run(&self, inbox: &Path, args: &[&str]) -> Result<Running> {
         self.start_run_on(&self.server.url(OURS), inbox, args)
     }
@@ -76,7 +76,7 @@ impl Bench {
         Running::start(command, log)
     }
 
-    /// Makes the program's database anew, with its tables.
+    /// Creates the program's database anew, with its tables.
     pub fn fresh_database(&self) -> Result<()> {
         self.fresh_database_on(&self.server)
     }
@@ -87,12 +87,12 @@ impl Bench {
         server.checkpoint()
     }
 
-    /// Sees what is committed in the program's database.
+    /// Polls the program's database.
     pub fn observe(&self, pause: Duration) -> Result<Observer<'_>> {
         Observer::new(&self.runtime, &self.server.url(OURS), pause)
     }
 
-    /// A new inbox that holds these files; they are not moved out of their places.
+    /// A new inbox with hard links to these files, so that the originals stay in place.
     pub fn inbox(&self, files: &[PathBuf]) -> Result<PathBuf> {
         let inbox = self.dir.path().join("inbox");
         if inbox.exists() {
@@ -106,7 +106,7 @@ impl Bench {
         Ok(inbox)
     }
 
-    /// The events as many small files, each an array.
+    /// The events as many small files, each of them an array.
     pub fn small_files(&self) -> Result<&[PathBuf]> {
         if self.small.get().is_none() {
             let files = self.write_small_files()?;
@@ -128,12 +128,12 @@ impl Bench {
         Ok(files)
     }
 
-    /// The first events, one text each.
+    /// The texts of the first events, at most `most`.
     pub fn records(&self, most: usize) -> Result<Vec<String>> {
         records_of(&self.json)?.take(most).collect()
     }
 
-    /// An array of 3 GB.
+    /// An array file of 3 GB.
     pub fn large_file(&self) -> Result<&Path> {
         if self.large.get().is_none() {
             let file = write_events(&self.dir.path().join("large"), self.large_events())?;
@@ -142,12 +142,12 @@ impl Bench {
         Ok(self.large.get().map(PathBuf::as_path).unwrap_or(Path::new("")))
     }
 
-    /// How many events are in it.
+    /// The number of events in the large file.
     pub fn large_events(&self) -> u64 {
         self.events * LARGE_FILE
     }
 
-    /// The path of a database file that does not exist (any more).
+    /// The path of a database file that does not exist; an existing one is deleted.
     pub fn fresh_file(&self, name: &str) -> Result<PathBuf> {
         for suffix in ["", "-wal", "-shm"] {
             match fs::remove_file(self.dir.path().join(format!("{name}{suffix}"))) {
@@ -170,7 +170,7 @@ fn write_events(data: &Path, events: u64) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The records of the generator's array, which has one per line.
+/// The records of the generator's array, which has one record per line.
 fn records_of(json: &Path) -> Result<impl Iterator<Item = Result<String>>> {
     let lines = BufReader::new(File::open(json)?).lines();
     Ok(lines.filter_map(|line| match line {
@@ -194,7 +194,7 @@ struct Event<'a> {
     received_at: &'a str,
 }
 
-/// The generator's array as CSV.
+/// Converts the generator's array to CSV.
 fn write_csv(json: &Path, csv: &Path) -> Result<()> {
     let mut out = BufWriter::new(File::create(csv)?);
     for record in records_of(json)? {
@@ -202,7 +202,7 @@ fn write_csv(json: &Path, csv: &Path) -> Result<()> {
         let e: Event = serde_json::from_str(&record)?;
         let (organization, plan) = (e.organization_name.unwrap_or_default(), e.plan_name.unwrap_or_default());
         let fields = [e.id, e.event_type, e.username, e.user_email, e.user_type, organization, plan, e.received_at];
-        // Quotes would slow the peers down, and the generator makes nothing that needs them.
+        // Quotes would slow the peers down, and no generated value needs them.
         if fields.iter().any(|f| f.contains(['"', ',', '\n', '\r'])) {
             return Err(format!("needs quotes in CSV: {record}").into());
         }

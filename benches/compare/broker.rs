@@ -1,4 +1,4 @@
-//! RabbitMQ: queues that go with the measurement, and messages of another program.
+//! RabbitMQ: queues for one measurement, and messages of another program.
 
 use std::collections::VecDeque;
 use std::thread;
@@ -12,15 +12,15 @@ use tokio::task::JoinHandle;
 
 use crate::Result;
 
-/// Begins the names of all that is declared on the broker.
+/// The prefix of all names that are declared on the broker.
 pub const PREFIX: &str = "dataloader-bench";
 const EVENTS_QUEUE: &str = "dataloader-bench.events";
-/// Messages that may wait for their confirmation.
+/// The most messages that may wait for their confirmation.
 const WINDOW: usize = 2_000;
 const PERSISTENT: u8 = 2;
 const START: Duration = Duration::from_secs(30);
 
-/// The broker of `AMQP_URL`, without any queue of an earlier measurement; they are deleted with it.
+/// The broker of `AMQP_URL`. Creating and dropping this deletes the queues of earlier measurements.
 pub struct Broker<'r> {
     runtime: &'r Runtime,
     connection: Connection,
@@ -35,7 +35,7 @@ impl<'r> Broker<'r> {
         Ok(broker)
     }
 
-    /// Deletes exchange and queues; nobody must use them.
+    /// Deletes the exchange and the queues. No process may use them.
     pub fn clear(&self) -> Result<()> {
         let cleared: lapin::Result<()> = self.runtime.block_on(async {
             let channel = self.connection.create_channel().await?;
@@ -48,13 +48,13 @@ impl<'r> Broker<'r> {
         Ok(cleared?)
     }
 
-    /// Waits until somebody consumes the events.
+    /// Waits until a consumer of the events is connected.
     pub fn wait_for_consumer(&self) -> Result<()> {
         let start = Instant::now();
         loop {
             let consumers = self.runtime.block_on(async {
                 let channel = self.connection.create_channel().await?;
-                // A queue that is not there closes the channel.
+                // Declaring a missing queue passively closes the channel.
                 let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
                 let queue = channel.queue_declare(EVENTS_QUEUE.into(), options, FieldTable::default()).await;
                 Ok::<_, lapin::Error>(queue.map_or(0, |queue| queue.consumer_count()))
@@ -69,7 +69,7 @@ impl<'r> Broker<'r> {
         }
     }
 
-    /// Begins to publish one message per record, as another program that wants to lose none does.
+    /// Starts to publish one message per record, with confirmations, as a program does that must not lose any.
     pub fn publish(&self, records: Vec<String>, with_id: bool) -> Result<JoinHandle<lapin::Result<bool>>> {
         let channel = self.runtime.block_on(async {
             let channel = self.connection.create_channel().await?;
@@ -79,7 +79,7 @@ impl<'r> Broker<'r> {
         Ok(self.runtime.spawn(publish_on(channel, records, with_id)))
     }
 
-    /// Waits until all of them are published.
+    /// Waits until all messages are published.
     pub fn finish(&self, publishing: JoinHandle<lapin::Result<bool>>) -> Result<()> {
         if self.runtime.block_on(publishing)?? { Ok(()) } else { Err("the broker refused a message".into()) }
     }
@@ -93,7 +93,7 @@ impl Drop for Broker<'_> {
     }
 }
 
-/// Returns whether the broker took them all.
+/// Publishes the records; returns whether the broker confirmed all of them.
 async fn publish_on(channel: Channel, records: Vec<String>, with_id: bool) -> lapin::Result<bool> {
     let mut unconfirmed: VecDeque<PublisherConfirm> = VecDeque::new();
     let mut taken = true;

@@ -1,4 +1,4 @@
-//! How long a small file takes from the inbox to the tables.
+//! Measures how long a small file takes from the inbox to the tables.
 
 use std::fs;
 use std::path::Path;
@@ -17,19 +17,19 @@ use crate::process::{Measured, Running};
 use crate::server::OURS;
 use crate::table::{Measure, Row, median, percentile};
 
-/// Between two looks at the tables: an error of the latencies, to their disadvantage.
-const GLANCE: Duration = Duration::from_millis(1);
+/// The interval between two queries. It can only make a measured latency longer.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 pub const DROPS: u64 = 200;
-/// A history of so many times the events, on so many days.
+/// The history has this many times the events, spread over `HISTORY_DAYS` days.
 const HISTORY: u64 = 10;
 const HISTORY_DAYS: u64 = 1_000;
 const HISTORY_DROPS: u64 = 50;
-/// The day of the history that changes.
+/// The day of the history that the drops change.
 const CHANGED_DAY: &str = "2021-05-15";
 const FILE_EVENTS: u64 = 36;
 const MODELLED: Measure = Measure::Milliseconds(0.300);
 
-/// What drops are waited for, each a query of a number of events.
+/// The results to wait for after each drop. Each query returns a number of events.
 pub struct Watched<'a> {
     raw: &'a str,
     modelled: &'a str,
@@ -41,13 +41,14 @@ pub const ALL: Watched<'_> = Watched {
     modelled: "select coalesce(sum(total_events), 0)::bigint from modelled.events_by_date",
 };
 
-/// Seconds of each drop, from the renaming into the inbox until another connection sees it.
+/// The seconds of each drop, from the rename into the inbox until another connection sees the result.
 pub struct Latencies {
     pub visible: Vec<f64>,
     pub modelled: Vec<f64>,
 }
 
-/// Drops files, each after the one before is modelled. `file` gives the text of each; the first is not counted.
+/// Drops files one by one, each after the previous one is modelled. `file` returns the text of each. The first drop is not
+/// measured.
 pub fn drop_files(
     bench: &Bench,
     inbox: &Path,
@@ -56,7 +57,7 @@ pub fn drop_files(
     watched: &Watched<'_>,
     file: impl Fn(u64) -> Result<Vec<u8>>,
 ) -> Result<Latencies> {
-    let mut observer = bench.observe(GLANCE)?;
+    let mut observer = bench.observe(POLL_INTERVAL)?;
     let mut latencies = Latencies { visible: vec![], modelled: vec![] };
     let written = bench.dir.path().join("drop.json");
     for i in 0..=drops {
@@ -67,7 +68,7 @@ pub fn drop_files(
         let events = i64::try_from(FILE_EVENTS)?;
         let visible = observer.wait_for(watched.raw, raw + events, pipeline)?;
         let modelled = observer.wait_for(watched.modelled, modelled + events, pipeline)?;
-        // The first also waits for the pipeline to start.
+        // The first drop also waits for the pipeline to start.
         if i > 0 {
             latencies.visible.push((visible - start).as_secs_f64());
             latencies.modelled.push((modelled - start).as_secs_f64());
@@ -76,14 +77,14 @@ pub fn drop_files(
     Ok(latencies)
 }
 
-/// A small file of events on all days of a month.
+/// A small file whose events are on all days of a month.
 pub fn small_file(seed: u64) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     generate(FILE_EVENTS, seed, &mut text)?;
     Ok(text)
 }
 
-/// Drops while nothing else goes on.
+/// Measures drops into an otherwise idle pipeline.
 pub fn drops(bench: &Bench) -> Result<Vec<Row>> {
     bench.fresh_database()?;
     let inbox = bench.inbox(&[])?;
@@ -98,7 +99,7 @@ pub fn drops(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Drops on one day of a long history, and what it costs to model that day.
+/// Measures drops on one day of a long history, and the time to model that day.
 pub fn history(bench: &Bench) -> Result<Vec<Row>> {
     let url = bench.server.url(OURS);
     bench.fresh_database()?;
@@ -117,7 +118,7 @@ pub fn history(bench: &Bench) -> Result<Vec<Row>> {
     let latencies = drop_files(bench, &inbox, slice::from_mut(&mut run), HISTORY_DROPS, &watched, file_of_changed_day)?;
     run.stop()?;
 
-    let day_rows = bench.observe(GLANCE)?.int(&raw)?;
+    let day_rows = bench.observe(POLL_INTERVAL)?.int(&raw)?;
     let refreshes: Result<Vec<_>> = (0..bench.runs).map(|_| bench.runtime.block_on(refresh_changed_day(&url))).collect();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     let per_row = median(&refreshes?) / day_rows as f64;
@@ -133,7 +134,7 @@ pub fn history(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Events in the order of their time, as a history comes about; the same number on every day.
+/// SQL that makes events in order of time, as a history grows, with the same number on every day.
 fn history_rows(rows: u64) -> String {
     let (users, seconds) = ((rows / 5).max(1), HISTORY_DAYS * 86_400);
     format!(
@@ -157,7 +158,7 @@ fn file_of_changed_day(seed: u64) -> Result<Vec<u8>> {
     Ok(moved.collect::<String>().into_bytes())
 }
 
-/// The refresh alone, as the stream does it; returns its seconds.
+/// Runs only the refresh, as the stream does; returns its seconds.
 async fn refresh_changed_day(url: &str) -> Result<f64> {
     let flags = Settings { database: Some(DatabaseUrl::parse(url)?), ..Settings::default() };
     let config = Config::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("dataloader.toml")), flags)?;

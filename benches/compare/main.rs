@@ -1,15 +1,15 @@
-//! `./run.sh bench`: the program beside the usual tools, measured in one run on one machine.
+//! Compares the program with the usual tools, in one run on one machine: `./run.sh bench`.
 //!
-//! Needs `psql`, `sqlite3`, a private PostgreSQL server in `DATABASE_URL` (its user must be able to create databases and to run
-//! `CHECKPOINT`) and, for what begins with `amqp`, a private RabbitMQ server in `AMQP_URL`. Arguments choose measurements by the
-//! beginning of their names. `DATALOADER_BENCH_EVENTS` and `DATALOADER_BENCH_RUNS` make a quick try of it; the figures that
-//! count are those of the defaults.
+//! The benches need `psql`, `sqlite3`, and a private PostgreSQL server in `DATABASE_URL`. Its user must be allowed to create
+//! databases and to run `CHECKPOINT`. The `amqp` benches also need a private RabbitMQ server in `AMQP_URL`. Arguments select
+//! measurements by the beginning of their names. `DATALOADER_BENCH_EVENTS` and `DATALOADER_BENCH_RUNS` can make a run quicker;
+//! only figures with the default values are comparable.
 
 use std::error::Error;
 use std::process::ExitCode;
 
-mod bench; // files, the server, the program's command lines
-mod process; // programs under measurement
+mod bench; // shared by all: files, the server, the program's command lines
+mod process; // processes under measurement
 mod server; // PostgreSQL
 mod broker; // RabbitMQ
 
@@ -18,14 +18,14 @@ mod stream; // `run` in one process
 mod latency; // small files
 mod amqp; // `run` over RabbitMQ
 
-mod table; // rows of figures and targets, printed as they come
+mod table; // rows of figures and targets, printed as they arrive
 
 use bench::Bench;
 use table::Row;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What gives rows of the table.
+/// A measurement that returns rows of the table.
 type Measurement = fn(&Bench) -> Result<Vec<Row>>;
 
 const MEASUREMENTS: [(&str, Measurement); 15] = [

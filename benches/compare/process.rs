@@ -1,4 +1,4 @@
-//! Programs under measurement.
+//! Runs programs and measures their time and memory.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// What the rows measure of a command that must succeed.
+/// Measurements of a command that must succeed.
 pub trait Measured {
     /// Seconds from start to end.
     fn timed(&mut self) -> Result<f64>;
-    /// Bytes of resident memory at the most.
+    /// The peak of resident memory, in bytes.
     fn peak_memory(&mut self) -> Result<u64>;
 }
 
@@ -32,7 +32,7 @@ impl Measured for Command {
         let mut child = self.stdout(Stdio::null()).spawn()?;
         let mut peak = 0;
         let ended = loop {
-            // The kernel keeps the high-water mark, so a look now and then misses only the last moment.
+            // The kernel keeps the high-water mark, so polling misses only the last moment.
             if let Some(bytes) = high_water_mark(child.id()) {
                 peak = bytes;
             }
@@ -45,33 +45,33 @@ impl Measured for Command {
     }
 }
 
-/// `VmHWM` of a process, in bytes.
+/// The `VmHWM` of a process, in bytes.
 fn high_water_mark(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Of the log of a process that failed, so many are shown.
+/// An error shows this many lines of the log of a failed process.
 const LAST_LINES: usize = 5;
 
-/// A process that is watched while it works; killed when dropped.
+/// A process that is observed while it works. Dropping kills it.
 pub struct Running {
     child: Child,
     log: PathBuf,
 }
 
 impl Running {
-    /// Starts it; what it says on standard error goes to the file `log`.
+    /// Starts the process, with its standard error in the file `log`.
     pub fn start(mut command: Command, log: PathBuf) -> Result<Self> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?).spawn()?;
         Ok(Self { child, log })
     }
 
-    /// Whether it has ended.
+    /// Whether the process has ended.
     ///
     /// # Errors
-    /// If it failed; with the last that it said.
+    /// If the process failed; the error contains the end of its log.
     pub fn has_ended(&mut self) -> Result<bool> {
         match self.child.try_wait()? {
             None => Ok(false),
@@ -84,20 +84,20 @@ impl Running {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub fn wait(&mut self) -> Result<()> {
         self.child.wait()?;
         self.has_ended().map(drop)
     }
 
-    /// Lets it finish what is in flight, and waits for its end.
+    /// Sends SIGTERM, so that the process finishes the work in flight, and waits for its end.
     pub fn stop(&mut self) -> Result<()> {
-        // std only knows SIGKILL.
+        // std can only send SIGKILL.
         Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).timed()?;
         self.wait()
     }
 
-    /// Bytes of resident memory at the most, so far.
+    /// The peak of resident memory so far, in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
         high_water_mark(self.child.id()).ok_or_else(|| "the process has ended".into())
     }
@@ -105,7 +105,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // An error says that it has ended, which is what this is for.
+        // An error only means that the process has already ended.
         drop(self.child.kill());
         drop(self.child.wait());
     }

@@ -1,4 +1,4 @@
-//! PostgreSQL: databases made anew, psql on them, and a look at what others commit.
+//! PostgreSQL servers: makes databases, runs psql, and polls what other processes have committed.
 
 use std::process::{Command, Stdio};
 use std::thread;
@@ -15,10 +15,10 @@ use crate::process::{Measured, Running};
 
 /// The program's database.
 pub const OURS: &str = "bench_ours";
-/// The peer's.
+/// The peers' database.
 pub const PEER: &str = "bench_peer";
 
-/// A PostgreSQL server by the URL of a database on it, which stays as it is.
+/// A PostgreSQL server, named by the URL of one of its databases. That database is not changed.
 pub struct Server(pub String);
 
 impl Server {
@@ -30,7 +30,7 @@ impl Server {
         format!("{}/{database}{query}", &url[..end])
     }
 
-    /// psql on that database, ended by the first error.
+    /// A psql command on that database that stops at the first error.
     pub fn psql(&self, database: &str) -> Command {
         let mut command = Command::new("psql");
         command.arg(self.url(database)).args(["-X", "-q", "-v", "ON_ERROR_STOP=1"]);
@@ -47,12 +47,12 @@ impl Server {
         self.execute(&format!("create database {database}"))
     }
 
-    /// So that no measurement pays for what the one before it left to be written.
+    /// Runs a checkpoint, so that no measurement pays for writes of the previous one.
     pub fn checkpoint(&self) -> Result<()> {
         self.execute("checkpoint")
     }
 
-    /// A fast program that loads nothing must not win.
+    /// Checks the number of events: a fast program that loads nothing must not win.
     pub fn expect_events(&self, database: &str, table: &str, events: u64) -> Result<()> {
         let output = self.psql(database).args(["-A", "-t", "-c", &format!("select count(*) from {table}")]).output()?;
         let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -64,30 +64,32 @@ impl Server {
     }
 }
 
-/// How long anything may take before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// A wait that takes longer than this fails.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// Sees what others commit, on a connection that stays open.
+/// Polls committed data over a connection that stays open.
 pub struct Observer<'r> {
     runtime: &'r Runtime,
     connection: Connection,
-    /// Between two looks.
+    /// The interval between two queries.
     pause: Duration,
 }
 
 impl<'r> Observer<'r> {
-    /// Looks after every `pause`: short ones for latencies, longer ones where looking would slow down what is looked at.
+    /// Polls every `pause`. Latencies need a short one; throughput needs a longer one, because polling slows the measured
+    /// process down.
     pub fn new(runtime: &'r Runtime, url: &str, pause: Duration) -> Result<Self> {
         let database = Database::new(&DatabaseUrl::parse(url)?, GIVE_UP_AFTER)?;
         Ok(Self { runtime, connection: runtime.block_on(database.connect())?, pause })
     }
 
-    /// The integer that a query gives.
+    /// The integer result of a query.
     pub fn int(&mut self, query: &str) -> Result<i64> {
         Ok(self.runtime.block_on(self.connection.fetch_int(query, &[]))?)
     }
 
-    /// Waits until a query gives at least that; returns when it was seen. The processes that work for it must not fail.
+    /// Waits until the result of a query is at least `least`, and returns the time when it was seen. Fails if one of the
+    /// `workers` fails.
     pub fn wait_for(&mut self, query: &str, least: i64, workers: &mut [Running]) -> Result<Instant> {
         let start = Instant::now();
         loop {
@@ -99,7 +101,7 @@ impl<'r> Observer<'r> {
             if found >= least {
                 return Ok(Instant::now());
             }
-            if ended || start.elapsed() > PATIENCE {
+            if ended || start.elapsed() > WAIT_TIMEOUT {
                 let why = if ended { "its processes have ended" } else { "it takes too long" };
                 return Err(format!("{query}: {found} of {least}, and {why}").into());
             }
@@ -110,7 +112,7 @@ impl<'r> Observer<'r> {
 
 const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh");
 
-/// A PostgreSQL server that one measurement may stop and start; removed when dropped.
+/// A PostgreSQL server that one measurement may stop and start. Dropping removes it.
 pub struct PrivateServer {
     directory: TempDir,
     pub server: Server,
@@ -118,18 +120,18 @@ pub struct PrivateServer {
 
 impl PrivateServer {
     pub fn start() -> Result<Self> {
-        // In TMPDIR, as the benches' other servers: their users must be able to pass through.
+        // In TMPDIR like the other servers of the benches, because the servers' own users must be able to access the directory.
         let directory = tempfile::Builder::new().prefix("bench-postgres-").tempdir()?;
         let url = services(&["postgres", "start"], &directory, &[])?;
         Ok(Self { directory, server: Server(url.trim().to_owned()) })
     }
 
-    /// Cuts all connections and shuts it down.
+    /// Shuts the server down and closes all connections.
     pub fn stop(&self) -> Result<()> {
         services(&["postgres", "stop"], &self.directory, &["fast"]).map(drop)
     }
 
-    /// Starts it again, with its data and at its address.
+    /// Starts the server again, with the same data and address.
     pub fn restart(&self) -> Result<()> {
         services(&["postgres", "start"], &self.directory, &[]).map(drop)
     }
@@ -145,7 +147,7 @@ impl Drop for PrivateServer {
 
 fn services(verb: &[&str], directory: &TempDir, rest: &[&str]) -> Result<String> {
     let mut command = Command::new(SERVICES);
-    // It stops its servers should this process die.
+    // The server stops if this process dies.
     command.args(verb).arg(directory.path()).args(rest).env("SERVICES_OWNER", std::process::id().to_string());
     let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {

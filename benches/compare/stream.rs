@@ -1,4 +1,4 @@
-//! Stream, in one process: how fast files go through `run`, and how much memory they take.
+//! Measures the stream in one process: throughput of `run` and its memory.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::batch::COPY_CSV;
-use crate::bench::{Bench, LOOK, peer_script};
+use crate::bench::{Bench, POLL_INTERVAL, peer_script};
 use crate::process::Measured;
 use crate::server::{OURS, Observer, PEER, PrivateServer};
 use crate::table::{Measure, Row, median};
 
-/// How many files are loaded; a file's last rows are committed with this.
+/// The number of loaded files. The commit of a file's last rows also sets this status.
 pub const LOADED: &str = "select count(*) from raw.loads where status = 'loaded'";
 const OUTAGE: Duration = Duration::from_secs(60);
 const MEMORY: Measure = Measure::Megabytes(100_000_000);
 
-/// One file, then the same events as many files, beside `\copy` into a table with the same index; and the models after that.
+/// Measures one file, then the same events as many files, compared with `\copy` into a table with the same index. Then it
+/// compares the refresh of the models.
 pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     let small = bench.small_files()?;
     let (mut one, mut many, mut copies) = (vec![], vec![], vec![]);
@@ -48,19 +49,19 @@ pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Seconds.
+/// Durations in seconds.
 pub struct Times {
     /// From the start of the process until another connection sees the last row.
     pub committed: f64,
-    /// From then to the end of the process, which goes by with the refresh of all days.
+    /// From then to the end of the process. In this time the process refreshes all days.
     pub refreshed: f64,
 }
 
-/// `run --once` of these files, which hold all the events, into an empty database.
+/// Runs `run --once` with these files, which contain all the events, into an empty database.
 pub fn run_once(bench: &Bench, files: &[PathBuf]) -> Result<Times> {
     bench.fresh_database()?;
     let inbox = bench.inbox(files)?;
-    let mut observer = bench.observe(LOOK)?;
+    let mut observer = bench.observe(POLL_INTERVAL)?;
     let start = Instant::now();
     let mut run = bench.start_run(&inbox, &["--once"])?;
     let committed = observer.wait_for(LOADED, i64::try_from(files.len())?, slice::from_mut(&mut run))?;
@@ -70,7 +71,7 @@ pub fn run_once(bench: &Bench, files: &[PathBuf]) -> Result<Times> {
     Ok(Times { committed: (committed - start).as_secs_f64(), refreshed })
 }
 
-/// The most memory that `run` of one large array ever holds.
+/// Measures the peak memory of `run` with one large array.
 pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     bench.fresh_database()?;
     let inbox = bench.inbox(&[bench.large_file()?.to_owned()])?;
@@ -79,13 +80,13 @@ pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![Row::at_most("stream, memory, 3 GB array", Measure::Megabytes(peak), MEMORY)])
 }
 
-/// The same while the database is away for a minute in the middle; on a server of its own.
+/// Measures the same on a server of its own, which is down for a minute in the middle.
 pub fn outage(bench: &Bench) -> Result<Vec<Row>> {
     let postgres = PrivateServer::start()?;
     let url = postgres.server.url(OURS);
     bench.fresh_database_on(&postgres.server)?;
     let inbox = bench.inbox(&[bench.large_file()?.to_owned()])?;
-    let observe = || Observer::new(&bench.runtime, &url, LOOK);
+    let observe = || Observer::new(&bench.runtime, &url, POLL_INTERVAL);
 
     let mut run = bench.start_run_on(&url, &inbox, &[])?;
     observe()?.wait_for("select count(*) from raw.batches", 1, slice::from_mut(&mut run))?;

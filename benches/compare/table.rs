@@ -10,11 +10,11 @@ measurement                        ours         peer                        rati
 #[derive(Clone, Copy)]
 pub enum Measure {
     Seconds(f64),
-    /// Shown in milliseconds; held in seconds.
+    /// Stored in seconds, shown in milliseconds.
     Milliseconds(f64),
-    /// Shown in microseconds; held in seconds.
+    /// Stored in seconds, shown in microseconds.
     Microseconds(f64),
-    /// Shown in millions of bytes; held in bytes.
+    /// Stored in bytes, shown in millions of bytes.
     Megabytes(u64),
     PerSecond(f64),
 }
@@ -42,9 +42,9 @@ impl fmt::Display for Measure {
     }
 }
 
-/// What a figure should be.
+/// The target of a figure.
 enum Target {
-    /// At most this times the peer's.
+    /// At most this many times the peer's figure.
     Ratio(f64),
     AtMost(Measure),
     AtLeast(Measure),
@@ -54,13 +54,13 @@ enum Target {
 pub struct Row {
     name: String,
     ours: Measure,
-    /// Its name and its seconds.
+    /// The peer's name and seconds.
     peer: Option<(&'static str, f64)>,
     target: Option<Target>,
 }
 
 impl Row {
-    /// Seconds beside a peer's; the target is the largest ratio.
+    /// A duration compared with a peer's. `target` is the largest allowed ratio.
     pub fn ratio(name: impl Into<String>, ours: f64, peer_name: &'static str, peer: f64, target: f64) -> Self {
         let (ours, peer, target) = (Measure::Seconds(ours), Some((peer_name, peer)), Some(Target::Ratio(target)));
         Self { name: name.into(), ours, peer, target }
@@ -76,7 +76,7 @@ impl Row {
         Self { name: name.into(), ours, peer: None, target: Some(Target::AtLeast(target)) }
     }
 
-    /// A figure that is good to know.
+    /// A figure without a target.
     pub fn figure(name: impl Into<String>, ours: Measure) -> Self {
         Self { name: name.into(), ours, peer: None, target: None }
     }
@@ -99,12 +99,12 @@ impl fmt::Display for Row {
     }
 }
 
-/// The middle one; of an even number the lower of the two in the middle.
+/// The median. Of an even number of values, the lower of the two middle ones.
 pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50)
 }
 
-/// The smallest that so many percent of the values do not exceed.
+/// The smallest value that is at least as large as this percentage of the values.
 pub fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);

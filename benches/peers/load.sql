@@ -1,8 +1,8 @@
--- What `dataloader load` does, as a script for psql that reads a ready-made CSV from standard input: fill the delta, upsert it
--- by key, model the master per day.
+-- The steps of `dataloader load` as a psql script that reads a prepared CSV from standard input: fill the delta table, upsert
+-- it by key, model the master table per day.
 --
--- It does less than the program wherever that is faster: no ledger, no rejects, no list of changed days, and an event that
--- comes twice with different organisations, user types or users counts as two unique ones.
+-- The script omits whatever would make it slower: it has no ledger, no rejects and no list of changed days. An event that
+-- occurs twice with different organisations, user types or users counts as two unique events.
 set work_mem = '256MB';
 set jit = off;
 
@@ -12,7 +12,7 @@ truncate events_delta;
 \copy events_delta from pstdin (format csv)
 analyze events_delta;
 
--- Equality hashes; `is not distinct from` would not. So keys with a null are deleted apart.
+-- `=` allows a hash join, `is not distinct from` does not. Keys with a null are therefore deleted separately.
 delete from events e where exists (
     select from events_delta d where d.id = e.id and d.event_type = e.event_type and d.received_at = e.received_at
 );

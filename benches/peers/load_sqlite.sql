@@ -1,5 +1,5 @@
--- What `dataloader load` does on SQLite, as a script for sqlite3 that reads a ready-made `events.csv` in the working directory.
--- Like load.sql it does less than the program wherever that is faster.
+-- The steps of `dataloader load` on SQLite, as a sqlite3 script that reads a prepared `events.csv` in the working directory.
+-- Like load.sql, it omits whatever would make it slower.
 pragma synchronous = normal;
 pragma cache_size = -262144;
 pragma temp_store = memory;
@@ -13,13 +13,13 @@ delete from events where exists (
     select 1 from events_delta d
     where d.id = events.id and d.event_type = coalesce(events.event_type, '') and d.received_at = events.received_at
 );
--- `.import` makes an empty field an empty text.
+-- `.import` turns an empty field into an empty string.
 insert into events
 select id, nullif(event_type, ''), nullif(username, ''), nullif(user_email, ''), nullif(user_type, ''),
        nullif(organization_name, ''), nullif(plan_name, ''), received_at
 from events_delta;
 
--- One row per event; the tables are made from it.
+-- One row per event; the modelled tables are computed from it.
 create temporary table keyed as
 select substr(received_at, 1, 10) as date, organization_name, user_type, username, count(*) as total
 from events

@@ -1,4 +1,4 @@
--- The tables of load_sqlite.sql, without indexes.
+-- Creates the tables of load_sqlite.sql, without indexes.
 .output /dev/null
 pragma journal_mode = wal;
 .output

@@ -1,4 +1,4 @@
--- The tables of load.sql, without indexes.
+-- Creates the tables of load.sql, without indexes.
 create table events (
     id text not null, event_type text, username text, user_email text, user_type text,
     organization_name text, plan_name text, received_at timestamp not null
