@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The project's tasks, one word each: ./run.sh help
+# The project's tasks. `./run.sh help` lists them.
 set -euo pipefail
 
-# The servers that the tests need; `yes` starts one (or takes the environment's).
+# Which servers the tests need. `yes` starts the server, or uses that of the environment.
 needs_postgres=yes
 needs_rabbitmq=yes
 
@@ -47,11 +47,11 @@ need_cargo() {
 
 # ---- services --------------------------------------------------------------------------------------------------------
 
-# Everything private lives in here: servers, and the tests' temporary directories.
+# The private directory contains the servers and the tests' temporary files.
 private=
 job=
 
-# A directory that the servers' own users can pass through, which not every TMPDIR allows. It goes on every way out.
+# Makes a directory that the servers' own users can enter, which not every TMPDIR allows. It is removed at every exit.
 make_private() {
     local base
     trap clean_up EXIT
@@ -71,7 +71,7 @@ make_private() {
     export SERVICES_OWNER=$$
 }
 
-# Runs on every way out: ends the running job with all its children, stops what was started here, removes the rest.
+# Runs at every exit: ends the job with all its children, stops the servers that this script started, removes the directory.
 clean_up() {
     trap '' INT TERM HUP
     if [[ $job ]]; then
@@ -88,7 +88,7 @@ clean_up() {
     fi
 }
 
-# Zombies do not count: in a container, process 1 may never collect them.
+# Ignores zombies, because process 1 of a container may never reap them.
 group_lives() {
     local stat fields
     kill -0 -- "-$1" 2>/dev/null || return 1
@@ -120,7 +120,7 @@ start_services() {
     fi
 }
 
-# start_private SERVICE VARIABLE: exports the URL of a server of our own.
+# start_private SERVICE VARIABLE: starts a private server and exports its URL.
 start_private() {
     local url
     say "starting a private $1 server"
@@ -128,7 +128,7 @@ start_private() {
     export "$2=$url"
 }
 
-# A process group of its own, so that an interrupt ends the whole tree before the servers under it are stopped.
+# Runs a command in its own process group. An interrupt can thus end the whole group before the servers stop.
 in_group() {
     set -m
     "$@" </dev/null &
@@ -148,12 +148,12 @@ with_services() {
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
-# run_tests [WORD...]
+# run_tests [WORD...]: runs all tests, or those whose names contain one of the words.
 run_tests() {
     local status=0
     need_cargo
     if [[ $# == 0 ]]; then
-        # Built first: a compile error should not have to wait for servers.
+        # Builds first, so that a compile error is reported before servers start.
         cargo test --locked --no-run
         SECONDS=0
         with_services cargo test --locked --no-fail-fast -- --include-ignored || status=$?
@@ -166,7 +166,7 @@ run_tests() {
     return "$status"
 }
 
-# Those that need no server come first. The others are only named by that run, each with what it needs.
+# Tests without servers run first. That run also lists the other tests as ignored, with the servers that each one needs.
 run_matching_tests() {
     local status=0 log
     make_private
@@ -182,7 +182,7 @@ run_matching_tests() {
     return "$status"
 }
 
-# tests_into LOG WORD...
+# tests_into LOG WORD...: runs the matching tests and copies their output to LOG.
 tests_into() {
     local log=$1
     shift
@@ -192,7 +192,7 @@ tests_into() {
 run_benches() {
     need_cargo
     cargo bench --locked --no-run
-    # Always private servers: figures from a machine and a configuration unknown compare with nothing.
+    # Always uses private servers: figures of an unknown machine and configuration are not comparable.
     unset DATABASE_URL AMQP_URL
     with_services run_each_bench
 }
@@ -259,7 +259,7 @@ wrong_usage() {
 command=${1-}
 command=${command#--}
 shift || true
-# Only `test` takes words; what begins with a dash is none.
+# Only `test` has arguments, and none of them begins with a dash.
 for word in "$@"; do
     if [[ $command != test || ! $word || $word == -* ]]; then wrong_usage; fi
 done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The two Docker deployments. Everything of a deployment carries the label of its Compose project, dataloader-batch or
-# dataloader-rabbitmq; what does not is never touched.
+# Manages the two Docker deployments. All objects of a deployment have the label of its Compose project,
+# dataloader-batch or dataloader-rabbitmq. This script changes no other objects.
 #
 #   deploy.sh up batch|rabbitmq        builds, starts, waits until healthy, tests, opens the screen
 #   deploy.sh down batch|rabbitmq      removes containers, networks and volumes; the images stay
 set -euo pipefail
 
 readonly HEALTHY_SECONDS=180
-# Characters that mean the same inside a URL and outside.
+# Characters that need no escape in a URL.
 readonly URL_SAFE='^[A-Za-z0-9._~-]+$'
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,7 +22,7 @@ usage() {
     exit 2
 }
 
-# ---- what is there ---------------------------------------------------------------------------------------------------
+# ---- Docker and Compose ----------------------------------------------------------------------------------------------
 
 need_docker() {
     local answer
@@ -46,25 +46,25 @@ need_compose() {
     else
         fail "no Docker Compose here: see https://docs.docker.com/compose/install/"
     fi
-    # The caller's own COMPOSE_* are about other projects; .env's are for commands by hand.
+    # The caller's COMPOSE_* variables belong to other projects. Those in .env are for direct use of Compose.
     unset COMPOSE_FILE
     export COMPOSE_PROJECT_NAME=$project COMPOSE_PROFILES=$architecture
     compose+=(--project-name "$project")
 }
 
-# containers [FILTER...]: the ids of this deployment's.
+# containers [FILTER...]: prints the ids of this deployment's containers.
 containers() {
     local filter filters=()
     for filter in "label=com.docker.compose.project=$project" "$@"; do filters+=(--filter "$filter"); done
     docker ps --all --quiet "${filters[@]}"
 }
 
-# container_of SERVICE
+# container_of SERVICE: prints the id of the service's container.
 container_of() { containers "label=com.docker.compose.service=$1" label=com.docker.compose.oneoff=False | head -n 1; }
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
-# setting NAME DEFAULT: as Compose finds it, in the environment, in .env, else the default.
+# setting NAME DEFAULT: prints the value that Compose uses: from the environment, from .env, or the default.
 setting() {
     local name=$1 value
     if [[ ${!name+set} ]]; then
@@ -89,7 +89,7 @@ prepare_settings() {
     done
 }
 
-# fill_in NAME VALUE: in .env, in place of nothing.
+# fill_in NAME VALUE: sets a value in .env that is missing or empty.
 fill_in() {
     (
         umask 077
@@ -101,7 +101,7 @@ fill_in() {
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# check_port NAME DEFAULT WHAT: that nobody else has the port. Prints it.
+# check_port NAME DEFAULT WHAT: fails if another program uses the port. Prints the port.
 check_port() {
     local name=$1 port
     port=$(setting "$name" "$2")
@@ -114,7 +114,7 @@ check_port() {
 
 check_ports() {
     if [[ $architecture == batch ]]; then
-        # One service in both deployments, so the file knows one name for its port.
+        # Both deployments have this service, and the Compose file has one variable for its port.
         POSTGRES_PORT=$(check_port BATCH_POSTGRES_PORT 5433 PostgreSQL)
         export POSTGRES_PORT
     else
@@ -124,7 +124,7 @@ check_ports() {
     fi
 }
 
-# The containers' user is none of this machine's: it sees of raw_data what is open to all.
+# The user in the containers does not exist on this machine. It can read a file of raw_data only if all users can.
 check_readable() {
     local closed
     closed=$(find raw_data dataloader.toml ! -perm -004 -print | head -n 1)
@@ -172,7 +172,7 @@ wait_until_healthy() {
     done
 }
 
-# The containers that do not run or are not healthy, one to a line, each with its state.
+# not_ready: prints the containers that are not running or not healthy, one per line, each with its state.
 not_ready() {
     local ids=() id
     while read -r id; do ids+=("$id"); done < <(containers label=com.docker.compose.oneoff=False)
@@ -180,7 +180,7 @@ not_ready() {
         sed -n -e '/ running$/d' -e '/ running healthy$/d' -e 's|^/||p'
 }
 
-# Of those that are not ready, or of all when it is not clear which they are.
+# Shows the logs of the containers that are not ready, or of all containers if all are ready.
 show_logs() {
     local name names=()
     while read -r name _; do names+=("$name"); done < <(not_ready 2>/dev/null)
@@ -201,7 +201,7 @@ run_tests() {
         return
     fi
     user=$(setting RABBITMQ_USER dataloader)
-    # Left over where an earlier run was interrupted; deleting it takes its queues along.
+    # Remains of an interrupted run. Deleting the vhost deletes its queues.
     in_broker delete_vhost "$vhost" >/dev/null 2>&1 || true
     in_broker add_vhost "$vhost"
     in_broker set_permissions -p "$vhost" "$user" '.*' '.*' '.*'
@@ -216,7 +216,7 @@ in_broker() { docker exec "$(container_of rabbitmq)" rabbitmqctl -q "$@"; }
 open_screen() {
     local name
     name=$(docker inspect --format '{{slice .Name 1}}' "$(container_of "$application")")
-    # Any terminal understands enough of this one; the container may not know its own.
+    # The container may not know the terminal type of the caller; every terminal supports enough of xterm-256color.
     local command=(docker exec -it -e TERM=xterm-256color "$name" dataloader-screen)
     if [[ -t 0 && -t 1 ]]; then
         "${command[@]}" || true
@@ -232,7 +232,7 @@ open_screen() {
 
 # ---- down ------------------------------------------------------------------------------------------------------------
 
-# By label, without Compose: it needs neither the settings of the day nor to know which services there were.
+# Finds the objects by label, without Compose. The settings and the list of services may have changed since `up`.
 down() {
     local label=label=com.docker.compose.project=$project removed
     need_docker

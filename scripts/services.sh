@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Private database and message servers for tests and benches. Everything a server owns is in DIR; servers that were
-# not started here are never touched. TCP on 127.0.0.1 only, on a free port that survives a restart.
+# Private database and message servers for tests and benches. All files of a server are in its directory DIR. Servers
+# that this script did not start are never changed. Servers listen on 127.0.0.1 only, on a free port that stays the same.
 #
 #   services.sh postgres start DIR [PORT]          starts (again, with the same data and port) and prints the URL
 #   services.sh postgres stop DIR [fast|immediate]
@@ -10,13 +10,13 @@
 #   services.sh rabbitmq ctl DIR ARG...            rabbitmqctl for this node
 #   services.sh remove DIR...                      stops the servers in DIR or below it and deletes their directories
 #
-# SERVICES_OWNER=PID: the servers stop soon after that process is gone, however it ended.
-# SERVICES_FROM="binaries apt docker": where servers may come from, first match wins.
+# SERVICES_OWNER=PID: the servers stop soon after that process ends, for whatever reason.
+# SERVICES_FROM="binaries apt docker": the sources of the servers; the first one that works is used.
 #
-# DIR holds: service (postgres or rabbitmq), port, url, log, running (a token while it should run), and the server's data.
+# DIR contains: service (postgres or rabbitmq), port, url, log, running (a token while it should run), and the data.
 set -euo pipefail
 
-# The servers are configured here alone: nothing of the caller's own servers leaks in.
+# Removes the caller's settings for other servers, so that only this file configures the private ones.
 for variable in "${!PG@}" "${!RABBITMQ_@}" "${!ERL_@}"; do unset "$variable"; done
 
 readonly POSTGRES_IMAGE=postgres:15 RABBITMQ_IMAGE=rabbitmq:3.13
@@ -37,7 +37,7 @@ is_root() { [[ $(id -u) == 0 ]]; }
 
 # ---- users -----------------------------------------------------------------------------------------------------------
 
-# The servers refuse root or should not have it: as root they run as their package's user, else as nobody.
+# The servers do not run as root. When this script does, they run as the user of their package, or else as nobody.
 server_user() {
     if ! is_root; then
         id -un
@@ -48,10 +48,10 @@ server_user() {
     fi
 }
 
-# as_server SERVICE DIR COMMAND...: runs COMMAND as the server's user, at home in DIR.
+# as_server SERVICE DIR COMMAND...: runs COMMAND as the server's user with the home directory DIR.
 as_server() { (exec_as_server "$@"); }
 
-# The same in place of this shell: `exec_as_server ... &` leaves the command's own process id in $!.
+# exec_as_server: the same, but replaces this shell. After `exec_as_server ... &`, $! is the id of the command's process.
 exec_as_server() {
     local user dir=$2
     user=$(server_user "$1")
@@ -64,7 +64,7 @@ exec_as_server() {
     fi
 }
 
-# prepare SERVICE DIR: makes DIR the server's. Only an empty directory or one of ours is taken over.
+# prepare SERVICE DIR: makes DIR the server's directory. It must be empty, or already belong to this service.
 prepare() {
     local service=$1 dir=$2
     if [[ -e $dir/service ]]; then
@@ -83,8 +83,8 @@ prepare() {
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# A port that nothing listens on, below the range that the kernel hands out. Two callers may still pick the same one:
-# whoever cannot bind it picks again.
+# Prints a port that nothing listens on, below the range that the kernel assigns. Two callers may get the same port: the one
+# that fails to bind it picks another one.
 free_port() {
     local port
     while port=$((20000 + ${SRANDOM:-$RANDOM} % 12000)) && answers "$port"; do :; done
@@ -95,7 +95,7 @@ free_port() {
 
 can_apt() { is_root && [[ -e /etc/debian_version ]] && command -v apt-get >/dev/null; }
 
-# Installs Debian packages without starting the services they bring. An existing policy is the administrator's: it stays.
+# Installs Debian packages without starting their services. An existing policy file belongs to the administrator and stays.
 apt_install() {
     local policy=/usr/sbin/policy-rc.d made_policy=
     note "installing $* with apt-get"
@@ -116,7 +116,7 @@ apt_install() {
 
 can_docker() { command -v docker >/dev/null && docker info >/dev/null 2>&1; }
 
-# provide SERVICE: prints where the server comes from: a directory with its programs, or "docker".
+# provide SERVICE: prints the source of the server: a directory with its programs, or "docker".
 provide() {
     local service=$1 source found
     for source in $SERVICES_FROM; do
@@ -154,7 +154,7 @@ package_of() {
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-# Marks the server in DIR as wanted, and stops it when its owner is gone while that mark stands.
+# Marks the server in DIR as running. Stops it when its owner has ended, unless the mark has changed.
 watch_owner() {
     local dir=$1 token=$$-${SRANDOM:-$RANDOM}
     echo "$token" >"$dir/running"
@@ -171,7 +171,7 @@ watch_owner() {
     ) &
 }
 
-# A zombie counts as gone: in a container, process 1 may never collect it.
+# alive PID: a zombie counts as ended, because process 1 of a container may never reap it.
 alive() {
     local stat
     kill -0 "$1" 2>/dev/null || return 1
@@ -181,13 +181,13 @@ alive() {
     fi
 }
 
-# runs_here PID DIR: whether the process is alive and belongs to DIR. A stale file may name an id that is another's by now.
+# runs_here PID DIR: whether the process is alive and belongs to DIR. The id in an old file may now be another process's.
 runs_here() {
     alive "$1" || return 1
     [[ ! -d /proc/self ]] || grep -qaF -- "$2" "/proc/$1/cmdline" "/proc/$1/environ" 2>/dev/null
 }
 
-# wait_gone PID SECONDS: whether the process ended in time.
+# wait_gone PID SECONDS: waits for the end of the process; fails after SECONDS.
 wait_gone() {
     local left=$(($2 * 10))
     while alive "$1"; do
@@ -224,7 +224,7 @@ remove() {
     done
 }
 
-# docker_start DIR PORT CONTAINER_PORT ARG...: a container that keeps its data until it is removed.
+# docker_start DIR PORT CONTAINER_PORT ARG...: starts a container that keeps its data until it is removed.
 docker_start() {
     local dir=$1 port=$2 inside=$3 name
     shift 3
@@ -240,8 +240,8 @@ docker_start() {
     return 1
 }
 
-# start_with_port DIR PORT TRY: calls `TRY DIR PORT` with the server's port: the given or earlier one, else free ones
-# until one can be bound.
+# start_with_port DIR PORT TRY: calls `TRY DIR PORT` with the given port, or else the previous one. Without either, it
+# tries free ports until the server can bind one.
 start_with_port() {
     local dir=$1 port=$2 try=$3 attempt
     if [[ ! $port && -e $dir/port ]]; then port=$(<"$dir/port"); fi
@@ -251,7 +251,7 @@ start_with_port() {
         for attempt in {1..10}; do
             port=$(free_port)
             if "$try" "$dir" "$port"; then break; fi
-            # Lost the race for the port: another one may do. Anything else would only fail again.
+            # Another server took the port first, so another port may work. Any other error would only occur again.
             answers "$port" || grep -qiE 'in use|eaddrinuse|already allocated' "$dir/log" ||
                 fail "cannot start $(<"$dir/service"): $(last_lines "$dir/log")"
             [[ $attempt != 10 ]] || fail "found no free port for $(<"$dir/service"): $(last_lines "$dir/log")"
@@ -264,7 +264,7 @@ last_lines() { tail -n 15 "$1" 2>/dev/null || true; }
 
 # ---- PostgreSQL ------------------------------------------------------------------------------------------------------
 
-# The newest server whose programs the server's user can run.
+# Prints the directory of the newest installed server that the server's user can run.
 find_postgres() {
     local bin newest=
     while IFS= read -r bin; do
@@ -285,7 +285,7 @@ start_postgres() {
     fi
     if [[ $POSTGRES_BIN != docker && ! -e $dir/data/PG_VERSION ]]; then
         if is_root; then chown "$(server_user postgres)" "$dir/password"; fi
-        # Only this one write is not synced: the server itself runs with its default durability.
+        # Only initdb's writes are not synced. The server itself runs with its default durability.
         as_server postgres "$dir" "$POSTGRES_BIN/initdb" --pgdata="$dir/data" --username=postgres --pwfile="$dir/password" \
             --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync >"$dir/log" 2>&1 ||
             fail "initdb failed: $(last_lines "$dir/log")"
@@ -316,7 +316,7 @@ try_postgres() {
         POSTGRES_PASSWORD=$(<"$dir/password") docker_start "$dir" "$port" 5432 -e POSTGRES_PASSWORD \
             -e POSTGRES_INITDB_ARGS='--encoding=UTF8 --locale=C.UTF-8 --auth-host=scram-sha-256' \
             "$POSTGRES_IMAGE" -c max_connections=200 2>"$dir/log" || return 1
-        # Over TCP: while the image initialises, its server listens on a socket only.
+        # Checks over TCP: while the image initializes, its server listens on a socket only.
         until docker exec "$(<"$dir/container")" pg_isready -q -h 127.0.0.1; do
             ((left-- > 0)) || return 1
             sleep 0.1
@@ -343,7 +343,7 @@ stop_postgres() {
 
 # ---- RabbitMQ --------------------------------------------------------------------------------------------------------
 
-# The real scripts: Debian's wrappers in /usr/sbin insist on the system's own node.
+# Finds the original scripts. Debian's wrappers in /usr/sbin always use the system's own node.
 find_rabbitmq() {
     local bin
     for bin in /usr/lib/rabbitmq/bin /usr/local/sbin /opt/homebrew/sbin /opt/rabbitmq/sbin; do
@@ -355,7 +355,7 @@ find_rabbitmq() {
     return 1
 }
 
-# exec_as_rabbitmq DIR COMMAND...: with the whole environment of the node in DIR, and nothing of any other node.
+# exec_as_rabbitmq DIR COMMAND...: runs COMMAND with the complete environment of the node in DIR.
 exec_as_rabbitmq() {
     local dir=$1
     shift
@@ -387,7 +387,7 @@ rabbitmq_runs() {
     fi
 }
 
-# A broker answers the protocol header with its Connection.Start (frame type 1); an open port alone proves nothing.
+# A broker answers the protocol header with Connection.Start (frame type 1). An open port alone does not show that it runs.
 amqp_answers() {
     local first
     first=$(
@@ -407,7 +407,7 @@ try_rabbitmq() {
         done
         return
     fi
-    # The node's name and files go by its first port; the other two only have to be free each time.
+    # The first port determines the node's name and its files. The other two ports may change at each start.
     echo "$port" >"$dir/port"
     free_port >"$dir/dist.port"
     free_port >"$dir/epmd.port"
@@ -415,10 +415,10 @@ try_rabbitmq() {
     echo '[].' >"$dir/enabled_plugins"
     echo 'log.file.level = info' >"$dir/rabbitmq.conf"
     rm -f "$dir/pid"
-    # epmd outlives its nodes and is shared by all on its port: this node has one of its own, started here to know its id.
+    # epmd survives its nodes and serves all nodes of its port. This node gets its own epmd, whose process id is then known.
     exec_as_rabbitmq "$dir" epmd -address 127.0.0.1 -port "$(<"$dir/epmd.port")" </dev/null >"$dir/epmd.log" 2>&1 &
     echo $! >"$dir/epmd.pid"
-    disown # its end is no news
+    disown # no message when it ends
     exec_as_rabbitmq "$dir" setsid "$RABBITMQ_BIN/rabbitmq-server" </dev/null >"$dir/log" 2>&1 &
     pid=$!
     disown
@@ -473,10 +473,11 @@ ctl_rabbitmq() {
 
 # ---- verbs -----------------------------------------------------------------------------------------------------------
 
-# What is half started could not be stopped: a signal waits until the verb is done (the caller then stops the server).
+# A server that has only half started cannot be stopped. So signals wait until the command is done, and the caller then
+# stops the server.
 trap '' INT HUP TERM
 
-# One spelling for a directory: processes are recognised by it.
+# Normalizes the path of a directory, because the script recognizes processes by it.
 absolute() {
     if [[ -d $1 ]]; then (cd -- "$1" && pwd -P); else fail "no directory $1"; fi
 }
