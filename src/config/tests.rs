@@ -1,3 +1,5 @@
+//! Tests of the configuration: layers, errors and their places.
+
 use super::*;
 use crate::dataset::ColumnType;
 

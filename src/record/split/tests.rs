@@ -1,3 +1,5 @@
+//! Tests of the splitter with chosen texts; `properties.rs` has those with random texts.
+
 mod properties;
 
 use std::io::{self, Read};

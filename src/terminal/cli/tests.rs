@@ -1,3 +1,5 @@
+//! Tests of the command line.
+
 use super::*;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
