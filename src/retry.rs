@@ -12,20 +12,20 @@ const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// How long to retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum RetryPolicy {
     /// Without end, with a log line from time to time: `run`.
-    Wait,
+    Forever,
     /// [`GIVE_UP_AFTER`] without any progress: `run --once` and all other commands.
-    GiveUp,
+    Limited,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// The pause before the next attempt; `None` if there is no further attempt. With a time limit, the last attempt is made
     /// when the time is over, so the pause before it is shortened.
     pub fn pause(self, since: Instant, pause: Duration) -> Option<Duration> {
         match self {
-            Self::Wait => Some(pause),
-            Self::GiveUp => {
+            Self::Forever => Some(pause),
+            Self::Limited => {
                 let left = GIVE_UP_AFTER.saturating_sub(since.elapsed());
                 (!left.is_zero()).then(|| pause.min(left))
             }
@@ -33,10 +33,10 @@ impl Patience {
     }
 
     /// The timeout of one attempt. `since` is the time of the first failure.
-    pub fn attempt(self, since: Option<Instant>) -> Duration {
+    pub fn attempt_timeout(self, since: Option<Instant>) -> Duration {
         match (self, since) {
-            (Self::GiveUp, Some(since)) => GIVE_UP_AFTER.saturating_sub(since.elapsed()).max(LAST_ATTEMPT),
-            (Self::Wait | Self::GiveUp, _) => GIVE_UP_AFTER,
+            (Self::Limited, Some(since)) => GIVE_UP_AFTER.saturating_sub(since.elapsed()).max(LAST_ATTEMPT),
+            (Self::Forever | Self::Limited, _) => GIVE_UP_AFTER,
         }
     }
 }
@@ -74,10 +74,10 @@ mod tests {
     fn the_time_limit_shortens_the_last_pause() {
         let long = Duration::from_secs(60);
         let now = Instant::now();
-        assert_eq!(Patience::Wait.pause(now, long), Some(long));
-        assert!(Patience::GiveUp.pause(now, long).is_some_and(|pause| pause <= GIVE_UP_AFTER));
+        assert_eq!(RetryPolicy::Forever.pause(now, long), Some(long));
+        assert!(RetryPolicy::Limited.pause(now, long).is_some_and(|pause| pause <= GIVE_UP_AFTER));
         let Some(then) = now.checked_sub(GIVE_UP_AFTER) else { return };
-        assert_eq!(Patience::GiveUp.pause(then, long), None);
-        assert_eq!(Patience::Wait.pause(then, long), Some(long));
+        assert_eq!(RetryPolicy::Limited.pause(then, long), None);
+        assert_eq!(RetryPolicy::Forever.pause(then, long), Some(long));
     }
 }

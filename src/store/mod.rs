@@ -29,7 +29,7 @@ pub use sql::{Day, Dialect};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{Patience, short_pauses};
+use crate::retry::{RetryPolicy, short_pauses};
 
 /// A database that can be connected to.
 #[derive(Debug, Clone)]
@@ -82,11 +82,11 @@ impl Database {
     pub async fn connect(&self) -> Result<Connection> {
         let started = Instant::now();
         for pause in short_pauses() {
-            let error = match self.connect_within(Patience::GiveUp.attempt(Some(started))).await {
+            let error = match self.connect_within(RetryPolicy::Limited.attempt_timeout(Some(started))).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
-            let pause = match Patience::GiveUp.pause(started, pause) {
+            let pause = match RetryPolicy::Limited.pause(started, pause) {
                 Some(pause) if error.class() == Class::Unavailable => pause,
                 _ => return Err(self.explain(error)),
             };

@@ -11,7 +11,7 @@ use crate::transport::amqp::consumer::Attempt;
 /// Answers a consumer's questions until it is gone. While the database is away, nothing is answered.
 ///
 /// # Errors
-/// What waiting for the database does not mend, or that patience has run out.
+/// What waiting for the database does not mend, or that the retry policy gives up.
 pub async fn count_attempts(mut link: Link, mut questions: mpsc::UnboundedReceiver<Attempt>) -> Result<()> {
     while let Some(question) = questions.recv().await {
         match question {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::options::RunOptions;
 use crate::config::{Config, Transport};
 use crate::error::{Error, Result};
-use crate::retry::{Patience, short_pauses};
+use crate::retry::{RetryPolicy, short_pauses};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
@@ -53,7 +53,7 @@ impl Links {
     pub fn database(&self, stage: &'static str, options: RunOptions) -> Link {
         Link {
             database: self.database.clone(),
-            patience: options.patience(),
+            retry_policy: options.retry_policy(),
             connection: None,
             stage: self.vitals.stage(stage),
             deadline: Deadline::new(self.database_timeout),
@@ -80,7 +80,7 @@ impl BrokerLink {
         Route {
             broker: self.broker.clone(),
             topology: self.topology.clone(),
-            patience: options.patience(),
+            retry_policy: options.retry_policy(),
             vitals: links.vitals.clone(),
         }
     }
@@ -94,7 +94,7 @@ impl BrokerLink {
 /// A connection that is made anew when it is lost.
 pub struct Link {
     database: Database,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     connection: Option<Connection>,
     stage: Stage,
     deadline: Deadline,
@@ -136,7 +136,7 @@ impl Link {
     /// back, and after a jittered pause repeated as a whole on a new connection.
     ///
     /// # Errors
-    /// What waiting does not mend, or that patience has run out.
+    /// What waiting does not mend, or that the retry policy gives up.
     pub async fn repeat<T>(&mut self, mut work: impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> Result<T> {
         let mut pauses = short_pauses();
         let mut away_since: Option<Instant> = None;
@@ -163,7 +163,7 @@ impl Link {
                 continue;
             }
             let pause = pauses.next().expect("the pauses never end");
-            let pause = self.patience.pause(since, pause).filter(|_| self.can_wait(&error));
+            let pause = self.retry_policy.pause(since, pause).filter(|_| self.can_wait(&error));
             let Some(pause) = pause else { return Err(self.database.explain(error)) };
             let waits_for = match error.class() {
                 Class::Full => format!("{}, which is full: {error}", self.database),
@@ -194,7 +194,7 @@ impl Link {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => {
-                let connection = self.database.connect_within(self.patience.attempt(away_since)).await?;
+                let connection = self.database.connect_within(self.retry_policy.attempt_timeout(away_since)).await?;
                 self.was_connected.store(true, Ordering::Relaxed);
                 self.connection.insert(connection)
             }

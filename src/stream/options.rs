@@ -1,7 +1,7 @@
 //! What a run is asked for, beside its configuration.
 
 use super::parser::{ParseChunk, parse_chunk};
-use crate::retry::Patience;
+use crate::retry::RetryPolicy;
 
 /// What a run is to do.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,7 @@ impl RunOptions {
     }
 
     /// `run` waits for a database or broker that is away, `run --once` gives up.
-    pub(super) fn patience(self) -> Patience {
-        if self.once { Patience::GiveUp } else { Patience::Wait }
+    pub(super) fn retry_policy(self) -> RetryPolicy {
+        if self.once { RetryPolicy::Limited } else { RetryPolicy::Forever }
     }
 }

@@ -7,7 +7,7 @@ mod rig;
 use std::collections::BTreeSet;
 
 use dataloader::record::chunk::ChunkBody;
-use dataloader::retry::Patience;
+use dataloader::retry::RetryPolicy;
 use dataloader::transport::amqp::consumer::Phase;
 use dataloader::transport::amqp::dead_letters::{self, DeadLetterEntry};
 use dataloader::transport::piece::{Content, Piece};
@@ -48,8 +48,8 @@ fn commit_and_note(texts: &Shared<String>) -> impl FnMut(Piece) + Send + 'static
 fn what_is_published_arrives_as_it_was_cut_and_is_reported_when_confirmed() {
     let rig = Rig::new();
     let texts = Shared::default();
-    let consumer = rig.consumer(Patience::GiveUp, commit_and_note(&texts));
-    let publisher = rig.publisher(Patience::GiveUp);
+    let consumer = rig.consumer(RetryPolicy::Limited, commit_and_note(&texts));
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let (events, event_parts) = publisher.publish(&rig.dataset("events"), &lines(2_500));
     let (orgs, org_parts) = publisher.publish(&rig.dataset("orgs"), b"[ {\"organization_key\": \"a\"} ]");
     assert_eq!((event_parts.len(), org_parts.len()), (4, 2));
@@ -70,17 +70,17 @@ fn what_is_published_arrives_as_it_was_cut_and_is_reported_when_confirmed() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn what_was_not_settled_is_delivered_again() {
     let rig = Rig::new();
-    let publisher = rig.publisher(Patience::GiveUp);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let (key, parts) = publisher.publish(&rig.dataset("events"), &lines(3_000));
     publisher.wait_finished(key);
     publisher.end(&rig).expect("all was confirmed");
     // Killed before its commit, with everything in flight.
     let kept = Shared::default();
     let keep = kept.clone();
-    let killed = rig.consumer(Patience::GiveUp, move |piece| keep.lock().push(piece));
+    let killed = rig.consumer(RetryPolicy::Limited, move |piece| keep.lock().push(piece));
     killed.wait_for(&parts);
     killed.kill(&rig);
-    let next = rig.consumer(Patience::GiveUp, commit);
+    let next = rig.consumer(RetryPolicy::Limited, commit);
     next.wait_for(&parts);
     next.end(&rig, Phase::UntilEmpty).expect("the queues are empty");
     // A verdict for a consumer that is gone goes nowhere.
@@ -92,13 +92,13 @@ fn what_was_not_settled_is_delivered_again() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn a_drained_consumer_settles_what_it_has_and_leaves_the_rest() {
     let rig = Rig::new();
-    let publisher = rig.publisher(Patience::GiveUp);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let texts: Vec<_> = (0..80).map(|_| publisher.publish(&rig.dataset("events"), &lines(1_000))).collect();
     texts.iter().for_each(|(key, _)| publisher.wait_finished(*key));
     publisher.end(&rig).expect("all was confirmed");
     let kept = Shared::default();
     let keep = kept.clone();
-    let consumer = rig.consumer(Patience::GiveUp, move |piece| keep.lock().push(piece));
+    let consumer = rig.consumer(RetryPolicy::Limited, move |piece| keep.lock().push(piece));
     wait_until("something is in flight", || !kept.lock().is_empty());
     consumer.set(Phase::Drain);
     // What arrived and was not handed on goes back.
@@ -114,10 +114,10 @@ fn a_drained_consumer_settles_what_it_has_and_leaves_the_rest() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn until_empty_ends_when_everything_is_settled() {
     let rig = Rig::new();
-    let publisher = rig.publisher(Patience::GiveUp);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let (_, parts) = publisher.publish(&rig.dataset("events"), &lines(40_000));
     publisher.end(&rig).expect("all was confirmed");
-    let consumer = rig.consumer(Patience::GiveUp, commit);
+    let consumer = rig.consumer(RetryPolicy::Limited, commit);
     let seen = consumer.seen.clone();
     consumer.end(&rig, Phase::UntilEmpty).expect("the queues are empty");
     assert_eq!(seen.lock().iter().copied().collect::<BTreeSet<_>>(), parts);
@@ -129,9 +129,9 @@ fn until_empty_ends_when_everything_is_settled() {
 fn messages_of_other_programs_arrive_many_at_a_time() {
     let rig = Rig::new();
     let texts = Shared::default();
-    let consumer = rig.consumer(Patience::GiveUp, commit_and_note(&texts));
+    let consumer = rig.consumer(RetryPolicy::Limited, commit_and_note(&texts));
     // The queues are there when something came through them.
-    let publisher = rig.publisher(Patience::GiveUp);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let (_, parts) = publisher.publish(&rig.dataset("events"), b"{}");
     consumer.wait_for(&parts);
     let sent: BTreeSet<String> = (0..2_000).map(|id| format!("{{\"id\":{id}}}")).collect();
@@ -145,8 +145,8 @@ fn messages_of_other_programs_arrive_many_at_a_time() {
 fn dead_letters_have_a_reason_and_can_be_replayed() {
     let rig = Rig::new();
     let texts = Shared::default();
-    let consumer = rig.consumer(Patience::GiveUp, commit_and_note(&texts));
-    let publisher = rig.publisher(Patience::GiveUp);
+    let consumer = rig.consumer(RetryPolicy::Limited, commit_and_note(&texts));
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let (_, parts) = publisher.publish(&rig.dataset("events"), b"{\"id\":\"first\"}");
     consumer.wait_for(&parts);
     let mut headers = FieldTable::default();
@@ -207,7 +207,7 @@ fn a_message_that_keeps_failing_becomes_a_dead_letter_and_holds_up_no_other() {
     let rig = Rig::new();
     let texts = Shared::default();
     let notes = texts.clone();
-    let consumer = rig.consumer(Patience::GiveUp, move |piece| {
+    let consumer = rig.consumer(RetryPolicy::Limited, move |piece| {
         let text = text(&piece);
         notes.lock().push(text.clone());
         if text.contains("failing") {
@@ -218,7 +218,7 @@ fn a_message_that_keeps_failing_becomes_a_dead_letter_and_holds_up_no_other() {
             commit(piece);
         }
     });
-    let publisher = rig.publisher(Patience::GiveUp);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     let events = rig.dataset("events");
     for id in ["failing", "forbidden"] {
         publisher.publish(&events, format!("{{\"id\":\"{id}\"}}").as_bytes());

@@ -15,7 +15,7 @@ use super::tap::Tap;
 use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::retry::{GIVE_UP_AFTER, Patience, long_pauses, short_pauses};
+use crate::retry::{GIVE_UP_AFTER, RetryPolicy, long_pauses, short_pauses};
 use crate::vitals::{Stage, Vitals};
 
 /// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
@@ -92,7 +92,7 @@ impl Broker {
     /// # Errors
     /// If the broker refuses or stays away.
     pub(super) async fn connect(&self, name: &'static str) -> Result<Connection> {
-        Connector::new(self.clone(), name, Patience::GiveUp, Vitals::default().stage(name)).connect(None).await
+        Connector::new(self.clone(), name, RetryPolicy::Limited, Vitals::default().stage(name)).connect(None).await
     }
 
     /// The error of a broker that takes no messages.
@@ -152,14 +152,14 @@ impl Connected {
 pub struct Route {
     pub broker: Broker,
     pub topology: Topology,
-    pub patience: Patience,
+    pub retry_policy: RetryPolicy,
     pub vitals: Vitals,
 }
 
 impl Route {
     /// Connects for the stage of that name. `name` is what the broker's operators see.
     pub(super) fn connector(&self, name: &'static str, stage: &'static str) -> Connector {
-        Connector::new(self.broker.clone(), name, self.patience, self.vitals.stage(stage))
+        Connector::new(self.broker.clone(), name, self.retry_policy, self.vitals.stage(stage))
     }
 }
 
@@ -167,7 +167,7 @@ impl Route {
 pub(super) struct Connector {
     broker: Broker,
     name: &'static str,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     connected: Connected,
     ever_connected: bool,
     /// Since when nothing has come through.
@@ -185,8 +185,8 @@ struct Trouble {
 }
 
 impl Connector {
-    fn new(broker: Broker, name: &'static str, patience: Patience, stage: Stage) -> Self {
-        Self { broker, name, patience, connected: Connected::default(), ever_connected: false, trouble: None, stage }
+    fn new(broker: Broker, name: &'static str, retry_policy: RetryPolicy, stage: Stage) -> Self {
+        Self { broker, name, retry_policy, connected: Connected::default(), ever_connected: false, trouble: None, stage }
     }
 
     /// The stage that connects, which waits while the broker is away.
@@ -201,7 +201,7 @@ impl Connector {
     /// Connects, through the tap if there is one; pauses before it if nothing has come through since the last time.
     ///
     /// # Errors
-    /// If patience ends, or the broker refuses and never did otherwise.
+    /// If the retry policy gives up, or the broker refuses and never did otherwise.
     pub async fn connect(&mut self, tap: Option<&Tap>) -> Result<Connection> {
         if self.trouble.is_some() {
             self.pause().await;
@@ -243,7 +243,7 @@ impl Connector {
     /// The connection is of no use any more.
     ///
     /// # Errors
-    /// If patience ends here.
+    /// If the retry policy gives up here.
     pub fn lost(&mut self, error: lapin::Error) -> Result<()> {
         self.connected.0.store(false, Ordering::Relaxed);
         self.trouble(error)
@@ -255,13 +255,13 @@ impl Connector {
         let trouble = self.trouble.get_or_insert_with(|| Trouble {
             since: now,
             said: now,
-            pauses: pauses(self.patience),
+            pauses: pauses(self.retry_policy),
             pause: Duration::ZERO,
             error: error.clone(),
         });
         trouble.error = error;
         let pause = trouble.pauses.next().expect("the pauses never end");
-        let pause = self.patience.pause(trouble.since, pause);
+        let pause = self.retry_policy.pause(trouble.since, pause);
         trouble.pause = pause.ok_or_else(|| self.broker.unreachable(&trouble.error))?;
         let text = self.broker.url.scrub(&text(&trouble.error));
         self.stage.waits_for(format!("RabbitMQ at {}: {text}", self.broker));
@@ -347,10 +347,10 @@ impl Alarm {
 type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
 
 /// Pauses between attempts, without end.
-fn pauses(patience: Patience) -> Pauses {
-    match patience {
-        Patience::Wait => Box::new(long_pauses()),
-        Patience::GiveUp => Box::new(short_pauses()),
+fn pauses(retry_policy: RetryPolicy) -> Pauses {
+    match retry_policy {
+        RetryPolicy::Forever => Box::new(long_pauses()),
+        RetryPolicy::Limited => Box::new(short_pauses()),
     }
 }
 

@@ -115,7 +115,7 @@ impl Consumer {
     /// handed on is settled: whoever holds pieces must go on until this returns. A bounded `pieces` holds this back.
     ///
     /// # Errors
-    /// If the broker refuses, stays away or takes no dead letters for longer than patience allows, or has other queues of these
+    /// If the broker refuses, stays away or takes no dead letters for longer than the retry policy allows, or has other queues of these
     /// names; or if the parsers are gone. Nothing is lost then: what was not acknowledged is delivered again.
     pub async fn run(mut self, pieces: Sender<Piece>, mut phase: watch::Receiver<Phase>) -> Result<()> {
         let decoder = Decoder::start(pieces, self.failures.clone())?;

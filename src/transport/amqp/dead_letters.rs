@@ -17,7 +17,7 @@ use super::connection::{ANSWER, Alarm, Broker, Connector, Fault, GOODBYE, Route,
 use super::topology::Topology;
 use super::wire::text_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::retry::{GIVE_UP_AFTER, Patience};
+use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
 use crate::vitals::{Stage, Vitals};
 
 const NAME: &str = "dataloader dead letters";
@@ -57,17 +57,17 @@ impl DeadLetterQueue {
         Self { route, open: Mutex::new(sender) }
     }
 
-    /// Waits until the broker has confirmed it, for as long as patience lasts. False if it refuses, so that the letter has to stay
+    /// Waits until the broker has confirmed it, for as long as the retry policy allows. False if it refuses, so that the letter has to stay
     /// in its queue.
     ///
     /// # Errors
-    /// If patience has run out.
+    /// If the retry policy gives up.
     pub async fn publish(&self, letter: &DeadLetter) -> Result<bool> {
-        let patience = self.route.patience;
+        let retry_policy = self.route.retry_policy;
         let too_late = async {
-            match patience {
-                Patience::Wait => std::future::pending().await,
-                Patience::GiveUp => sleep(GIVE_UP_AFTER).await,
+            match retry_policy {
+                RetryPolicy::Forever => std::future::pending().await,
+                RetryPolicy::Limited => sleep(GIVE_UP_AFTER).await,
             }
         };
         let published = tokio::select! {
@@ -76,7 +76,7 @@ impl DeadLetterQueue {
         };
         match published {
             Ok(()) => Ok(true),
-            Err(error) if patience == Patience::GiveUp && error.kind() == ErrorKind::Unreachable => Err(error),
+            Err(error) if retry_policy == RetryPolicy::Limited && error.kind() == ErrorKind::Unreachable => Err(error),
             Err(error) => {
                 tracing::warn!("cannot set a message aside, which stays in its queue: {error}");
                 Ok(false)

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::connection::{Alarm, Connected, Connector, Fault, Route, close, close_channel, confirming_channel, reply_code, text};
 use super::wire::{Message, encode};
 use crate::error::{Error, Result};
-use crate::retry::{GIVE_UP_AFTER, Patience};
+use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use crate::vitals::Stage;
 
@@ -63,7 +63,7 @@ impl Publisher {
     /// whoever drains it decides for how long.
     ///
     /// # Errors
-    /// If the broker refuses, stays away or takes no messages for longer than patience allows, or has other queues of these
+    /// If the broker refuses, stays away or takes no messages for longer than the retry policy allows, or has other queues of these
     /// names. What was not confirmed then was not reported as finished.
     pub async fn run(mut self, mut pieces: mpsc::Receiver<Piece>, mut finished: impl FnMut(Published)) -> Result<()> {
         loop {
@@ -92,7 +92,7 @@ impl Publisher {
             }
         };
         // Who gives up says that the broker is away even if there was nothing for it: the next time there may be.
-        let must_connect = self.route.patience == Patience::GiveUp && !self.connector.was_connected();
+        let must_connect = self.route.retry_policy == RetryPolicy::Limited && !self.connector.was_connected();
         tokio::select! {
             connected = self.connector.connect(None) => connected.map(Some),
             () = closed, if nothing_left && !must_connect => Ok(None),
@@ -180,11 +180,11 @@ impl Publisher {
     /// Comes when the broker has confirmed nothing for so long that something must be wrong. An alarm may last for those who are
     /// patient.
     fn stalled(&self, last_progress: Instant) -> impl Future<Output = ()> + use<> {
-        let limit = match self.route.patience {
+        let limit = match self.route.retry_policy {
             _ if self.outbox.unconfirmed.is_empty() => None,
-            Patience::GiveUp => Some(GIVE_UP_AFTER),
-            Patience::Wait if self.alarm.is_up() => None,
-            Patience::Wait => Some(STALLED),
+            RetryPolicy::Limited => Some(GIVE_UP_AFTER),
+            RetryPolicy::Forever if self.alarm.is_up() => None,
+            RetryPolicy::Forever => Some(STALLED),
         };
         async move {
             match limit {

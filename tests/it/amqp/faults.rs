@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Instant;
 
-use dataloader::retry::{GIVE_UP_AFTER, Patience};
+use dataloader::retry::{GIVE_UP_AFTER, RetryPolicy};
 use dataloader::transport::amqp::consumer::Phase;
 use dataloader::transport::amqp::dead_letters;
 use lapin::options::QueueDeclareOptions;
@@ -36,8 +36,8 @@ fn publish_while(publisher: &RunningPublisher, rig: &Rig, files: usize, mut dist
 
 /// Disturbs a publisher and a consumer at work; nothing may be lost, and both go on by themselves.
 fn nothing_is_lost(rig: &Rig, files: usize, disturb: impl FnMut(usize)) {
-    let consumer = rig.consumer(Patience::Wait, commit);
-    let publisher = rig.publisher(Patience::Wait);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     let parts = publish_while(&publisher, rig, files, disturb);
     consumer.wait_for(&parts);
     publisher.end(rig).expect("all was confirmed");
@@ -74,14 +74,14 @@ fn connections_that_are_closed_under_load_lose_nothing() {
 fn a_disk_alarm_holds_the_publisher_and_not_the_consumer() {
     let node = PrivateRabbit::start();
     let rig = Rig::on(node.url());
-    let publisher = rig.publisher(Patience::Wait);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     let (first, parts) = publisher.publish(&rig.dataset("events"), &lines(20_000));
     publisher.wait_finished(first);
     node.ctl(&["set_disk_free_limit", "100000GB"]);
     wait_until("the alarm is up", || node.ctl(&["list_connections", "state"]).contains("block"));
     let (second, more) = publisher.publish(&rig.dataset("events"), &lines(2_000));
     // What is in the queues can be loaded all the same, and what cannot waits for its turn.
-    let consumer = rig.consumer(Patience::Wait, commit);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit);
     consumer.wait_for(&parts);
     wait_until("it is acknowledged", || rig.depth("events") == 0);
     assert!(publisher.finished.lock().iter().all(|published| published.load.key != second));
@@ -97,11 +97,11 @@ fn a_disk_alarm_holds_the_publisher_and_not_the_consumer() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn a_queue_that_is_deleted_under_the_publisher_is_declared_again() {
     let rig = Rig::new();
-    let publisher = rig.publisher(Patience::Wait);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     publish_while(&publisher, &rig, 10, |_| {});
     rig.delete_queue("events");
     let parts = publish_while(&publisher, &rig, 10, |_| {});
-    let consumer = rig.consumer(Patience::GiveUp, commit);
+    let consumer = rig.consumer(RetryPolicy::Limited, commit);
     consumer.wait_for(&parts);
     publisher.end(&rig).expect("all was confirmed");
     consumer.end(&rig, Phase::Drain).expect("all was settled");
@@ -111,8 +111,8 @@ fn a_queue_that_is_deleted_under_the_publisher_is_declared_again() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn a_queue_that_is_deleted_under_the_consumer_is_consumed_again() {
     let rig = Rig::new();
-    let consumer = rig.consumer(Patience::Wait, commit);
-    let publisher = rig.publisher(Patience::Wait);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     consumer.wait_for(&publish_while(&publisher, &rig, 10, |_| {}));
     rig.delete_queue("events");
     consumer.wait_for(&publish_while(&publisher, &rig, 10, |_| {}));
@@ -125,7 +125,7 @@ fn a_queue_that_is_deleted_under_the_consumer_is_consumed_again() {
 fn what_is_not_confirmed_is_published_again_under_the_same_names() {
     let node = PrivateRabbit::start();
     let rig = Rig::on(node.url());
-    let publisher = rig.publisher(Patience::Wait);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     let events = rig.dataset("events");
     let text = lines(5_000);
     let (key, parts) = publisher.publish(&events, &text);
@@ -133,7 +133,7 @@ fn what_is_not_confirmed_is_published_again_under_the_same_names() {
     // A process that was killed before it heard of the confirmation reads the file again.
     assert_eq!(publisher.publish_as(key, &events, &text), parts);
     wait_until("it is confirmed again", || publisher.finished.lock().len() == 2);
-    let consumer = rig.consumer(Patience::Wait, commit);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit);
     wait_until("each part comes twice", || consumer.seen.lock().len() == 2 * parts.len());
     assert_eq!(consumer.seen.lock().iter().copied().collect::<BTreeSet<_>>(), parts);
 }
@@ -151,8 +151,8 @@ fn wrong_credentials_and_vhosts_are_refused_at_once_and_shown_without_the_passwo
     ];
     for (url, expected) in cases {
         let wrong = Rig::on(&url);
-        let publisher = wrong.publisher(Patience::Wait).end_by_itself(&wrong).expect_err("refused");
-        let consumer = wrong.consumer(Patience::Wait, commit).end(&wrong, Phase::Run).expect_err("refused");
+        let publisher = wrong.publisher(RetryPolicy::Forever).end_by_itself(&wrong).expect_err("refused");
+        let consumer = wrong.consumer(RetryPolicy::Forever, commit).end(&wrong, Phase::Run).expect_err("refused");
         let list = wrong.runtime.block_on(dead_letters::list(&broker(&url), &wrong.topology())).expect_err("refused");
         for error in [publisher, consumer, list] {
             assert_eq!(error.exit_code(), 4);
@@ -167,8 +167,8 @@ fn a_broker_that_is_not_there_is_given_up_after_ten_seconds() {
     // A privileged port: no server of another test can come to sit there.
     let rig = Rig::on("amqp://guest:guest@127.0.0.1:1");
     let started = Instant::now();
-    let consumer = rig.consumer(Patience::GiveUp, commit);
-    let publisher = rig.publisher(Patience::GiveUp);
+    let consumer = rig.consumer(RetryPolicy::Limited, commit);
+    let publisher = rig.publisher(RetryPolicy::Limited);
     publisher.publish(&rig.dataset("events"), b"{}");
     for error in [publisher.end(&rig).expect_err("away"), consumer.end(&rig, Phase::UntilEmpty).expect_err("away")] {
         assert_eq!(error.exit_code(), 4);
@@ -183,8 +183,8 @@ fn a_broker_that_is_not_there_yet_is_waited_for() {
     let node = PrivateRabbit::start();
     let rig = Rig::on(node.url());
     node.stop();
-    let consumer = rig.consumer(Patience::Wait, commit);
-    let publisher = rig.publisher(Patience::Wait);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit);
+    let publisher = rig.publisher(RetryPolicy::Forever);
     let (key, parts) = publisher.publish(&rig.dataset("events"), &lines(100));
     node.restart();
     publisher.wait_finished(key);
@@ -206,8 +206,8 @@ fn a_queue_with_other_arguments_is_an_error_that_says_which() {
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
         channel.queue_declare(rig.queue("dead").into(), options, arguments).await.expect("somebody else's queue");
     });
-    let publisher = rig.publisher(Patience::Wait).end_by_itself(&rig);
-    let consumer = rig.consumer(Patience::Wait, commit).end(&rig, Phase::Run);
+    let publisher = rig.publisher(RetryPolicy::Forever).end_by_itself(&rig);
+    let consumer = rig.consumer(RetryPolicy::Forever, commit).end(&rig, Phase::Run);
     for error in [publisher.expect_err("it differs"), consumer.expect_err("it differs")] {
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
@@ -225,8 +225,8 @@ const TLS_URL: &str = "DATALOADER_TEST_TLS_URL";
 fn tls_is_spoken_with_a_broker_whose_certificate_is_trusted() {
     if let Ok(url) = std::env::var(TLS_URL) {
         let rig = Rig::on(&url);
-        let consumer = rig.consumer(Patience::GiveUp, commit);
-        let publisher = rig.publisher(Patience::GiveUp);
+        let consumer = rig.consumer(RetryPolicy::Limited, commit);
+        let publisher = rig.publisher(RetryPolicy::Limited);
         let (key, parts) = publisher.publish(&rig.dataset("events"), &lines(5_000));
         publisher.wait_finished(key);
         consumer.wait_for(&parts);

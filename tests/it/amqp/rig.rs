@@ -8,7 +8,7 @@ use dataloader::config::{Config, SecretUrl, Settings};
 use dataloader::dataset::Dataset;
 use dataloader::error::Result;
 use dataloader::record::split::Splitter;
-use dataloader::retry::Patience;
+use dataloader::retry::RetryPolicy;
 use dataloader::transport::amqp::connection::{Broker, Route};
 use dataloader::transport::amqp::consumer::{Attempt, Attempts, Consumer, Phase};
 use dataloader::transport::amqp::publisher::{Published, Publisher};
@@ -64,8 +64,8 @@ impl Rig {
         Topology::new(&self.prefix, &self.datasets).expect("no dataset is called dead")
     }
 
-    fn route(&self, patience: Patience) -> Route {
-        Route { broker: self.broker(), topology: self.topology(), patience, vitals: Vitals::default() }
+    fn route(&self, retry_policy: RetryPolicy) -> Route {
+        Route { broker: self.broker(), topology: self.topology(), retry_policy, vitals: Vitals::default() }
     }
 
     pub fn queue(&self, dataset: &str) -> String {
@@ -76,21 +76,21 @@ impl Rig {
         Arc::clone(self.datasets.iter().find(|dataset| dataset.name == name).expect("a dataset of the built-in configuration"))
     }
 
-    pub fn publisher(&self, patience: Patience) -> RunningPublisher {
+    pub fn publisher(&self, retry_policy: RetryPolicy) -> RunningPublisher {
         let (pieces, outlet) = mpsc::channel(8);
         let finished = Shared::default();
-        let (report, publisher) = (finished.clone(), Publisher::new(self.route(patience)));
+        let (report, publisher) = (finished.clone(), Publisher::new(self.route(retry_policy)));
         let task = self.runtime.spawn(publisher.run(outlet, move |load| report.lock().push(load)));
         RunningPublisher { pieces: Some(pieces), budget: Arc::new(Semaphore::new(IN_FLIGHT)), finished, task }
     }
 
     /// A consumer whose pieces `settle` decides on; those that it keeps stay in flight.
-    pub fn consumer(&self, patience: Patience, mut settle: impl FnMut(Piece) + Send + 'static) -> RunningConsumer {
+    pub fn consumer(&self, retry_policy: RetryPolicy, mut settle: impl FnMut(Piece) + Send + 'static) -> RunningConsumer {
         let (sender, pieces) = crossbeam_channel::bounded(2);
         let (phase, phases) = watch::channel(Phase::Run);
         let seen: Shared<Seen> = Shared::default();
         let (attempts, mut questions) = Attempts::new();
-        let consumer = Consumer::new(self.route(patience), IN_FLIGHT, attempts);
+        let consumer = Consumer::new(self.route(retry_policy), IN_FLIGHT, attempts);
         let task = self.runtime.spawn(consumer.run(sender, phases));
         self.runtime.spawn(async move {
             while let Some(question) = questions.recv().await {
