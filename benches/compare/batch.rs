@@ -88,7 +88,7 @@ async fn copy(json: &Path, url: &str) -> Result<()> {
     let mut appender = Appender::begin(&mut connection, &dataset, RawTable::Master, None).await?;
     while let Some(message) = extracted.recv().await {
         match message {
-            Extracted::Chunk(chunk) => appender.push(&chunk.rows).await?,
+            Extracted::Chunk(chunk) => appender.push(chunk.rows).await?,
             Extracted::End { .. } => {}
             Extracted::Failed { error, .. } => return Err(error.into()),
         }

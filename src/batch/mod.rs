@@ -329,9 +329,9 @@ async fn load_dataset(
     upsert::clear_delta(connection, &dataset).await?;
     let ids = ledger::reserve_ids(connection, run.files.len()).await?;
     // What comes through a pipe now has nothing to do with what came through one before.
-    for file in run.files.iter().filter(|file| file.input != Input::StandardInput) {
-        rejects::supersede(connection, &dataset, &file.source).await?;
-    }
+    let files = run.files.iter().filter(|file| file.input != Input::StandardInput);
+    let sources: Vec<&str> = files.map(|file| file.source.as_str()).collect();
+    rejects::supersede(connection, &dataset, &sources).await?;
     let how = options.extraction(config, connection.dialect());
     let mut extracted = extract(&dataset, run.inputs(), how, progress);
     // A COPY has the connection for itself: rejects wait for its end, or end it when there are too many of them.
@@ -342,7 +342,7 @@ async fn load_dataset(
         let mut appender = Appender::begin(connection, &dataset, RawTable::Delta, options.stage_dir.as_deref()).await?;
         let received = receive(&mut extracted, run, limit, async |mut chunk: ParsedChunk| {
             chunk.rows.set_load(ids[chunk.file]);
-            appender.push(&chunk.rows).await?;
+            appender.push(chunk.rows).await?;
             if !chunk.parsed.rejects.is_empty() {
                 waiting_bytes += chunk.parsed.rejects.iter().map(|reject| reject.record.len() + 256).sum::<usize>();
                 waiting.push((chunk.file, chunk.parsed.rejects));

@@ -49,7 +49,34 @@ pub struct Appender<'c> {
 enum Target<'c> {
     Copy(PgCopyIn<&'c mut PgConnection>),
     Staged { connection: &'c mut PgConnection, file: StageFile },
-    Insert { connection: &'c mut SqliteConnection },
+    Insert { connection: &'c mut SqliteConnection, waiting: WaitingRows },
+}
+
+/// Rows that are not enough for a full-sized statement yet: files of a few records would take one each.
+#[derive(Default)]
+struct WaitingRows {
+    rows: Vec<Rows>,
+    count: usize,
+    bytes: usize,
+}
+
+impl WaitingRows {
+    /// Records can be large: no more than this waits.
+    const MOST_BYTES: usize = 1 << 20;
+
+    fn push(&mut self, rows: Rows) {
+        self.count += rows.len();
+        self.bytes += sqlite(&rows).bytes();
+        self.rows.push(rows);
+    }
+
+    fn are_enough(&self) -> bool {
+        self.count >= INSERT_ROWS || self.bytes >= Self::MOST_BYTES
+    }
+
+    fn parts(&self) -> Vec<BoundPart<'_>> {
+        self.rows.iter().map(|rows| (sqlite(rows), 0..rows.len())).collect()
+    }
 }
 
 impl<'c> Appender<'c> {
@@ -66,7 +93,7 @@ impl<'c> Appender<'c> {
     ) -> StoreResult<Self> {
         let table = table.of(connection.dialect(), dataset);
         let columns = raw_column_list(dataset);
-        let Connection { kind, watch } = connection;
+        let Connection { kind, watch, .. } = connection;
         let target = match (kind, stage_dir) {
             (Kind::Postgres(connection), None) => {
                 let sql = format!("copy {table} ({columns}) from stdin (format binary)");
@@ -79,7 +106,7 @@ impl<'c> Appender<'c> {
                 file.write(COPY_HEADER)?;
                 Target::Staged { connection, file }
             }
-            (Kind::Sqlite(connection), _) => Target::Insert { connection },
+            (Kind::Sqlite(connection), _) => Target::Insert { connection, waiting: WaitingRows::default() },
         };
         Ok(Self { table, columns, target, watch })
     }
@@ -88,13 +115,17 @@ impl<'c> Appender<'c> {
     ///
     /// # Errors
     /// If the database fails; on PostgreSQL a row that it refuses shows only in [`Appender::finish`].
-    pub async fn push(&mut self, rows: &Rows) -> StoreResult<()> {
+    pub async fn push(&mut self, rows: Rows) -> StoreResult<()> {
         match &mut self.target {
-            Target::Copy(copy) => self.watch.answer(copy.send(postgres(rows).bytes())).await.map(drop),
-            Target::Staged { file, .. } => file.write(postgres(rows).bytes()),
-            Target::Insert { connection } => {
-                let inserted = insert_bound(connection, &self.table, &self.columns, sqlite(rows), 0..rows.len());
-                self.watch.answer(inserted).await
+            Target::Copy(copy) => self.watch.answer(copy.send(postgres(&rows).bytes())).await.map(drop),
+            Target::Staged { file, .. } => file.write(postgres(&rows).bytes()),
+            Target::Insert { connection, waiting } => {
+                waiting.push(rows);
+                if waiting.are_enough() {
+                    self.watch.answer(insert_bound(connection, &self.table, &self.columns, &waiting.parts())).await?;
+                    *waiting = WaitingRows::default();
+                }
+                Ok(())
             }
         }
     }
@@ -125,7 +156,9 @@ impl<'c> Appender<'c> {
                 let sql = format!("copy {table} ({columns}) from {path} (format binary)");
                 self.watch.answer(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await?;
             }
-            Target::Insert { .. } => {}
+            Target::Insert { connection, waiting } => {
+                self.watch.answer(insert_bound(connection, &self.table, &self.columns, &waiting.parts())).await?;
+            }
         }
         Ok(())
     }
@@ -204,7 +237,7 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
     }
     let table = RawTable::Master.of(connection.dialect(), dataset);
     let columns = raw_column_list(dataset);
-    let Connection { kind, watch } = connection;
+    let Connection { kind, watch, .. } = connection;
     match kind {
         Kind::Postgres(connection) => {
             let row_type = watch.answer(row_type(connection, dataset, &table)).await?;
@@ -217,9 +250,8 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
             watch.answer(sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection)).await?;
         }
         Kind::Sqlite(connection) => {
-            for (rows, range) in parts {
-                watch.answer(insert_bound(connection, &table, &columns, sqlite(rows), range.clone())).await?;
-            }
+            let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
+            watch.answer(insert_bound(connection, &table, &columns, &parts)).await?;
         }
     }
     Ok(())
@@ -259,22 +291,22 @@ const INSERT_ROWS: usize = 500;
 /// SQLite's limit.
 const MAX_PARAMETERS: usize = 32_766;
 
-async fn insert_bound(
-    connection: &mut SqliteConnection,
-    table: &str,
-    columns: &str,
-    rows: &BoundRows,
-    range: std::ops::Range<usize>,
-) -> StoreResult<()> {
-    let width = rows.width() + 1;
+/// Some of the rows, as SQLite takes them.
+type BoundPart<'r> = (&'r BoundRows, std::ops::Range<usize>);
+
+async fn insert_bound(connection: &mut SqliteConnection, table: &str, columns: &str, parts: &[BoundPart<'_>]) -> StoreResult<()> {
+    let mut parts = parts.iter().filter(|(_, range)| !range.is_empty()).peekable();
+    let Some(width) = parts.peek().map(|(rows, _)| rows.width() + 1) else { return Ok(()) };
     let tuple = format!("({})", vec!["?"; width].join(", "));
     let most = INSERT_ROWS.min(MAX_PARAMETERS / width);
-    let mut start = range.start;
-    while start < range.end {
-        let end = range.end.min(start + most);
+    let mut rows =
+        parts.flat_map(|(rows, range)| rows.slice(range.clone()).chunks(rows.width()).map(|row| (row, rows.load_id()))).peekable();
+    while rows.peek().is_some() {
         let mut arguments = SqliteArguments::default();
-        arguments.reserve((end - start) * width, 0);
-        for row in rows.slice(start..end).chunks(rows.width()) {
+        arguments.reserve(most * width, 0);
+        let mut count = 0;
+        for (row, load_id) in rows.by_ref().take(most) {
+            count += 1;
             for value in row {
                 match value {
                     SqliteValue::Null => arguments.add(None::<i64>),
@@ -284,13 +316,12 @@ async fn insert_bound(
                 }
                 .map_err(sqlx::Error::Encode)?;
             }
-            arguments.add(rows.load_id()).map_err(sqlx::Error::Encode)?;
+            arguments.add(load_id).map_err(sqlx::Error::Encode)?;
         }
-        let tuples = vec![tuple.as_str(); end - start].join(", ");
+        let tuples = vec![tuple.as_str(); count].join(", ");
         let sql = AssertSqlSafe(format!("insert into {table} ({columns}) values {tuples}"));
         // Only the full-sized statement comes again.
-        sqlx::query_with(sql, arguments).persistent(end - start == most).execute(&mut *connection).await?;
-        start = end;
+        sqlx::query_with(sql, arguments).persistent(count == most).execute(&mut *connection).await?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use sqlx::{Arguments, AssertSqlSafe, Column as _, ConnectOptions, Connection as 
 use uuid::Uuid;
 
 use super::error::{Class, StoreError, StoreResult};
-use super::sql::{Day, Dialect, tuples};
+use super::sql::{Day, Dialect};
 use super::watch::Watch;
 use crate::config::DatabaseUrl;
 use crate::vitals::Stage;
@@ -256,7 +256,8 @@ impl Connection {
         let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
         for rows in rows.chunks(MAX_PARAMETERS / width) {
             let args: Vec<Arg<'_>> = rows.iter().flatten().cloned().collect();
-            self.execute(format!("insert into {into} values {} {on_conflict}", tuples(rows.len(), width)), &args).await?;
+            let tuples = self.dialect().tuples(rows.len(), width);
+            self.execute(format!("insert into {into} values {tuples} {on_conflict}"), &args).await?;
         }
         Ok(())
     }
@@ -444,4 +445,33 @@ fn sqlite_fields(row: &SqliteRow) -> StoreResult<Vec<Field>> {
         });
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// How long it takes to insert that many rows of ten columns, so many to a statement.
+    async fn insert_rows(connection: &mut Connection, rows: usize, at_once: usize) -> Duration {
+        let row = vec![Arg::Int(Some(7)); 10];
+        let started = Instant::now();
+        for _ in 0..rows / at_once {
+            connection.insert("t", "", &vec![row.clone(); at_once]).await.unwrap();
+        }
+        started.elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_row_of_a_long_statement_costs_no_more_than_one_of_a_short_statement() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(directory.path().join("x.db"));
+        let mut connection = ConnectionOptions::new(&url, Duration::ZERO).unwrap().connect().await.unwrap();
+        connection.run("create table t (a, b, c, d, e, f, g, h, i, j)").await.unwrap();
+        connection.begin().await.unwrap();
+        insert_rows(&mut connection, 3_000, 3_000).await;
+        let (short, long) = (insert_rows(&mut connection, 3_000, 100).await, insert_rows(&mut connection, 3_000, 3_000).await);
+        assert!(long < 5 * short, "{long:?} in one statement, {short:?} in thirty");
+    }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
-use super::sql::{Dialect, Schema, placeholders, tuples};
+use super::sql::{Dialect, Schema};
 use crate::record::chunk::Digest;
 
 /// What became of a load's records. For a finished load `read == loaded + rejected + skipped`.
@@ -196,7 +196,10 @@ pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreRe
     let mut opened = HashMap::new();
     for keys in open.chunks(1_000) {
         let args: Vec<Arg<'_>> = keys.iter().map(|load| Arg::Uuid(load.load_key)).collect();
-        let sql = format!("select load_key, id, {IS_VOID} from {loads} where load_key in ({})", placeholders(args.len()));
+        let sql = format!(
+            "select load_key, id, {IS_VOID} from {loads} where load_key in ({})",
+            connection.dialect().placeholders(args.len())
+        );
         for row in connection.fetch(sql, &args).await? {
             let load = OpenedLoad { id: row[1].int(), is_void: row[2].int() != 0 };
             opened.insert(row[0].text().unwrap_or_default().to_owned(), load);
@@ -218,7 +221,7 @@ pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> S
         let args: Vec<Arg<'_>> = lines.iter().flat_map(ChunkLine::args).collect();
         let sql = format!(
             "insert into {batches} ({LINE_COLUMNS}) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
-            tuples(lines.len(), 5)
+            connection.dialect().tuples(lines.len(), 5)
         );
         let rows = connection.fetch(sql, &args).await?;
         let mut new: HashSet<(i64, i64)> = rows.iter().map(|row| (row[0].int(), row[1].int())).collect();
@@ -245,7 +248,7 @@ async fn known_chunks(connection: &mut Connection, keys: &[(i64, i64)]) -> Store
     let sql = format!(
         "select {LINE_COLUMNS} from {} where (load_id, seq) in (values {}) order by load_id, seq {lock}",
         dialect.table(Schema::Raw, "batches"),
-        tuples(keys.len(), 2)
+        connection.dialect().tuples(keys.len(), 2)
     );
     let rows = connection.fetch(sql, &args).await?;
     let known = rows.into_iter().map(|row| {
@@ -371,7 +374,7 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
          finished_at = case when {ends} or {outgrows} then null else l.finished_at end, \
          status = case when {ends} or {outgrows} then 'loading' else l.status end \
          from v where l.id = v.id",
-        values = tuples(loads.len(), 6),
+        values = connection.dialect().tuples(loads.len(), 6),
     );
     connection.execute(sql, &args).await.map(drop)
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::ledger::{Counts, int};
-use super::sql::{Dialect, Schema, tuples};
+use super::sql::{Dialect, Schema};
 
 /// A message that its sender gave an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub async fn claim_messages(
             .collect();
         let insert = format!(
             "insert into {table} (dataset, app_id, message_id, digest) values {} on conflict do nothing returning app_id, message_id",
-            tuples(sorted.len(), 4)
+            connection.dialect().tuples(sorted.len(), 4)
         );
         let mut new: HashSet<(String, String)> = connection.fetch(insert, &args).await?.into_iter().map(|row| key(&row)).collect();
         let digests =
@@ -89,7 +89,7 @@ async fn digests(
     let args: Vec<Arg<'_>> = ids.chain([text(dataset)]).collect();
     let sql = format!(
         "select app_id, message_id, digest from {table} where (app_id, message_id) in (values {ids}) and dataset = ${dataset}",
-        ids = tuples(messages.len(), 2),
+        ids = connection.dialect().tuples(messages.len(), 2),
         dataset = args.len(),
     );
     let rows = connection.fetch(sql, &args).await?;

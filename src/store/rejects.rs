@@ -3,7 +3,7 @@
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::ledger::int;
-use super::sql::{Schema, tuples};
+use super::sql::Schema;
 use crate::dataset::Dataset;
 use crate::record::row::Reject;
 
@@ -30,17 +30,26 @@ pub async fn insert(connection: &mut Connection, load_id: i64, dataset: &Dataset
     connection.insert(&format!("{rejects} (load_id, dataset, ordinal, byte_offset, reason, detail, record)"), "", &rows).await
 }
 
-/// Deletes the rejects of earlier loads of a source: a new load of it says anew what is wrong with it.
+/// Deletes the rejects of earlier loads of these sources: a new load of one says anew what is wrong with it.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn supersede(connection: &mut Connection, dataset: &Dataset, source: &str) -> StoreResult<()> {
+pub async fn supersede(connection: &mut Connection, dataset: &Dataset, sources: &[&str]) -> StoreResult<()> {
+    /// Parameters of a statement are limited, and one for each source would take longer than the load of many small files.
+    const AT_ONCE: usize = 1_000;
     let dialect = connection.dialect();
     let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
-    let sql = format!(
-        "delete from {rejects} where load_id in (select id from {loads} where dataset = $1 and source = $2 and rows_rejected > 0)"
-    );
-    connection.execute(sql, &[Arg::Text(Some(&dataset.name)), Arg::Text(Some(source))]).await.map(drop)
+    for sources in sources.chunks(AT_ONCE) {
+        let args: Vec<Arg<'_>> =
+            sources.iter().flat_map(|source| [Arg::Text(Some(&dataset.name)), Arg::Text(Some(source))]).collect();
+        let named = dialect.tuples(sources.len(), 2);
+        let sql = format!(
+            "delete from {rejects} where load_id in \
+             (select id from {loads} where (dataset, source) in (values {named}) and rows_rejected > 0)"
+        );
+        connection.execute(sql, &args).await?;
+    }
+    Ok(())
 }
 
 /// An open reject as `rejects list` shows it.
@@ -128,6 +137,7 @@ pub async fn delete(connection: &mut Connection, loaded: &[&OpenReject]) -> Stor
     let rejects = connection.dialect().table(Schema::Raw, "rejects");
     let args: Vec<Arg<'_>> =
         loaded.iter().flat_map(|reject| [Arg::Int(Some(reject.load_id)), Arg::Int(Some(reject.ordinal))]).collect();
-    let sql = format!("delete from {rejects} where (load_id, ordinal) in (values {})", tuples(loaded.len(), 2));
+    let tuples = connection.dialect().tuples(loaded.len(), 2);
+    let sql = format!("delete from {rejects} where (load_id, ordinal) in (values {tuples})");
     connection.execute(sql, &args).await.map(drop)
 }

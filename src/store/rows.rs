@@ -277,6 +277,12 @@ impl BoundRows {
         &self.values[rows.start * self.width..rows.end * self.width]
     }
 
+    /// How much memory the values take, about.
+    pub(super) fn bytes(&self) -> usize {
+        let text = |value: &SqliteValue| if let SqliteValue::Text(text) = value { text.len() } else { 0 };
+        size_of_val(self.values.as_slice()) + self.values.iter().map(text).sum::<usize>()
+    }
+
     /// The load that the rows belong to.
     pub fn load_id(&self) -> i64 {
         self.load_id

@@ -22,7 +22,8 @@ pub enum Schema {
 }
 
 impl Schema {
-    fn name(self) -> &'static str {
+    /// The schema's name, or the prefix.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Modelled => "modelled",
@@ -95,6 +96,26 @@ impl Dialect {
         }
     }
 
+    /// The first placeholders of a statement, so many, separated by commas. SQLite finds `$1` by searching the names of all:
+    /// with thousands of them that takes longer than the statement, so there they have none.
+    pub fn placeholders(self, count: usize) -> String {
+        self.tuple(1..=count)
+    }
+
+    /// The first placeholders of a statement as so many rows of so many: `($1, $2), ($3, $4), …`.
+    pub fn tuples(self, rows: usize, width: usize) -> String {
+        let tuple = |row: usize| format!("({})", self.tuple(row * width + 1..=(row + 1) * width));
+        (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
+    }
+
+    fn tuple(self, numbers: std::ops::RangeInclusive<usize>) -> String {
+        let placeholder = |number: usize| match self {
+            Self::Postgres => format!("${number}"),
+            Self::Sqlite => "?".to_owned(),
+        };
+        numbers.map(placeholder).collect::<Vec<_>>().join(", ")
+    }
+
     /// The time of the clock, to the precision that the database has.
     pub fn now(self) -> &'static str {
         match self {
@@ -120,20 +141,6 @@ pub fn raw_column_list(dataset: &Dataset) -> String {
 /// Quotes an identifier.
 pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// `$1, $2, …`: understood by both.
-pub fn placeholders(count: usize) -> String {
-    (1..=count).map(|i| format!("${i}")).collect::<Vec<_>>().join(", ")
-}
-
-/// `($1, $2), ($3, $4), …`: so many rows of so many placeholders.
-pub fn tuples(rows: usize, width: usize) -> String {
-    let tuple = |row: usize| {
-        let placeholders: Vec<String> = (1..=width).map(|i| format!("${}", row * width + i)).collect();
-        format!("({})", placeholders.join(", "))
-    };
-    (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
 }
 
 /// A list of days as SQL literals, for `IN (…)`: both dialects read them as dates in that place.
