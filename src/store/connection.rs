@@ -109,14 +109,14 @@ impl ConnectionOptions {
     /// If the rest of the URL does not fit its scheme.
     pub fn new(url: &DatabaseUrl, lock_wait: Duration) -> StoreResult<Self> {
         match url {
-            // WAL: readers never wait for the writer. NORMAL: a commit survives a killed process; a power cut may undo the
-            // last ones but never tears one.
+            // WAL: readers never wait for the writer. FULL: a commit survives a power cut, as it must before the file that it
+            // loaded moves, or its message is acknowledged; NORMAL would keep the move and lose the rows.
             DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(Box::new(
                 SqliteConnectOptions::new()
                     .filename(path)
                     .create_if_missing(true)
                     .busy_timeout(lock_wait)
-                    .synchronous(SqliteSynchronous::Normal)
+                    .synchronous(SqliteSynchronous::Full)
                     .pragma("cache_size", "-16384")
                     .pragma("temp_store", "file")
                     .disable_statement_logging(),
