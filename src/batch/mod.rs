@@ -24,7 +24,7 @@ use crate::record::parse::DayRange;
 use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
-use crate::store::model::{self, Days};
+use crate::store::model;
 use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, rejects, schema, upsert,
 };
@@ -301,8 +301,12 @@ async fn load_in_transaction(
             timer = Instant::now();
         }
         limit.finish().map_err(Failure::Run)?;
-        for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
-            model::refresh(connection, &run.dataset, Days::These(std::mem::take(&mut run.days))).await?;
+        let mut changed: Vec<&mut DatasetRun> = runs.iter_mut().filter(|run| !run.files.is_empty()).collect();
+        changed.sort_by(|a, b| a.dataset.name.cmp(&b.dataset.name));
+        for run in changed {
+            model::hold_still(connection, &run.dataset).await?;
+            schema::index_days(connection, &run.dataset).await?;
+            model::refresh_within(connection, &run.dataset, std::mem::take(&mut run.days)).await?;
             run.elapsed += timer.elapsed();
             timer = Instant::now();
         }
@@ -367,7 +371,6 @@ async fn load_dataset(
     }
     run.check_any_loadable()?;
     run.replaced = upsert::upsert(connection, &dataset).await?;
-    schema::index_days(connection, &dataset).await?;
     book(connection, run, &ids).await?;
     Ok(())
 }

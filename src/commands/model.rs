@@ -8,7 +8,6 @@ use super::{DIFFERENT, DONE};
 use crate::config::Config;
 use crate::error::Result;
 use crate::retry::GIVE_UP_AFTER;
-use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Difference};
 use crate::store::{Connection, Database, Indexes, StoreResult};
 use crate::terminal::cli::ModelArgs;
@@ -57,23 +56,15 @@ pub async fn refresh(config: &Config, full: bool, check: bool) -> Result<Refresh
 async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, check: bool) -> StoreResult<Refreshed> {
     let mut refreshed = Refreshed { datasets: Vec::new(), checked: check, differences: Vec::new() };
     for dataset in config.datasets.iter().filter(|dataset| dataset.day.is_some()) {
-        if check {
-            // Before the snapshot, which then holds all that other refreshes have done.
-            lock::session(connection, Lock::Model(&dataset.name)).await?;
-            connection.begin_snapshot().await?;
-        } else {
-            connection.begin_bulk().await?;
-        }
         let days = if full { Days::All } else { Days::none() };
-        let days = model::refresh(connection, dataset, days).await?;
+        let days = if check {
+            let (days, differences) = model::refresh_and_check(connection, dataset, days).await?;
+            refreshed.differences.extend(differences);
+            days
+        } else {
+            model::refresh(connection, dataset, days).await?
+        };
         refreshed.datasets.push(RefreshedDataset { dataset: dataset.name.clone(), days });
-        if check {
-            refreshed.differences.extend(model::check(connection, dataset).await?);
-        }
-        connection.commit().await?;
-        if check {
-            lock::release(connection, Lock::Model(&dataset.name)).await?;
-        }
     }
     Ok(refreshed)
 }

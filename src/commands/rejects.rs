@@ -289,6 +289,8 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
             connection.begin().await?;
             let counts = replay_dataset(&mut connection, dataset).await?;
             connection.commit().await?;
+            // In a transaction of its own: what holds up writers for as long as it takes is not worth a few records.
+            model::refresh(&mut connection, dataset, Days::none()).await?;
             Ok(counts)
         };
         let counts = done.await.map_err(|error| database.explain(error))?;
@@ -358,7 +360,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         };
         ledger::insert_finished(connection, &[load]).await?;
         ledger::insert_chunks(connection, &lines).await?;
-        model::refresh(connection, dataset, Days::These(days)).await?;
+        model::mark(connection, dataset, days).await?;
     }
     Ok(counts)
 }

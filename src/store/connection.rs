@@ -1,12 +1,14 @@
 //! One connection to either database, with the little that the rest needs: statements with arguments, rows as plain fields,
 //! transactions. SQL is made in this directory only, from checked and quoted names: the one place that asserts it is safe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow, PgTypeInfo};
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow, SqliteSynchronous};
 use sqlx::{Arguments, AssertSqlSafe, Column as _, ConnectOptions, Connection as _, Row as _, TypeInfo, ValueRef};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::error::{Class, StoreError, StoreResult};
@@ -20,6 +22,8 @@ use crate::vitals::Stage;
 pub struct Connection {
     pub(super) kind: Kind,
     pub(super) watch: Watch,
+    /// To SQLite.
+    turn: Option<Turn>,
 }
 
 /// Which database it is.
@@ -27,6 +31,19 @@ pub struct Connection {
 pub(super) enum Kind {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
+}
+
+/// The connections of a process take turns at writing to a SQLite file, in the order in which they ask. Without that a busy
+/// one hardly ever leaves the file's own lock to the others, and what they would then report as a locked database is this
+/// process itself.
+#[derive(Debug, Clone, Default)]
+pub struct Turns(Arc<Mutex<()>>);
+
+/// A connection's place among them: held from the beginning of a transaction that writes to its end.
+#[derive(Debug)]
+struct Turn {
+    turns: Turns,
+    held: Option<OwnedMutexGuard<()>>,
 }
 
 /// A statement's argument. `None` is null, of the variant's type.
@@ -89,7 +106,7 @@ impl Field {
 #[derive(Debug, Clone)]
 pub enum ConnectionOptions {
     Postgres(Box<PgConnectOptions>),
-    Sqlite(Box<SqliteConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>, Turns),
 }
 
 /// A client that is gone without a word must not keep its locks for hours: the server asks it, and ends its session after half
@@ -111,16 +128,17 @@ impl ConnectionOptions {
         match url {
             // WAL: readers never wait for the writer. FULL: a commit survives a power cut, as it must before the file that it
             // loaded moves, or its message is acknowledged; NORMAL would keep the move and lose the rows.
-            DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(Box::new(
-                SqliteConnectOptions::new()
+            DatabaseUrl::Sqlite(path) => {
+                let options = SqliteConnectOptions::new()
                     .filename(path)
                     .create_if_missing(true)
                     .busy_timeout(lock_wait)
                     .synchronous(SqliteSynchronous::Full)
                     .pragma("cache_size", "-16384")
                     .pragma("temp_store", "file")
-                    .disable_statement_logging(),
-            ))),
+                    .disable_statement_logging();
+                Ok(Self::Sqlite(Box::new(options), Turns::default()))
+            }
             // Compiling our statements takes longer than running them.
             DatabaseUrl::Postgres(url) => Ok(Self::Postgres(Box::new(
                 url.expose()
@@ -130,6 +148,19 @@ impl ConnectionOptions {
                     .options(KEEPALIVE)
                     .disable_statement_logging(),
             ))),
+        }
+    }
+
+    /// The same, for connections that change nothing: they make no file, and leave the one that is there as it is.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        match self {
+            // Whoever may only read says so by transaction: poolers do not know all that could be said at the start.
+            Self::Postgres(options) => Self::Postgres(options),
+            // Not opened as read-only: then SQLite could not remove the files beside it that it needs for reading.
+            Self::Sqlite(options, turns) => {
+                Self::Sqlite(Box::new(options.create_if_missing(false).pragma("query_only", "on")), turns)
+            }
         }
     }
 
@@ -144,12 +175,13 @@ impl ConnectionOptions {
                 if connection.server_version_num().is_some_and(|version| version >= KNOWS_GONE_CLIENTS) {
                     sqlx::raw_sql(NOTICE_GONE_CLIENT).execute(&mut connection).await?;
                 }
-                Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(options.clone())) })
+                Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(options.clone())), turn: None })
             }
-            Self::Sqlite(options) => {
+            Self::Sqlite(options, turns) => {
                 let mut connection = SqliteConnection::connect_with(options).await?;
                 set_write_ahead_log(&mut connection).await?;
-                Ok(Connection { kind: Kind::Sqlite(connection), watch: Watch::new(None) })
+                let turn = Some(Turn { turns: turns.clone(), held: None });
+                Ok(Connection { kind: Kind::Sqlite(connection), watch: Watch::new(None), turn })
             }
         }
     }
@@ -160,7 +192,7 @@ impl ConnectionOptions {
 async fn set_write_ahead_log(connection: &mut SqliteConnection) -> StoreResult<()> {
     let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
     if mode != "wal" {
-        // A read-only file stays readable; the first write says that it is read-only.
+        // A read-only file, and one that is only to be read, stay readable; the first write says that they are read-only.
         if let Err(error) = sqlx::raw_sql("pragma journal_mode = wal").execute(connection).await.map_err(StoreError::from)
             && error.class() != Class::ReadOnly
         {
@@ -266,13 +298,27 @@ impl Connection {
     /// waiting.
     ///
     /// # Errors
-    /// What the database says; on SQLite also that the lock was not free in time.
+    /// What the database says; on SQLite also that another process did not free the lock in time.
     pub async fn begin(&mut self) -> StoreResult<()> {
-        let begin = match self.dialect() {
-            Dialect::Postgres => "begin",
-            Dialect::Sqlite => "begin immediate",
+        let begin = match &mut self.turn {
+            None => "begin",
+            Some(turn) => {
+                turn.held = Some(Arc::clone(&turn.turns.0).lock_owned().await);
+                "begin immediate"
+            }
         };
-        self.run(begin).await.map(drop)
+        let begun = self.run(begin).await;
+        if begun.is_err() {
+            self.end_turn();
+        }
+        begun.map(drop)
+    }
+
+    /// Lets the next connection of this process write.
+    fn end_turn(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.held = None;
+        }
     }
 
     /// Begins a transaction that moves or groups many rows: PostgreSQL may keep its hash tables in memory, for this transaction
@@ -288,17 +334,31 @@ impl Connection {
         }
     }
 
-    /// Begins such a transaction in which all statements see the same rows: what others commit meanwhile is in none.
+    /// Begins such a transaction in which all statements see the same rows: what others commit after the first of them is in
+    /// none. On SQLite it does not write to the file, so that others can meanwhile.
     ///
     /// # Errors
     /// As [`Connection::begin`].
     pub async fn begin_snapshot(&mut self) -> StoreResult<()> {
-        self.begin_bulk().await?;
         match self.dialect() {
-            Dialect::Postgres => self.run("set transaction isolation level repeatable read").await.map(drop),
-            // Every transaction of SQLite is one.
-            Dialect::Sqlite => Ok(()),
+            Dialect::Postgres => {
+                self.begin_bulk().await?;
+                self.run("set transaction isolation level repeatable read").await.map(drop)
+            }
+            Dialect::Sqlite => self.run("begin").await.map(drop),
         }
+    }
+
+    /// Begins a transaction that only reads, and sees the same rows in all statements.
+    ///
+    /// # Errors
+    /// As [`Connection::begin`].
+    pub async fn begin_read(&mut self) -> StoreResult<()> {
+        let begin = match self.dialect() {
+            Dialect::Postgres => "begin isolation level repeatable read read only",
+            Dialect::Sqlite => "begin",
+        };
+        self.run(begin).await.map(drop)
     }
 
     /// Whether the database answers.
@@ -312,7 +372,9 @@ impl Connection {
     /// What the database says. After a lost connection the outcome is unknown: whoever repeats the work must be able to see
     /// whether it was done.
     pub async fn commit(&mut self) -> StoreResult<()> {
-        self.run("commit").await.map(drop)
+        self.run("commit").await?;
+        self.end_turn();
+        Ok(())
     }
 
     /// Rolls the transaction back.
@@ -320,7 +382,9 @@ impl Connection {
     /// # Errors
     /// If the connection is lost, in which case the database rolls back by itself.
     pub async fn rollback(&mut self) -> StoreResult<()> {
-        self.run("rollback").await.map(drop)
+        let rolled_back = self.run("rollback").await;
+        self.end_turn();
+        rolled_back.map(drop)
     }
 
     /// Says goodbye. A connection that is only dropped leaves a line in PostgreSQL's log and SQLite's log unmerged.

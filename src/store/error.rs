@@ -23,6 +23,9 @@ pub enum Class {
     Full,
     /// The database's file or this user may not write.
     ReadOnly,
+    /// A table or a column is not there, or the modelled tables were made for another definition: another configuration was
+    /// at work, or somebody by hand. Making the tables again may help.
+    Changed,
     /// Anything else, our own mistakes among it.
     Other,
 }
@@ -93,6 +96,11 @@ impl std::error::Error for StoreError {}
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let message = match &error {
+            sqlx::Error::Io(io) => io_text(io),
+            sqlx::Error::Database(database) => database.message().to_owned(),
+            other => other.to_string(),
+        };
         let class = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => Class::Unavailable,
             // The server's goodbye can be cut off in the middle of a message.
@@ -100,16 +108,12 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Database(database) => {
                 let code = database.code().unwrap_or_default();
                 match database.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+                    Some(_) if says_missing(&message) => Class::Changed,
                     Some(_) => sqlite_class(&code),
                     None => postgres_class(&code),
                 }
             }
             _ => Class::Other,
-        };
-        let message = match &error {
-            sqlx::Error::Io(io) => io_text(io),
-            sqlx::Error::Database(database) => database.message().to_owned(),
-            other => other.to_string(),
         };
         Self::new(class, message)
     }
@@ -126,6 +130,8 @@ fn postgres_class(code: &str) -> Class {
         ("28", _) | (_, "3D000") => Class::Refused,
         ("20" | "21" | "22" | "23" | "27" | "2F" | "38" | "39" | "44" | "54" | "P0", _) => Class::BadRow,
         (_, "42501") => Class::ReadOnly,
+        // No such table, column or schema; a prepared statement whose result has other columns now.
+        (_, "42P01" | "42703" | "3F000" | "0A000") => Class::Changed,
         (class, _) if SERVER_CLASSES.contains(&class) => Class::Other,
         _ => Class::BadRow,
     }
@@ -136,6 +142,11 @@ const SERVER_CLASSES: [&str; 27] = [
     "00", "01", "02", "03", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "24", "25", "26", "2B", "2D", "34", "3B", "3D", "3F", "42",
     "55", "58", "72", "F0", "HV", "XX",
 ];
+
+/// Of SQLite, which has no code of its own for what is not there.
+fn says_missing(message: &str) -> bool {
+    ["no such table", "no such column", "has no column"].iter().any(|text| message.contains(text))
+}
 
 /// By result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
@@ -168,6 +179,8 @@ impl From<StoreError> for Error {
             }
             Class::ReadOnly => Error::failed(format!("the database cannot be written: {message}"))
                 .hint("check the permissions of the database file, or of the database user"),
+            Class::Changed => Error::failed(format!("the tables were changed while this ran: {message}"))
+                .hint("run the same command again; if it comes again, another configuration is at work on this database: use one"),
             Class::Other => Error::failed(message),
         };
         match hint {
@@ -192,7 +205,8 @@ mod tests {
             (Class::Full, &["53100", "53200"]),
             (Class::Refused, &["28P01", "28000", "3D000"]),
             (Class::ReadOnly, &["42501"]),
-            (Class::Other, &["42P01", "42703", "3F000", "XX000", "XX001", "0A000", "55000", "58030", "25P02"]),
+            (Class::Other, &["XX000", "XX001", "55000", "58030", "25P02"]),
+            (Class::Changed, &["42P01", "42703", "3F000", "0A000"]),
         ];
         for (class, codes) in classes {
             for code in codes {

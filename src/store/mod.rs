@@ -24,7 +24,7 @@ pub use connection::{Arg, Connection, ConnectionOptions, Field};
 pub use error::{Class, StoreError, StoreResult};
 pub use rows::Rows;
 pub use schema::Indexes;
-pub use sql::{Day, Dialect};
+pub use sql::{Day, Dialect, Schema};
 
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
@@ -54,7 +54,7 @@ impl Database {
     pub fn dialect(&self) -> Dialect {
         match self.options {
             ConnectionOptions::Postgres(_) => Dialect::Postgres,
-            ConnectionOptions::Sqlite(_) => Dialect::Sqlite,
+            ConnectionOptions::Sqlite(..) => Dialect::Sqlite,
         }
     }
 
@@ -104,6 +104,36 @@ impl Database {
         let mut connection = self.connect().await?;
         schema::ensure(&mut connection, datasets, indexes).await.map_err(|error| self.explain(error))?;
         Ok(connection)
+    }
+
+    /// Connects for a command that only reads: it makes nothing, changes nothing, and needs no more than the right to read.
+    /// `None` where nothing was ever loaded: no file, or no tables of ours; [`Database::says_nothing_is_there`] says so.
+    ///
+    /// # Errors
+    /// If the database refuses or stays away.
+    pub async fn open_to_read(&self) -> Result<Option<Connection>> {
+        if let DatabaseUrl::Sqlite(file) = &self.url
+            && !file.exists()
+        {
+            return Ok(None);
+        }
+        let reading = Self { url: self.url.clone(), options: self.options.clone().read_only() };
+        let mut connection = reading.connect().await?;
+        let ledger = self.dialect().bare_table(Schema::Raw, "loads");
+        let found = async {
+            schema::refuse_newer(&mut connection).await?;
+            Ok(schema::catalogue(&mut connection, Schema::Raw).await?.contains_key(&ledger))
+        };
+        if found.await.map_err(|error| self.explain(error))? {
+            return Ok(Some(connection));
+        }
+        connection.close().await;
+        Ok(None)
+    }
+
+    /// For people, when there is nothing to read.
+    pub fn says_nothing_is_there(&self) -> String {
+        format!("{self} has no tables of dataloader yet: `dataloader load`, `dataloader run` and `dataloader migrate` make them")
     }
 
     /// The error for the user, with the URL in front.

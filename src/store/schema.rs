@@ -26,7 +26,7 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
 }
 
 /// What becomes of an index that is missing. A batch run makes it when the rows are there, by [`index_days`]: to build one takes
-/// half as long as to keep it up to date. Others that write or refresh need it at once; and who only reads waits for nobody.
+/// half as long as to keep it up to date. Others that write or refresh need it at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
@@ -49,7 +49,7 @@ pub async fn has_rows(connection: &mut Connection, table: &str) -> StoreResult<b
 /// If a table differs from its definition in more than missing columns, if the database was made by a newer version of the
 /// program, or if it fails.
 pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
-    if is_migrated(connection).await? && plan(connection, datasets, indexes).await?.is_empty() {
+    if is_migrated(connection).await? && plan(connection, datasets, indexes).await?.statements.is_empty() {
         return Ok(());
     }
     match connection.dialect() {
@@ -69,7 +69,7 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], inde
 }
 
 async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
-    let Connection { kind, watch } = &mut *connection;
+    let Connection { kind, watch, .. } = &mut *connection;
     let migrated = async {
         match kind {
             Kind::Postgres(connection) => {
@@ -85,11 +85,16 @@ async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>
     };
     watch.answer(migrated).await?;
     connection.begin().await?;
-    let statements = plan(connection, datasets, indexes).await?;
-    for statement in statements {
+    let plan = plan(connection, datasets, indexes).await?;
+    for statement in plan.statements {
         connection.run(statement).await?;
     }
     connection.commit().await?;
+    for dataset in plan.replaced {
+        tracing::warn!(
+            "the modelled tables of {dataset} are replaced: its definition has changed; all its days are modelled again"
+        );
+    }
     Ok(())
 }
 
@@ -104,6 +109,37 @@ fn migration_error(error: MigrateError) -> StoreError {
     }
 }
 
+/// Whether a newer version of the program made the tables: then what is in them may mean something else. Says nothing where
+/// this user may not look.
+///
+/// # Errors
+/// If it is so, or the database fails.
+pub async fn refuse_newer(connection: &mut Connection) -> StoreResult<()> {
+    let dialect = connection.dialect();
+    let may_look = match dialect {
+        Dialect::Postgres => {
+            "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = 'dataloader' and c.relname = 'migrations' \
+             and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')"
+        }
+        Dialect::Sqlite => "select count(*) from sqlite_schema where name = 'dataloader_migrations'",
+    };
+    if connection.fetch_int(may_look, &[]).await? == 0 {
+        return Ok(());
+    }
+    let table = dialect.table(Schema::Dataloader, "migrations");
+    let newest = connection.fetch_int(format!("select max(version) from {table} where success"), &[]).await?;
+    if newest > newest_known(dialect) { Err(migration_error(MigrateError::VersionMissing(newest))) } else { Ok(()) }
+}
+
+fn newest_known(dialect: Dialect) -> i64 {
+    let known = match dialect {
+        Dialect::Postgres => &POSTGRES,
+        Dialect::Sqlite => &SQLITE,
+    };
+    known.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
     let dialect = connection.dialect();
     let exists = match dialect {
@@ -113,19 +149,24 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
     if connection.fetch_int(exists, &[]).await? == 0 {
         return Ok(false);
     }
-    let known = match dialect {
-        Dialect::Postgres => &POSTGRES,
-        Dialect::Sqlite => &SQLITE,
-    };
-    let newest = known.iter().map(|migration| migration.version).max().unwrap_or(0);
     let table = dialect.table(Schema::Dataloader, "migrations");
-    Ok(connection.fetch_int(format!("select max(version) from {table} where success"), &[]).await? == newest)
+    let newest = connection.fetch_int(format!("select max(version) from {table} where success"), &[]).await?;
+    Ok(newest == newest_known(dialect))
 }
 
-/// The statements that are missing between the catalogue and the definitions.
-async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Vec<String>> {
+/// What brings the tables to their definitions.
+#[derive(Debug, Default)]
+struct Plan {
+    statements: Vec<String>,
+    /// The datasets whose modelled tables were made for another definition.
+    replaced: Vec<String>,
+}
+
+/// What is missing between the catalogue and the definitions.
+async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Plan> {
     let dialect = connection.dialect();
-    let catalogue = catalogue(connection).await?;
+    let modelled = catalogue(connection, Schema::Modelled).await?;
+    let catalogue = catalogue(connection, Schema::Raw).await?;
     let definitions = dialect.table(Schema::Dataloader, "datasets");
     let known: HashMap<String, String> = connection
         .fetch(format!("select name, definition from {definitions}"), &[])
@@ -134,8 +175,12 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         .map(|row| (row[0].text().unwrap_or_default().to_owned(), row[1].text().unwrap_or_default().to_owned()))
         .collect();
 
-    let mut statements = Vec::new();
+    let mut plan = Plan::default();
+    // In the order of their names, as all go who lock several.
+    let mut datasets: Vec<&Arc<Dataset>> = datasets.iter().collect();
+    datasets.sort_by(|a, b| a.name.cmp(&b.name));
     for dataset in datasets {
+        let statements = &mut plan.statements;
         let mut is_indexed = has_day_index(connection, dataset).await?;
         let make_index = match indexes {
             Indexes::Make => true,
@@ -153,7 +198,16 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         }
         let definition = model::definition(dataset);
         let old = known.get(&dataset.name);
-        if old != Some(&definition) {
+        let is_missing = |table: &String| !modelled.contains_key(&dialect.bare_table(Schema::Modelled, table));
+        if old != Some(&definition) || model::table_names(dataset).iter().any(is_missing) {
+            if old.is_some_and(|old| !old.is_empty() && *old != definition) {
+                plan.replaced.push(dataset.name.clone());
+            }
+            if dialect == Dialect::Postgres {
+                // A refresh and a batch load go from the raw table to the modelled ones, too.
+                let raw = dialect.table(Schema::Raw, &dataset.name);
+                statements.push(format!("lock table {raw} in share row exclusive mode"));
+            }
             if is_indexed {
                 // Of a day that may be another one now.
                 statements.push(format!("drop index {}", day_index(dialect, dataset)));
@@ -171,23 +225,28 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             statements.extend(create_day_index(dialect, dataset));
         }
     }
-    Ok(statements)
+    Ok(plan)
 }
 
-/// The tables of the schema `raw`, each with its columns and their types in order.
-type Catalogue = HashMap<String, Vec<(String, String)>>;
+/// Tables, each with its columns and their types in order.
+pub type Catalogue = HashMap<String, Vec<(String, String)>>;
 
-async fn catalogue(connection: &mut Connection) -> StoreResult<Catalogue> {
+/// The tables of a schema, by their bare names. To ask needs no right to the tables.
+///
+/// # Errors
+/// If the database fails.
+pub async fn catalogue(connection: &mut Connection, schema: Schema) -> StoreResult<Catalogue> {
+    let name = schema.name();
     let sql = match connection.dialect() {
-        Dialect::Postgres => {
+        Dialect::Postgres => format!(
             "select c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod) \
              from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = 'raw' and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped order by c.oid, a.attnum"
-        }
-        Dialect::Sqlite => {
+             where n.nspname = '{name}' and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped order by c.oid, a.attnum"
+        ),
+        Dialect::Sqlite => format!(
             "select t.name, c.name, lower(c.type) from sqlite_schema t join pragma_table_info(t.name) c \
-             where t.type = 'table' and t.name like 'raw\\_%' escape '\\' order by t.name, c.cid"
-        }
+             where t.type = 'table' and t.name like '{name}\\_%' escape '\\' order by t.name, c.cid"
+        ),
     };
     let mut catalogue = Catalogue::new();
     for row in connection.fetch(sql, &[]).await? {
@@ -247,6 +306,19 @@ async fn has_day_index(connection: &mut Connection, dataset: &Dataset) -> StoreR
     };
     let name = day_index_name(connection.dialect(), dataset);
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
+}
+
+/// Whether the raw table of a dataset, where it is there, is one that its definition can be brought to.
+///
+/// # Errors
+/// If it is not, with what differs; or if the database fails.
+pub async fn check_fit(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    let dialect = connection.dialect();
+    let raw = catalogue(connection, Schema::Raw).await?;
+    match raw.get(&dialect.bare_table(Schema::Raw, &dataset.name)) {
+        Some(columns) => missing_columns(dialect, dataset, &dataset.name, columns).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// `ALTER TABLE` for each column that the definition has and the table has not.

@@ -44,10 +44,21 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
             if let (true, Some(day)) = (moves_days, dataset.day_column()) {
                 let marks = dialect.table(Schema::Dataloader, "changed_days");
                 let day = dialect.day(day);
+                let args = [Arg::Text(Some(&dataset.name))];
+                if dialect == Dialect::Postgres {
+                    // The days of the rows that are really deleted: a stream may have added some, and they may be modelled.
+                    let sql = format!(
+                        "with gone as (delete from {master} where {condition} returning {day} as d), \
+                         marked as (insert into {marks} (dataset, day) select distinct $1, d from gone where d is not null) \
+                         select count(*) from gone"
+                    );
+                    replaced += connection.fetch_int(sql, &args).await?.unsigned_abs();
+                    continue;
+                }
                 let sql = format!(
                     "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
                 );
-                connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
+                connection.execute(sql, &args).await?;
             }
             replaced += connection.run(format!("delete from {master} where {condition}")).await?;
         }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::options::RunOptions;
 use crate::config::{Config, Transport};
+use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::retry::{RetryPolicy, short_pauses};
-use crate::store::{Class, Connection, Database, StoreError, StoreResult};
+use crate::store::{Class, Connection, Database, Indexes, StoreError, StoreResult, schema};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
 use crate::vitals::{Stage, Vitals};
@@ -25,6 +26,7 @@ pub struct Links {
     database_timeout: Duration,
     /// A database that once let this process in and now refuses is being restored or reconfigured: worth waiting for.
     was_connected: Arc<AtomicBool>,
+    datasets: Vec<Arc<Dataset>>,
 }
 
 /// How long a statement of the stream waits for SQLite's write lock before it is tried again from the start.
@@ -45,8 +47,8 @@ impl Links {
             }),
         };
         let database = Database::new(&config.database, LOCK_WAIT)?;
-        let database_timeout = config.stream.database_timeout;
-        Ok(Self { database, broker, vitals: Vitals::default(), database_timeout, was_connected: Arc::default() })
+        let (database_timeout, datasets) = (config.stream.database_timeout, config.datasets.clone());
+        Ok(Self { database, broker, vitals: Vitals::default(), database_timeout, was_connected: Arc::default(), datasets })
     }
 
     /// A connection to the database for the stage of that name.
@@ -58,6 +60,9 @@ impl Links {
             stage: self.vitals.stage(stage),
             deadline: Deadline::new(self.database_timeout),
             was_connected: Arc::clone(&self.was_connected),
+            datasets: self.datasets.clone(),
+            found_changed: None,
+            makes_tables: false,
         }
     }
 
@@ -100,7 +105,16 @@ pub struct Link {
     deadline: Deadline,
     /// Shared by all links of the process.
     was_connected: Arc<AtomicBool>,
+    datasets: Vec<Arc<Dataset>>,
+    /// When this link last found that the tables were changed.
+    found_changed: Option<Instant>,
+    /// Whether the tables are to be made again before the next attempt.
+    makes_tables: bool,
 }
+
+/// Whoever finds that the tables were changed makes them again; if they are changed again within this time, two
+/// configurations are at work, and each would undo without end what the other does.
+const PEACE: Duration = Duration::from_secs(600);
 
 /// How long a statement may take before its connection is given up for one that hangs. Statements that simply take long get
 /// there: each time the deadline passes it is doubled, until the work is done.
@@ -156,6 +170,10 @@ impl Link {
                 }
                 Err(error) => error,
             };
+            if error.class() == Class::Changed {
+                self.make_tables_again(error)?;
+                continue;
+            }
             let since = *away_since.get_or_insert_with(|| Instant::now().checked_sub(error.waited()).unwrap_or_else(Instant::now));
             if may_be_stale && error.class() == Class::Unavailable && error.waited().is_zero() {
                 // Servers end idle sessions, and restart: a new connection tells more.
@@ -182,8 +200,21 @@ impl Link {
         match error.class() {
             Class::Unavailable | Class::Silent | Class::Full => true,
             Class::Refused => self.was_connected.load(Ordering::Relaxed),
-            Class::BadRow | Class::ReadOnly | Class::Other => false,
+            Class::BadRow | Class::ReadOnly | Class::Changed | Class::Other => false,
         }
+    }
+
+    /// Sees to it that the tables fit this run's configuration again, before the next attempt.
+    fn make_tables_again(&mut self, error: StoreError) -> Result<()> {
+        if self.found_changed.is_some_and(|before| before.elapsed() < PEACE) {
+            let error = StoreError::other(format!("the tables were changed while this ran, and again: {error}"))
+                .hint("another configuration is at work on this database: give both programs the same dataloader.toml");
+            return Err(self.database.explain(error));
+        }
+        tracing::warn!("the tables in {} were changed while this ran; they are made again: {error}", self.database);
+        self.found_changed = Some(Instant::now());
+        self.makes_tables = true;
+        Ok(())
     }
 
     async fn attempt<T>(
@@ -201,7 +232,17 @@ impl Link {
         };
         connection.attend(&self.stage, self.deadline.now);
         let began = Instant::now();
-        let done = work(connection).await;
+        let ready = match self.makes_tables {
+            true => schema::ensure(connection, &self.datasets, Indexes::Make).await,
+            false => Ok(()),
+        };
+        let done = match ready {
+            Ok(()) => {
+                self.makes_tables = false;
+                work(connection).await
+            }
+            Err(error) => Err(error),
+        };
         match &done {
             Ok(_) => self.deadline.done(began.elapsed()),
             Err(error) => {

@@ -146,10 +146,7 @@ async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Option<usize>> {
         if !model::is_pending(connection, dataset).await? {
             return Ok(Some(0));
         }
-        connection.begin_bulk().await?;
-        let days = model::refresh(connection, dataset, Days::none()).await?;
-        connection.commit().await?;
-        Ok(days)
+        model::refresh(connection, dataset, Days::none()).await
     })
     .await
 }

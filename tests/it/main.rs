@@ -16,6 +16,7 @@ mod inputs; // what is read, and the answer
 mod datasets; // tables from the configuration
 mod upsert; // what replaces what
 mod model; // the modelled tables
+mod exact; // at every moment
 mod durable; // power cuts
 mod ledger; // loads and chunks
 mod rejects; // what could not be loaded

@@ -22,7 +22,7 @@ const REPEATED: &str = "model_repeated";
 const SURPLUS: &str = "model_surplus";
 
 impl<'a> Counts<'a> {
-    pub(super) fn new(dialect: Dialect, dataset: &'a Dataset, days: DayFilter<'_>) -> Self {
+    pub(super) fn new(dialect: Dialect, dataset: &'a Dataset, days: &DayFilter) -> Self {
         let day = dataset.day_column().expect("only datasets with a day have modelled tables");
         let column = format!("r.{}", quote(&day.name));
         let day = dialect.day_of(&column, day.column_type);
@@ -75,7 +75,7 @@ impl<'a> Counts<'a> {
         std::iter::once(TOTALS.to_owned()).chain(sets).map(|table| format!("drop table {table}")).collect()
     }
 
-    /// The rows of a modelled table, in the order of its columns.
+    /// The rows of a modelled table, in the order of its columns, which are called `r0, r1, …`.
     pub(super) fn rows_of(&self, table: &ModelTable<'_>) -> String {
         let dimensions = &self.dataset.model.dimensions;
         let dimension = table.dimension.and_then(|column| dimensions.iter().position(|d| *d == column));
@@ -95,8 +95,10 @@ impl<'a> Counts<'a> {
                 zeros(i, "sum(n) - 1")
             ));
         }
-        let counts: String = (0..counted.len()).map(|i| format!(", sum(c{i}) - sum(s{i})")).collect();
-        format!("select {group}, sum(c0){counts} from ({}) p group by {group}", parts.join(" union all "))
+        let sums = (0..counted.len()).map(|i| format!("sum(c{i}) - sum(s{i})"));
+        let columns = group.split(", ").map(str::to_owned).chain(["sum(c0)".to_owned()]).chain(sums);
+        let columns: Vec<String> = columns.enumerate().map(|(i, column)| format!("{column} as r{i}")).collect();
+        format!("select {} from ({}) p group by {group}", columns.join(", "), parts.join(" union all "))
     }
 
     /// What is counted: the keys, then each `distinct` entry.

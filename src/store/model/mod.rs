@@ -1,15 +1,17 @@
 //! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
 
+mod refresh; // when they are computed, from which snapshot
+mod check; // whether they are right
 mod counts; // how they are computed
 
 use std::collections::BTreeSet;
 
-use counts::Counts;
+pub use check::{Difference, refresh_and_check};
+pub use refresh::{hold_still, refresh, refresh_within};
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::lock::{self, Lock};
-use super::sql::{Day, Dialect, Schema, day_literals, quote};
+use super::sql::{Day, Dialect, Schema, quote};
 use crate::dataset::{ColumnType, Dataset, FactColumns, FactView};
 
 /// Which days a refresh recomputes.
@@ -27,10 +29,10 @@ impl Days {
 }
 
 /// Which days a computation covers: all, or those of a list of SQL literals.
-#[derive(Debug, Clone, Copy)]
-enum DayFilter<'a> {
+#[derive(Debug, Clone)]
+enum DayFilter {
     All,
-    In(&'a str),
+    In(String),
 }
 
 /// A modelled table: the totals per day, or per day and one dimension.
@@ -94,49 +96,6 @@ impl ModelTable<'_> {
             })
             .collect();
         format!("create table {} ({})", dialect.table(Schema::Modelled, &self.name()), columns.join(", "))
-    }
-
-    /// The rows of this table, in the order of the columns, the plain way: for checking what [`Counts`] makes. Raw rows without
-    /// a day, which a table has from the time before its dataset had one, are in none.
-    fn recompute(&self, dialect: Dialect) -> String {
-        let dataset = self.dataset;
-        let raw = dialect.table(Schema::Raw, &dataset.name);
-        let day = dialect.day(dataset.day_column().expect("only datasets with a day have modelled tables"));
-        let filter = format!(" where {day} is not null");
-        let column = |index: usize| quote(&dataset.columns[index].name);
-
-        // Inside, the grouping columns are called d and g, whatever the dataset calls its own.
-        let group = if self.dimension.is_some() { "d, g" } else { "d" };
-        let grouped = match self.dimension {
-            None => format!("{day} as d"),
-            Some(dimension) => format!("{day} as d, {} as g", column(dimension)),
-        };
-        let count = dataset.model.distinct.len();
-        // One column per distinct count: the part that counts it says how many, the others add nothing.
-        let counts = |counted: Option<usize>| -> String {
-            (0..count).map(|i| format!(", {} as c{i}", if Some(i) == counted { "count(*)" } else { "0" })).collect()
-        };
-        let sums: String = (0..count).map(|i| format!(", sum(c{i})")).collect();
-
-        let keys: Vec<String> = dataset.key.iter().enumerate().map(|(i, k)| format!("{} as k{i}", column(*k))).collect();
-        let key_names: Vec<String> = (0..keys.len()).map(|i| format!("k{i}")).collect();
-        let mut parts = vec![format!(
-            "select {group}, sum(n) as total, count(*) as uniq{counts} from \
-             (select {group}, count(*) as n from (select {grouped}, {keys} from {raw}{filter}) r group by {group}, {key_names}) k \
-             group by {group}",
-            counts = counts(None),
-            keys = keys.join(", "),
-            key_names = key_names.join(", "),
-        )];
-        for (i, (_, counted)) in dataset.model.distinct.iter().enumerate() {
-            let value = column(*counted);
-            parts.push(format!(
-                "select {group}, 0 as total, 0 as uniq{counts} from \
-                 (select distinct {grouped}, {value} as v from {raw}{filter} and {value} is not null) v group by {group}",
-                counts = counts(Some(i)),
-            ));
-        }
-        format!("select {group}, sum(total), sum(uniq){sums} from ({}) p group by {group}", parts.join(" union all "))
     }
 }
 
@@ -249,93 +208,4 @@ pub async fn is_pending(connection: &mut Connection, dataset: &Dataset) -> Store
     let marks = connection.dialect().table(Schema::Dataloader, "changed_days");
     let sql = format!("select count(*) from (select 1 from {marks} where dataset = $1 limit 1) m");
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&dataset.name))]).await? > 0)
-}
-
-/// Inside a transaction: refreshes the given days and all marked ones; returns how many, `None` for all there are. The
-/// lock comes first and the rows are read after it, so that of two refreshes the later has seen all that the earlier saw; a mark
-/// that is committed while this runs stays, and is refreshed next time.
-///
-/// # Errors
-/// If the database fails.
-pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days) -> StoreResult<Option<usize>> {
-    if dataset.day.is_none() {
-        return Ok(Some(0));
-    }
-    lock::transaction(connection, Lock::Model(&dataset.name)).await?;
-    let dialect = connection.dialect();
-    let marks = dialect.table(Schema::Dataloader, "changed_days");
-    let cast = if dialect == Dialect::Postgres { "::text" } else { "" };
-    let marked = connection
-        .fetch(format!("delete from {marks} where dataset = $1 returning day{cast}"), &[Arg::Text(Some(&dataset.name))])
-        .await?;
-    let (list, count) = match days {
-        Days::All => (None, None),
-        Days::These(mut days) => {
-            days.extend(marked.iter().filter_map(|row| row[0].text().and_then(Day::parse)));
-            if days.is_empty() {
-                return Ok(Some(0));
-            }
-            let count = days.len();
-            let list = day_literals(days);
-            // A day with rows is in the tables, or marked and so in the list: where no other is in the tables, these are all
-            // there are. The database need not find that out from a long list and an index.
-            let by_date = dialect.table(Schema::Modelled, &tables(dataset)[0].name());
-            let others =
-                connection.fetch_int(format!("select count(*) from {by_date} where \"date\" not in ({list})"), &[]).await?;
-            ((others > 0).then_some(list), Some(count))
-        }
-    };
-    let (filter, recomputed) = match &list {
-        None => (DayFilter::All, String::new()),
-        Some(list) => (DayFilter::In(list), format!(" where \"date\" in ({list})")),
-    };
-    let counts = Counts::new(dialect, dataset, filter);
-    for statement in counts.prepare() {
-        connection.run(statement).await?;
-    }
-    for table in tables(dataset) {
-        let modelled = dialect.table(Schema::Modelled, &table.name());
-        connection.run(format!("delete from {modelled}{recomputed}")).await?;
-        let columns = table.column_list();
-        connection.run(format!("insert into {modelled} ({columns}) {}", counts.rows_of(&table))).await?;
-    }
-    for statement in counts.clean_up() {
-        connection.run(statement).await?;
-    }
-    Ok(count)
-}
-
-/// A modelled table that differs from a recomputation.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Difference {
-    pub table: String,
-    /// Rows that the table has and should not have.
-    pub surplus: i64,
-    /// Rows that it should have and has not.
-    pub missing: i64,
-}
-
-/// Compares every modelled table with a full recomputation, at a moment at which no day is marked: it refreshes those that
-/// are, and nobody else refreshes or sees rows that this does not.
-///
-/// # Errors
-/// If the database fails.
-pub async fn check(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Vec<Difference>> {
-    let dialect = connection.dialect();
-    let mut differences = Vec::new();
-    for table in tables(dataset) {
-        // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
-        let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
-        let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
-        let have = counted(&format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name())));
-        let want = counted(&table.recompute(dialect));
-        let count =
-            |left: &str, right: &str| format!("select count(*) from (select * from ({left}) l except select * from ({right}) r) d");
-        let surplus = connection.fetch_int(count(&have, &want), &[]).await?;
-        let missing = connection.fetch_int(count(&want, &have), &[]).await?;
-        if surplus != 0 || missing != 0 {
-            differences.push(Difference { table: table.name(), surplus, missing });
-        }
-    }
-    Ok(differences)
 }
