@@ -50,15 +50,15 @@ pub async fn run(config: &Config, args: &RejectsArgs, output: Output) -> Result<
 /// How many rejects are in memory at a time; each has at most 8 MiB, nearly all far less.
 const PAGE: u32 = 100;
 
-/// Reads all open rejects of the datasets, page by page.
+/// Reads all open rejects of the datasets, page by page. Returns what there is to say where there are no tables.
 async fn for_each_page(
     config: &Config,
     datasets: &[Arc<Dataset>],
     records: Records,
     mut take: impl FnMut(Vec<OpenReject>) -> io::Result<()>,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
+    let Some(mut connection) = database.open_to_read().await? else { return Ok(vec![database.says_nothing_is_there()]) };
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     let mut after: Cursor = (0, 0);
     loop {
@@ -73,7 +73,7 @@ async fn for_each_page(
         }
     }
     connection.close().await;
-    Ok(())
+    Ok(Vec::new())
 }
 
 /// Lists the open rejects, in constant memory however many there are.
@@ -92,7 +92,7 @@ async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result
     let mut out = Printer::start();
     out.print(|out| write!(out, "{{\"rejects\":["))?;
     let mut separator = "";
-    for_each_page(config, datasets, Records::Without, |page| {
+    let notes = for_each_page(config, datasets, Records::Without, |page| {
         out.write(|out| {
             for reject in &page {
                 write!(out, "{separator}")?;
@@ -107,6 +107,10 @@ async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result
     out.print(|out| {
         write!(out, "],\"dead_letters\":")?;
         serde_json::to_writer(&mut *out, &dead_letters)?;
+        if !notes.is_empty() {
+            write!(out, ",\"notes\":")?;
+            serde_json::to_writer(&mut *out, &notes)?;
+        }
         writeln!(out, "}}")
     })
 }
@@ -116,7 +120,7 @@ async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result
 async fn list_for_people(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
     let mut first = Vec::new();
     let (mut count, mut widths) = (0, Vec::new());
-    for_each_page(config, datasets, Records::Without, |page| {
+    let notes = for_each_page(config, datasets, Records::Without, |page| {
         count += page.len();
         widths = widest(&widths, &reject_table(&page).widths());
         if first.is_empty() {
@@ -127,7 +131,7 @@ async fn list_for_people(config: &Config, datasets: &[Arc<Dataset>]) -> Result<(
     .await?;
     let mut out = Printer::start();
     if count == 0 {
-        out.print(|out| writeln!(out, "no open rejects"))?;
+        out.print(|out| writeln!(out, "{}", notes.first().map_or("no open rejects", String::as_str)))?;
     } else if count == first.len() || io::stdout().is_terminal() {
         out.print(|out| writeln!(out, "{}", reject_table(&first)))?;
         let more = count - first.len();
@@ -233,14 +237,18 @@ fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::R
 /// # Errors
 /// If the database fails or standard output cannot be written.
 pub async fn export(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
-    for_each_page(config, datasets, Records::With, |page| {
+    let notes = for_each_page(config, datasets, Records::With, |page| {
         let mut out = io::stdout().lock();
         for reject in page {
             out.write_all(&one_line(&reject.record))?;
         }
         out.flush()
     })
-    .await
+    .await?;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    Ok(())
 }
 
 /// The record with a line end. Line breaks between the tokens of JSON mean nothing; within anything that is no JSON they may,

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::retry::GIVE_UP_AFTER;
-use crate::store::{Connection, Database, Dialect, Field, Indexes, StoreResult, model, sql};
+use crate::store::{Connection, Database, Dialect, Field, Schema, StoreResult, model, schema, sql};
 use crate::terminal::cli::ReportArgs;
 use crate::terminal::output::Output;
 use crate::terminal::table::{Align, Table};
@@ -31,6 +31,9 @@ pub async fn run(config: &Config, args: &ReportArgs, output: Output) -> Result<u
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub datasets: Vec<DatasetReport>,
+    /// What is not there, although the configuration names it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The modelled tables of a dataset; none if it has no `day`.
@@ -76,17 +79,13 @@ impl Serialize for TableReport {
 /// If the database fails.
 pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
-    let mut report = Report { datasets: Vec::new() };
-    for dataset in datasets {
-        let mut tables = Vec::new();
-        for table in model::table_names(dataset) {
-            tables.push(read(&mut connection, dataset, table).await.map_err(|error| database.explain(error))?);
-        }
-        report.datasets.push(DatasetReport { dataset: dataset.name.clone(), tables });
-    }
+    let Some(mut connection) = database.open_to_read().await? else {
+        let nothing = |dataset: &Arc<Dataset>| DatasetReport { dataset: dataset.name.clone(), tables: Vec::new() };
+        return Ok(Report { datasets: datasets.iter().map(nothing).collect(), notes: vec![database.says_nothing_is_there()] });
+    };
+    let report = read(&mut connection, datasets, usize::MAX).await.map_err(|error| database.explain(error));
     connection.close().await;
-    Ok(report)
+    report
 }
 
 /// Reads the totals per day of those of the datasets that have a `day`.
@@ -95,15 +94,10 @@ pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report
 /// If the database fails.
 pub async fn daily_totals(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<TableReport>> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.connect().await?;
-    let mut totals = Vec::new();
-    for dataset in datasets {
-        if let Some(table) = model::table_names(dataset).into_iter().next() {
-            totals.push(read(&mut connection, dataset, table).await.map_err(|error| database.explain(error))?);
-        }
-    }
+    let Some(mut connection) = database.open_to_read().await? else { return Ok(Vec::new()) };
+    let report = read(&mut connection, datasets, 1).await.map_err(|error| database.explain(error));
     connection.close().await;
-    Ok(totals)
+    Ok(report?.datasets.into_iter().flat_map(|dataset| dataset.tables).collect())
 }
 
 /// How many days of the totals follow a load.
@@ -125,21 +119,52 @@ pub fn write_totals(out: &mut dyn Write, totals: &[TableReport]) -> io::Result<(
     Ok(())
 }
 
-async fn read(connection: &mut Connection, dataset: &Dataset, table: String) -> StoreResult<TableReport> {
+/// Reads the first modelled tables of each dataset, so many, as they are: another configuration may have made them.
+async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>], tables: usize) -> StoreResult<Report> {
+    let mut report = Report { datasets: Vec::new(), notes: Vec::new() };
+    // One moment for all tables.
+    connection.begin_read().await?;
+    let catalogue = schema::catalogue(connection, Schema::Modelled).await?;
+    for dataset in datasets {
+        schema::check_fit(connection, dataset).await?;
+        let mut of_dataset = DatasetReport { dataset: dataset.name.clone(), tables: Vec::new() };
+        for table in model::table_names(dataset).into_iter().take(tables) {
+            let named = model::column_names(dataset, &table);
+            let Some(found) = catalogue.get(&connection.dialect().bare_table(Schema::Modelled, &table)) else {
+                report.notes.push(format!("modelled.{table} is not there: `dataloader model` makes it"));
+                continue;
+            };
+            let found: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
+            for missing in named.iter().filter(|name| !found.contains(name)) {
+                report.notes.push(format!("modelled.{table} has no column {missing}: `dataloader model` makes it"));
+            }
+            let counts = named.len() - dataset.model.distinct.len() - 2;
+            of_dataset.tables.push(read_table(connection, table, found, &named[..counts]).await?);
+        }
+        report.datasets.push(of_dataset);
+    }
+    connection.commit().await?;
+    Ok(report)
+}
+
+/// Reads a table with those columns. What it counts for are the day and perhaps a dimension; the other columns are counts.
+async fn read_table(
+    connection: &mut Connection,
+    table: String,
+    columns: Vec<String>,
+    counted_for: &[String],
+) -> StoreResult<TableReport> {
     let dialect = connection.dialect();
-    let columns = model::column_names(dataset, &table);
-    let totals = columns.len() - dataset.model.distinct.len() - 2;
     let select: Vec<String> = columns
         .iter()
-        .enumerate()
-        .map(|(i, name)| {
+        .map(|name| {
             // Counts are integers; the day and the dimension, whatever their types, are shown as text.
-            let is_count = i >= totals;
+            let is_count = !counted_for.contains(name);
             let cast = if is_count || dialect == Dialect::Sqlite { "" } else { "::text" };
             format!("{}{cast}", sql::quote(name))
         })
         .collect();
-    let order: Vec<String> = columns[..totals].iter().map(|name| sql::quote(name)).collect();
+    let order: Vec<String> = counted_for.iter().map(|name| sql::quote(name)).collect();
     let from = dialect.table(sql::Schema::Modelled, &table);
     let query = format!("select {} from {from} order by {} nulls last", select.join(", "), order.join(", "));
     let rows = connection.fetch(query, &[]).await?;
@@ -160,11 +185,11 @@ impl Report {
                 }
                 table.write(out)?;
             }
-            if dataset.tables.is_empty() {
+            if dataset.tables.is_empty() && self.notes.is_empty() {
                 writeln!(out, "{} has no `day` and so no modelled tables", dataset.dataset)?;
             }
         }
-        Ok(())
+        self.notes.iter().try_for_each(|note| writeln!(out, "{note}"))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::sql::Schema;
-use crate::store::{Connection, Database, Field, Indexes, StoreResult};
+use crate::store::{Connection, Database, Field, StoreResult};
 use crate::terminal::output::Output;
 use crate::terminal::table::{Align, Table};
 
@@ -32,6 +32,9 @@ pub struct Status {
     pub datasets: Vec<DatasetStatus>,
     /// Loads that are in flight or failed, the latest first.
     pub loads: Vec<LoadStatus>,
+    /// What there is to say besides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A dataset's loads, summed up.
@@ -74,13 +77,17 @@ const LISTED_LOADS: u32 = 20;
 /// If the database fails.
 pub async fn status(config: &Config) -> Result<Status> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
+    let Some(mut connection) = database.open_to_read().await? else {
+        let notes = vec![database.says_nothing_is_there()];
+        return Ok(Status { datasets: with_configured(&config.datasets, Vec::new()), loads: Vec::new(), notes });
+    };
     let status = read(&mut connection, &config.datasets).await.map_err(|error| database.explain(error));
     connection.close().await;
     status
 }
 
 async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Status> {
+    connection.begin_read().await?;
     let dialect = connection.dialect();
     let (loads, rejects) = (dialect.table(Schema::Raw, "loads"), dialect.table(Schema::Raw, "rejects"));
     let sums: String = ["records_read", "rows_loaded", "rows_rejected", "records_skipped"]
@@ -106,24 +113,6 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
             open_rejects: row[8].int(),
         })
         .collect();
-    // The configured datasets first, loaded or not, then those that only the ledger remembers.
-    let nothing = |dataset: &str| DatasetStatus {
-        dataset: dataset.to_owned(),
-        files: 0,
-        read: 0,
-        loaded: 0,
-        rejected: 0,
-        skipped: 0,
-        in_flight: 0,
-        failed: 0,
-        open_rejects: 0,
-    };
-    let mut status: Vec<DatasetStatus> = datasets
-        .iter()
-        .map(|dataset| found.iter().find(|f| f.dataset == dataset.name).cloned().unwrap_or_else(|| nothing(&dataset.name)))
-        .collect();
-    status.extend(found.into_iter().filter(|f| !datasets.iter().any(|dataset| dataset.name == f.dataset)));
-
     let sql = format!(
         "select id, dataset, source, status, records_read, rows_loaded, rows_rejected, error from {loads} \
          where status in ('loading', 'failed') order by id desc limit {LISTED_LOADS}"
@@ -144,7 +133,29 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
             error: row[7].text().map(str::to_owned),
         })
         .collect();
-    Ok(Status { datasets: status, loads })
+    connection.commit().await?;
+    Ok(Status { datasets: with_configured(datasets, found), loads, notes: Vec::new() })
+}
+
+/// The configured datasets first, loaded or not, then those that only the ledger remembers.
+fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<DatasetStatus> {
+    let nothing = |dataset: &str| DatasetStatus {
+        dataset: dataset.to_owned(),
+        files: 0,
+        read: 0,
+        loaded: 0,
+        rejected: 0,
+        skipped: 0,
+        in_flight: 0,
+        failed: 0,
+        open_rejects: 0,
+    };
+    let mut status: Vec<DatasetStatus> = datasets
+        .iter()
+        .map(|dataset| found.iter().find(|f| f.dataset == dataset.name).cloned().unwrap_or_else(|| nothing(&dataset.name)))
+        .collect();
+    status.extend(found.into_iter().filter(|f| !datasets.iter().any(|dataset| dataset.name == f.dataset)));
+    status
 }
 
 impl Status {
@@ -153,6 +164,9 @@ impl Status {
     /// # Errors
     /// If they cannot be written.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        if let Some(nothing_is_there) = self.notes.first() {
+            return writeln!(out, "{nothing_is_there}");
+        }
         let count = |value: i64| HumanCount(value.unsigned_abs()).to_string();
         let numbers = ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "open rejects"];
         let columns: Vec<(&str, Align)> =

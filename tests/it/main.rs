@@ -17,6 +17,7 @@ mod datasets; // tables from the configuration
 mod upsert; // what replaces what
 mod model; // the modelled tables
 mod exact; // at every moment
+mod reading; // commands that only read
 mod durable; // power cuts
 mod ledger; // loads and chunks
 mod rejects; // what could not be loaded
