@@ -50,8 +50,6 @@ pub(super) struct Held {
     pub end: Mutex<Option<End>>,
     /// Somebody may have read it before, and committed some of it.
     pub is_read_again: AtomicBool,
-    /// The reader is done with it.
-    pub is_read: AtomicBool,
 }
 
 /// A file in `.loading/`, of a dead process or of a living one; [`Inbox::reclaim`] finds out.
@@ -160,7 +158,6 @@ impl Inbox {
             position: AtomicU64::new(0),
             end: Mutex::new(None),
             is_read_again: AtomicBool::new(false),
-            is_read: AtomicBool::new(false),
         }
     }
 }
@@ -192,17 +189,6 @@ impl Claim {
     /// It is to be read once more, from its beginning.
     pub fn read_again(&self) {
         self.held.is_read_again.store(true, Ordering::Relaxed);
-        self.held.is_read.store(false, Ordering::Release);
-    }
-
-    /// Nothing more of it will be read, and what became of it is about to be known.
-    pub fn set_read(&self) {
-        self.held.is_read.store(true, Ordering::Release);
-    }
-
-    /// Whether [`Claim::set_read`] was called, and [`Claim::read_again`] not since.
-    pub fn is_read(&self) -> bool {
-        self.held.is_read.load(Ordering::Acquire)
     }
 
     /// Notes, durably, that something panicked while it worked on this load, and says how often that has happened. Only what is

@@ -272,8 +272,8 @@ impl Intake {
     fn place(&mut self, finished: LoadFinished, ctx: &mut Context<Self>) {
         // Another process's, which finishes with its own knowledge.
         let Some(claim) = self.claims.with(|claims| claims.get(&finished.key).cloned()) else { return };
-        // What an earlier reading left in the ledger may close a load while its file is read again: the end will tell.
-        if !claim.is_read() || !self.moving.insert(finished.key) {
+        let is_premature = claim.is_read_again() && !finished.with_end;
+        if is_premature || !self.moving.insert(finished.key) {
             return;
         }
         self.stage.busy();
@@ -313,7 +313,7 @@ impl Intake {
                 }
             }
             Ok(None) => {
-                tracing::debug!(file = %claim.source, "somebody has written to it since it was read: it is read again");
+                tracing::info!(file = %claim.source, "written to since it was read: reading it again");
                 claim.read_again();
                 self.reader.do_send(ReadFile(claim));
             }

@@ -120,11 +120,21 @@ pub struct LoadFinished {
     pub counts: Counts,
     /// Why the file failed, if it did.
     pub error: Option<String>,
+    /// Said with the file's end, which decides what became of a file that is read again; before it the ledger may still have
+    /// the end of an earlier reading.
+    pub with_end: bool,
 }
 
 impl From<Published> for LoadFinished {
     fn from(Published { load, end }: Published) -> Self {
         let counts = Counts { read: end.records, ..Counts::default() };
-        Self { key: load.key, dataset: load.dataset.name.clone(), source: load.source.clone(), counts, error: end.error }
+        Self {
+            key: load.key,
+            dataset: load.dataset.name.clone(),
+            source: load.source.clone(),
+            counts,
+            error: end.error,
+            with_end: true,
+        }
     }
 }

@@ -154,7 +154,6 @@ impl FileReader {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Stopped);
         }
-        claim.set_read();
         self.pass(load, Content::End(end), END_BYTES)
     }
 

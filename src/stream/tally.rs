@@ -41,7 +41,7 @@ impl Actor for Tally {
 impl Handler<LoadFinished> for Tally {
     type Result = ();
 
-    fn handle(&mut self, LoadFinished { key, dataset, source, counts, error }: LoadFinished, _: &mut Self::Context) {
+    fn handle(&mut self, LoadFinished { key, dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
         if error.is_some() && !self.failed.insert(key) {
             return;
         }

@@ -135,6 +135,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
             source: load.source.clone(),
             counts: closed.counts,
             error: closed.error,
+            with_end: ended.contains_key(&closed.id),
         });
     }
     connection.commit().await?;
