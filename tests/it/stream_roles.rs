@@ -2,7 +2,9 @@
 
 use lapin::BasicProperties;
 
-use crate::support::{Background, Proxy, Sandbox, Signal, Store, Transport, events_over_days, many_events, over_amqp, wait_until};
+use crate::support::{
+    Background, PrivateRabbit, Proxy, Sandbox, Signal, Store, Transport, events_over_days, many_events, over_amqp, wait_until,
+};
 
 over_amqp!(
     a_producer_needs_no_database_and_a_consumer_no_inbox,
@@ -41,8 +43,11 @@ fn drop_files(sandbox: &Sandbox, sizes: impl IntoIterator<Item = usize>) -> Vec<
 
 fn a_producer_needs_no_database_and_a_consumer_no_inbox(sandbox: &Sandbox) {
     let dropped = drop_files(sandbox, [2_500, 3]);
+    let flags = ["--transport", "amqp", "--queue-prefix", sandbox.queues().prefix(), "--format", "json"];
     let summary = sandbox
-        .pipeline(PRODUCER.into_iter().chain(["--format", "json"]))
+        .pipeline(PRODUCER.into_iter().chain(flags))
+        .env_remove("DATALOADER_TRANSPORT")
+        .env_remove("DATALOADER_QUEUE_PREFIX")
         .env("DATABASE_URL", "postgres://nobody:none@127.0.0.1:1/none")
         .run()
         .ok()
@@ -232,4 +237,30 @@ fn a_consumer_without_its_database_takes_no_message() {
     assert_eq!((sandbox.queues().waiting("events"), sandbox.queues().consumers("events")), (2, 0));
     consumer.signal(Signal::Terminate);
     consumer.wait().ok();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn a_broker_that_restarts_under_load_loses_and_doubles_nothing() {
+    let node = PrivateRabbit::start();
+    let sandbox = Sandbox::over_node(&node, Store::Sqlite);
+    let mut producer = sandbox.pipeline(["--role", "producer"]).spawn();
+    producer.wait_for_stderr("watching ");
+    let consumer = start_consumer(&sandbox, node.url());
+    let mut dropped = drop_files(&sandbox, [10_000, 10, 1]);
+    wait_until("some of it is loaded", || sandbox.try_query("SELECT 1 FROM {raw.batches}").is_ok_and(|chunks| chunks.len() > 3));
+    node.stop();
+    for number in dropped.len()..6 {
+        let (name, contents) = (format!("{number}.jsonl"), events_over_days(&number.to_string(), 2_000));
+        sandbox.drop_in("events", &name, &contents);
+        dropped.push((name, contents, 2_000));
+    }
+    node.restart();
+    sandbox.wait_until_finished("events", dropped.len());
+    for process in [producer, consumer] {
+        process.signal(Signal::Terminate);
+        process.wait().ok();
+    }
+    sandbox.assert_each_loaded_once(&dropped);
+    sandbox.assert_settled();
 }

@@ -1,4 +1,4 @@
-//! A sandbox's exchange and queues on the RabbitMQ node of `AMQP_URL`: looked at, filled and deleted from the outside, never
+//! A sandbox's exchange and queues on a RabbitMQ node: looked at, filled and deleted from the outside, never
 //! through the program's own code.
 
 use lapin::message::BasicGetMessage;
@@ -52,7 +52,7 @@ impl Message {
 }
 
 impl Queues {
-    /// Nothing is declared yet.
+    /// On the node of `AMQP_URL`. Nothing is declared yet.
     #[track_caller]
     pub fn new() -> Self {
         Self::on(&std::env::var("AMQP_URL").expect("AMQP_URL is not set: start the tests with ./run.sh test"))
