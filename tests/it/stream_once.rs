@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::support::{Sandbox, Store, array, event, events_over_days, many_events, on_every_pipeline, only_file, write_samples};
+use crate::support::{
+    Sandbox, Signal, Store, array, event, events_over_days, many_events, on_every_pipeline, only_file, wait_until, write_samples,
+};
 
 on_every_pipeline!(
     what_is_there_at_the_start_is_loaded,
@@ -12,6 +14,7 @@ on_every_pipeline!(
     rejects_and_failed_files_are_exit_code_3,
     a_file_is_the_same_chunks_whatever_the_settings,
     a_run_resumes_what_an_earlier_one_left,
+    an_interrupted_run_says_what_is_left_and_the_next_one_loads_it,
 );
 
 fn what_is_there_at_the_start_is_loaded(sandbox: &Sandbox) {
@@ -118,6 +121,36 @@ fn a_run_resumes_what_an_earlier_one_left(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines("SELECT load_key FROM {raw.loads}"), [key(1)]);
     assert_eq!(sandbox.names_in("events/processed"), [claimed.as_bytes()]);
     assert_eq!(fs::read(sandbox.file("inbox/events/failed").join(failed)).expect("it was moved"), b"[");
+    sandbox.assert_settled();
+}
+
+fn an_interrupted_run_says_what_is_left_and_the_next_one_loads_it(sandbox: &Sandbox) {
+    sandbox.run_once().ok(); // The tables are there.
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("{defaults}\n[stream]\nin_flight_bytes = 16_777_216\n"));
+    // More than may be in flight.
+    let padding = format!("{{\"padding\":\"{}\",", "x".repeat(700));
+    let contents = events_over_days("a", 50_000).replace('{', &padding);
+    sandbox.drop_in("events", "a.jsonl", &contents);
+    let lock = sandbox.hold_writers();
+    let mut interrupted = sandbox.pipeline(["--once", "--format", "json"]).spawn();
+    let has_begun = || match sandbox.is_over_amqp() {
+        true => sandbox.queues().waiting("events") > 0,
+        false => sandbox.names_in("events").is_empty(),
+    };
+    wait_until("it has begun", has_begun);
+    interrupted.signal(Signal::Terminate);
+    interrupted.wait_for_stderr("finishing what is in flight");
+    drop(lock);
+    let summary = interrupted.wait().code(130).json();
+    // Over RabbitMQ perhaps all of it is published: then it is the queues that hold the rest.
+    assert!(summary["left"].is_object(), "{summary}");
+    let loaded = sandbox.count("raw.events");
+    assert!(loaded < 50_000, "there is work left");
+    sandbox.assert_conserved();
+
+    sandbox.run_once().ok();
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 50_000)]);
     sandbox.assert_settled();
 }
 
