@@ -80,9 +80,27 @@ impl Database {
     /// # Errors
     /// If the database refuses this user or stays away.
     pub async fn connect(&self) -> Result<Connection> {
+        self.open_with(async |_| Ok(())).await
+    }
+
+    /// Connects and makes sure that the tables are there. Until then nothing is done that could not be repeated: states of the
+    /// server that pass, as that it is read-only, are waited for like its absence.
+    ///
+    /// # Errors
+    /// If the database refuses or stays away, or its tables do not fit the datasets.
+    pub async fn open(&self, datasets: &[Arc<Dataset>], indexes: Indexes) -> Result<Connection> {
+        self.open_with(async |connection| schema::ensure(connection, datasets, indexes).await).await
+    }
+
+    async fn open_with(&self, prepare: impl AsyncFn(&mut Connection) -> StoreResult<()>) -> Result<Connection> {
         let started = Instant::now();
         for pause in short_pauses() {
-            let error = match self.connect_within(RetryPolicy::Limited.attempt_timeout(Some(started))).await {
+            let opened = async {
+                let mut connection = self.connect_within(RetryPolicy::Limited.attempt_timeout(Some(started))).await?;
+                prepare(&mut connection).await?;
+                StoreResult::Ok(connection)
+            };
+            let error = match opened.await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
@@ -94,16 +112,6 @@ impl Database {
             tokio::time::sleep(pause).await;
         }
         unreachable!("the pauses never end")
-    }
-
-    /// Connects and makes sure that the tables are there.
-    ///
-    /// # Errors
-    /// If the database refuses or stays away, or its tables do not fit the datasets.
-    pub async fn open(&self, datasets: &[Arc<Dataset>], indexes: Indexes) -> Result<Connection> {
-        let mut connection = self.connect().await?;
-        schema::ensure(&mut connection, datasets, indexes).await.map_err(|error| self.explain(error))?;
-        Ok(connection)
     }
 
     /// Connects for a command that only reads: it makes nothing, changes nothing, and needs no more than the right to read.

@@ -19,6 +19,10 @@ const ASK_FOR: Duration = GIVE_UP_AFTER.saturating_sub(ASK_AFTER);
 /// While a statement takes long, the server is asked again this often.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
+/// A command that waits for so long says so, and again now and then.
+const SAY_AFTER: Duration = Duration::from_secs(10);
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
 /// Watches over one connection.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -56,10 +60,7 @@ impl Watch {
         if self.is_lost {
             return Err(StoreError::new(Class::Unavailable, "the connection is lost"));
         }
-        let answered = match &self.server {
-            None => Ok(answer.await),
-            Some(server) => within(answer, server, self.deadline).await,
-        };
+        let answered = self.within(answer).await;
         if let (Some(stage), Ok(Ok(_))) = (&self.stage, &answered) {
             stage.progress();
         }
@@ -71,30 +72,39 @@ impl Watch {
             }
         }
     }
-}
 
-/// The answer, or that it does not come.
-async fn within<T>(answer: impl Future<Output = T>, server: &PgConnectOptions, deadline: Option<Duration>) -> StoreResult<T> {
-    tokio::pin!(answer);
-    let began = Instant::now();
-    let deadline = deadline.map(|deadline| began + deadline);
-    let mut ask_at = began + ASK_AFTER;
-    loop {
-        let until = deadline.map_or(ask_at, |deadline| deadline.min(ask_at));
-        if let Ok(answer) = tokio::time::timeout_at(until, answer.as_mut()).await {
-            return Ok(answer);
+    /// The answer, or that it does not come.
+    async fn within<T>(&self, answer: impl Future<Output = T>) -> StoreResult<T> {
+        tokio::pin!(answer);
+        let began = Instant::now();
+        let deadline = self.deadline.filter(|_| self.server.is_some()).map(|deadline| began + deadline);
+        let (mut ask_at, mut say_at) = (began + ASK_AFTER, began + SAY_AFTER);
+        loop {
+            let until = deadline.map_or(ask_at, |deadline| deadline.min(ask_at));
+            if let Ok(answer) = tokio::time::timeout_at(until, answer.as_mut()).await {
+                return Ok(answer);
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Err(StoreError::no_answer(Class::Silent, began.elapsed()));
+            }
+            if let Some(server) = &self.server {
+                tokio::select! {
+                    biased;
+                    answer = answer.as_mut() => return Ok(answer),
+                    is_there = Box::pin(is_there(server)) => if !is_there {
+                        return Err(StoreError::no_answer(Class::Unavailable, began.elapsed()));
+                    },
+                }
+            }
+            let now = Instant::now();
+            ask_at = now + ASK_EVERY;
+            // A stage says by itself what it waits for.
+            if self.stage.is_none() && say_at <= now {
+                let took = now - began;
+                tracing::info!("a statement has taken {took:.0?} so far: the database is at work, or another program holds a lock");
+                say_at = now + SAY_EVERY;
+            }
         }
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(StoreError::no_answer(Class::Silent, began.elapsed()));
-        }
-        tokio::select! {
-            biased;
-            answer = answer.as_mut() => return Ok(answer),
-            is_there = Box::pin(is_there(server)) => if !is_there {
-                return Err(StoreError::no_answer(Class::Unavailable, began.elapsed()));
-            },
-        }
-        ask_at = Instant::now() + ASK_EVERY;
     }
 }
 

@@ -1,9 +1,13 @@
 //! `dataloader health`: whether a pipeline of the working directory is alive and connected.
 
+use std::time::{Duration, Instant};
+
 use dataloader::config::{Role, Transport};
 use dataloader::heartbeat::{Connections, Heartbeat};
 
-use crate::support::{Invocation, Outcome, Sandbox, Store};
+use crate::support::{
+    Invocation, Outcome, PrivatePostgres, PrivateRabbit, Sandbox, Signal, StopMode, Store, events_over_days, wait_until,
+};
 
 #[test]
 fn without_a_pipeline_it_exits_1_and_says_so() {
@@ -40,4 +44,48 @@ fn a_pipeline_is_healthy_as_long_as_it_lives_and_is_connected() {
 
     drop(heartbeat);
     ask(&["health"]).code(1);
+}
+
+/// Asserts that the pipeline, which works again, is healthy two seconds later: with slack for a busy machine.
+#[track_caller]
+fn assert_soon_healthy(sandbox: &Sandbox) {
+    let works_since = Instant::now();
+    wait_until("it is healthy", || sandbox.run(["health"]).code == Some(0));
+    let took = works_since.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn health_follows_a_database_that_restarts_within_two_seconds() {
+    let server = PrivatePostgres::start();
+    let sandbox = Sandbox::on(&server);
+    let pipeline = sandbox.start_pipeline();
+    wait_until("it is healthy", || sandbox.run(["health"]).code == Some(0));
+    server.stop(StopMode::Fast);
+    sandbox.drop_in("events", "a.jsonl", events_over_days("a", 10));
+    wait_until("it is unhealthy", || sandbox.run(["health"]).stdout.contains("is not connected to the database"));
+    server.restart();
+    sandbox.wait_until_finished("events", 1);
+    assert_soon_healthy(&sandbox);
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait().ok();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn health_follows_a_broker_that_restarts_within_two_seconds() {
+    let broker = PrivateRabbit::start();
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let mut pipeline = sandbox.pipeline(["--transport", "amqp"]).env("AMQP_URL", broker.url()).spawn();
+    pipeline.wait_for_stderr("watching ");
+    wait_until("it is healthy", || sandbox.run(["health"]).code == Some(0));
+    broker.stop();
+    wait_until("it is unhealthy", || sandbox.run(["health"]).stdout.contains("is not connected to the broker"));
+    broker.restart();
+    sandbox.drop_in("events", "a.jsonl", events_over_days("a", 10));
+    wait_until("it is loaded", || sandbox.count("raw.events") == 10);
+    assert_soon_healthy(&sandbox);
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait().ok();
 }
