@@ -25,7 +25,7 @@ const RULE: &str = "----------------------------------------------";
 /// Shows the menu on standard output, for whoever types into standard input.
 ///
 /// # Errors
-/// As [`show`]; or if JSON is asked for.
+/// If standard output cannot be written, or if JSON is asked for.
 pub async fn run(config: &Config, output: Output) -> Result<u8> {
     if output.format() == Format::Json {
         return Err(Error::usage("the menu is for people: it has no --format json")
