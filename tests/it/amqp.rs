@@ -5,6 +5,7 @@ mod faults; // a broker that stops, blocks, forgets or refuses
 mod rig;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use dataloader::record::chunk::ChunkBody;
 use dataloader::retry::RetryPolicy;
@@ -108,6 +109,34 @@ fn a_drained_consumer_settles_what_it_has_and_leaves_the_rest() {
     kept.lock().drain(..).for_each(commit);
     consumer.end(&rig, Phase::Drain).expect("all was settled");
     assert_eq!(rig.depth("events") as usize, 160 - settled);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn what_may_not_be_held_waits_with_the_broker_and_the_connection_lives() {
+    let url = std::env::var("AMQP_URL").expect("AMQP_URL is not set: start the tests with ./run.sh test");
+    // A broker that is not heard for two heartbeats is taken for dead.
+    let rig = Rig::on(&format!("{url}?heartbeat=2"));
+    let publisher = rig.publisher(RetryPolicy::Limited);
+    let record = |id: usize| format!("{{\"id\":\"{id}\",\"user_email\":\"{}\"}}\n", "x".repeat(6 << 20));
+    let text: String = (0..10).map(record).collect();
+    let (key, parts) = publisher.publish(&rig.dataset("events"), text.as_bytes());
+    publisher.wait_finished(key);
+    publisher.end(&rig).expect("all was confirmed");
+    let kept = Shared::default();
+    let keep = kept.clone();
+    let consumer = rig.consumer(RetryPolicy::Limited, move |piece| keep.lock().push(piece));
+    wait_until("the budget is used up", || kept.lock().len() >= 3);
+    std::thread::sleep(Duration::from_secs(10));
+    assert!(kept.lock().len() <= 4, "{} messages of 6 MiB, with rows beside them, are more than 32 MiB", kept.lock().len());
+    wait_until("the others come as those are settled", || {
+        kept.lock().drain(..).for_each(commit);
+        consumer.seen.lock().len() >= parts.len()
+    });
+    assert_eq!(consumer.seen.lock().len(), parts.len(), "none came twice, as they would on another connection");
+    kept.lock().drain(..).for_each(commit);
+    consumer.end(&rig, Phase::Drain).expect("all was settled");
+    assert_eq!(rig.depth("events"), 0);
 }
 
 #[test]
