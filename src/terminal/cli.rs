@@ -109,7 +109,7 @@ pub enum Command {
     Menu(MenuArgs),
     Drop(DropArgs),
     Generate(GenerateArgs),
-    /// Creates or upgrades the tables; the other commands do so by themselves
+    /// Creates or upgrades the tables; the commands that write do so by themselves
     Migrate,
     /// Exits 0 if the pipeline started here is alive and connected, else 1
     Health,
