@@ -39,11 +39,11 @@ struct Committed {
 
 /// How a batch is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Care {
+enum WriteMode {
     /// All rows at once; one that the database refuses fails the batch.
-    Swift,
+    Bulk,
     /// Chunk by chunk; a refused row becomes a reject.
-    Thorough,
+    RowByRow,
 }
 
 /// A chunk that was not loaded before, and the number of its load.
@@ -63,7 +63,7 @@ impl From<StoreError> for Failure {
 }
 
 /// Writes a batch in one transaction.
-async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Care) -> Result<Committed, Failure> {
+async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: WriteMode) -> Result<Committed, Failure> {
     connection.begin().await?;
     let mut committed = Committed::default();
     let loads = open_loads(connection, pieces).await?;
@@ -94,7 +94,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], care: Ca
 
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
     for (dataset, mut chunks) in fresh.into_values() {
-        let refused = append(connection, &dataset, &mut chunks, care)
+        let refused = append(connection, &dataset, &mut chunks, mode)
             .await
             .map_err(|(load_id, error)| Failure { error, culprit: load_id.and_then(|id| keys.get(&id).cloned()) })?;
         let mut days = BTreeSet::new();
@@ -166,18 +166,18 @@ async fn append(
     connection: &mut Connection,
     dataset: &Dataset,
     chunks: &mut [FreshChunk<'_>],
-    care: Care,
+    mode: WriteMode,
 ) -> Result<Vec<Vec<Refused>>, (Option<i64>, StoreError)> {
     for (load_id, chunk) in chunks.iter_mut() {
         chunk.rows.set_load(*load_id);
     }
     let mut refused = vec![Vec::new(); chunks.len()];
-    match care {
-        Care::Swift => {
+    match mode {
+        WriteMode::Bulk => {
             let rows: Vec<&Rows> = chunks.iter().map(|(_, chunk)| &chunk.rows).collect();
             append::append(connection, dataset, &rows).await.map_err(|error| (None, error))?;
         }
-        Care::Thorough => {
+        WriteMode::RowByRow => {
             let (mut is_any_accepted, mut failure) = (false, None);
             for ((load_id, chunk), refused) in chunks.iter().zip(&mut refused) {
                 match append::append_accepted(connection, dataset, &chunk.rows).await {
@@ -298,10 +298,10 @@ impl Handler<Batch> for Writer {
 /// # Errors
 /// What waiting does not mend, with the load whose rows alone cause it.
 async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed, (Error, Option<Arc<Load>>)> {
-    let mut care = Care::Swift;
+    let mut mode = WriteMode::Bulk;
     loop {
         let written = link
-            .repeat(async |connection| match write(connection, pieces, care).await {
+            .repeat(async |connection| match write(connection, pieces, mode).await {
                 // Not the database's fault and not the connection's: taken out of the loop that waits.
                 Err(failure) if matches!(failure.error.class(), Class::BadRow | Class::Other) => Ok(Err(failure)),
                 Err(failure) => Err(failure.error),
@@ -314,11 +314,11 @@ async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Comm
             Err(error) => return Err((error, None)),
         };
         link.close().await;
-        if care == Care::Thorough {
+        if mode == WriteMode::RowByRow {
             return Err(explain(link, failure));
         }
         tracing::debug!("the database refuses the batch, and what of it is now looked for: {}", failure.error);
-        care = Care::Thorough;
+        mode = WriteMode::RowByRow;
     }
 }
 
