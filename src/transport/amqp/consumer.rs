@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use self::decode::{Arrival, Decoder};
-use self::delivery::{Settled, Verdict};
+use self::delivery::{Outcome, Settled};
 use self::failures::{Failures, NextStep};
 use self::held::Held;
 use self::prefetch::Prefetch;
@@ -80,8 +80,8 @@ pub struct Consumer {
     failures: Failures,
     attempts: Attempts,
     dead_letters: Arc<DeadLetterQueue>,
-    verdicts: (mpsc::UnboundedSender<Settled>, mpsc::UnboundedReceiver<Settled>),
-    /// Deliveries without a verdict.
+    outcomes: (mpsc::UnboundedSender<Settled>, mpsc::UnboundedReceiver<Settled>),
+    /// Deliveries without an outcome.
     outstanding: usize,
 }
 
@@ -100,7 +100,7 @@ impl Consumer {
             failures: Failures::default(),
             attempts,
             dead_letters: Arc::new(DeadLetterQueue::new(route.clone())),
-            verdicts: mpsc::unbounded_channel(),
+            outcomes: mpsc::unbounded_channel(),
             outstanding: 0,
             route,
         }
@@ -145,7 +145,7 @@ impl Consumer {
                     // The broker delivers all of it again. Settled first, most of it is then known as loaded, and memory
                     // never holds it twice.
                     while self.outstanding > 0 {
-                        self.verdict().await;
+                        self.outcome().await;
                     }
                     self.stage.has_in_hand(0);
                 }
@@ -153,41 +153,41 @@ impl Consumer {
         }
     }
 
-    /// The next verdict on a delivery.
-    async fn verdict(&mut self) -> Settled {
-        let settled = self.verdicts.1.recv().await.expect("this struct holds a sender");
+    /// The next outcome on a delivery.
+    async fn outcome(&mut self) -> Settled {
+        let settled = self.outcomes.1.recv().await.expect("this struct holds a sender");
         self.outstanding -= 1;
         settled
     }
 
-    /// Does what the verdict says; of a message that was `alone` the count then ends. On a delivery of an earlier connection that
+    /// Does what the outcome says; of a message that was `alone` the count then ends. On a delivery of an earlier connection that
     /// is nothing: the broker delivers it again.
     fn settle(&self, settled: Settled, alone: bool) -> Settling {
-        let Settled { acker, key, verdict } = settled;
+        let Settled { acker, key, outcome } = settled;
         let failures = self.failures.clone();
         let dead_letters = Arc::clone(&self.dead_letters);
         let attempts = self.attempts.clone();
         let stage = self.stage.clone();
         Box::pin(async move {
-            match verdict {
-                Verdict::Done => {
+            match outcome {
+                Outcome::Done => {
                     failures.forget(&key);
                     acknowledge(&acker).await;
                     stage.progress();
                 }
-                Verdict::Returned => requeue(&acker).await,
-                Verdict::Failed(detail) => match failures.count(key, detail) {
+                Outcome::Returned => requeue(&acker).await,
+                Outcome::Failed(detail) => match failures.count(key, detail) {
                     NextStep::TryAgainAfter(pause) => {
                         tokio::time::sleep(pause).await;
                         requeue(&acker).await;
                     }
                     NextStep::GiveUp => requeue(&acker).await,
                 },
-                Verdict::Condemned { reason, detail } => {
-                    failures.condemn(key, reason, detail);
+                Outcome::Unloadable { reason, detail } => {
+                    failures.dead_letter(key, reason, detail);
                     requeue(&acker).await;
                 }
-                Verdict::SetAside { letter, share } if acker.usable() => {
+                Outcome::SetAside { letter, share } if acker.usable() => {
                     if dead_letters.publish(&letter).await? {
                         failures.forget(&key);
                         acknowledge(&acker).await;
@@ -197,14 +197,14 @@ impl Consumer {
                     }
                     drop(share);
                 }
-                Verdict::SetAside { .. } => {}
+                Outcome::SetAside { .. } => {}
             }
             if alone { attempts.end(key) } else { Ok(()) }
         })
     }
 }
 
-/// What is being done with deliveries that have their verdict.
+/// What is being done with deliveries that have their outcome.
 type Settling = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// A consumer at work on one connection.
@@ -345,7 +345,7 @@ impl<'a> Session<'a> {
             biased;
             Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
             Ok(()) = self.phase.changed() => {}
-            settled = self.consumer.verdict() => {
+            settled = self.consumer.outcome() => {
                 let settling = self.consumer.settle(settled, false);
                 self.settling.push(settling);
             }
@@ -428,7 +428,7 @@ impl<'a> Session<'a> {
     }
 
     fn arrival(&self, dataset: Arc<Dataset>, delivery: lapin::message::Delivery) -> Arrival {
-        Arrival::new(dataset, delivery, self.consumer.verdicts.0.clone(), &self.consumer.held)
+        Arrival::new(dataset, delivery, self.consumer.outcomes.0.clone(), &self.consumer.held)
     }
 
     fn hand_over(&mut self, arrival: Arrival) -> Result<(), Fault> {
@@ -491,17 +491,17 @@ impl<'a> Session<'a> {
         };
         if count > MAX_ALONE {
             let detail = format!("the process ended {MAX_ALONE} times while it had taken this message alone");
-            self.consumer.failures.condemn(key, "crash".to_owned(), detail);
+            self.consumer.failures.dead_letter(key, "crash".to_owned(), detail);
         }
         self.hand_over(arrival)?;
         let settled = loop {
             tokio::select! {
                 biased;
-                settled = self.consumer.verdict() => break settled,
+                settled = self.consumer.outcome() => break settled,
                 other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
             }
         };
-        let is_letter = matches!(settled.verdict, Verdict::SetAside { .. });
+        let is_letter = matches!(settled.outcome, Outcome::SetAside { .. });
         let settling = self.consumer.settle(settled, true);
         self.settling.push(settling);
         while !is_letter && !self.settling.is_empty() {

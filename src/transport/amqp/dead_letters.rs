@@ -214,7 +214,7 @@ pub async fn list(broker: &Broker, topology: &Topology) -> Result<Vec<DeadLetter
     let mut entries = Vec::new();
     for_each(broker, topology, async |_, delivery| {
         entries.push(entry(topology, &delivery.properties, delivery.data.len()));
-        Ok(Fate::Stays)
+        Ok(Disposition::Stays)
     })
     .await?;
     Ok(entries)
@@ -230,7 +230,7 @@ pub async fn replay(broker: &Broker, topology: &Topology, datasets: &[String]) -
     let mut replayed = BTreeMap::new();
     for_each(broker, topology, async |post, delivery| {
         let Some(dataset) = entry(topology, &delivery.properties, 0).dataset.filter(|name| datasets.contains(name)) else {
-            return Ok(Fate::Stays);
+            return Ok(Disposition::Stays);
         };
         let properties = original(&delivery.properties);
         let publish = post.publish(topology.exchange(), dataset.as_str().into(), properties, &delivery.data);
@@ -239,14 +239,14 @@ pub async fn replay(broker: &Broker, topology: &Topology, datasets: &[String]) -
             Err(_) => return Err(Fault::Fatal(broker.takes_nothing())),
         }
         *replayed.entry(dataset).or_insert(0) += 1;
-        Ok(Fate::Leaves)
+        Ok(Disposition::Leaves)
     })
     .await?;
     Ok(replayed)
 }
 
 /// What becomes of a letter that was looked at.
-enum Fate {
+enum Disposition {
     Stays,
     Leaves,
 }
@@ -257,7 +257,7 @@ enum Fate {
 async fn for_each(
     broker: &Broker,
     topology: &Topology,
-    mut look: impl AsyncFnMut(&mut Post, &lapin::message::Delivery) -> Result<Fate, Fault>,
+    mut look: impl AsyncFnMut(&mut Post, &lapin::message::Delivery) -> Result<Disposition, Fault>,
 ) -> Result<()> {
     let connection = broker.connect(NAME).await?;
     let posting = broker.connect(NAME).await?;
@@ -273,8 +273,8 @@ async fn for_each(
         for _ in 0..count {
             let Some(letter) = soon(channel.basic_get(queue.clone(), BasicGetOptions::default())).await? else { break };
             match look(&mut post, &letter.delivery).await? {
-                Fate::Stays => last_that_stays = Some(letter.delivery.delivery_tag),
-                Fate::Leaves => {
+                Disposition::Stays => last_that_stays = Some(letter.delivery.delivery_tag),
+                Disposition::Leaves => {
                     soon(letter.delivery.acker.ack(BasicAckOptions::default())).await?;
                 }
             }

@@ -10,7 +10,7 @@ use lapin::{Acker, BasicProperties};
 use tokio::sync::mpsc;
 
 use super::delivery::{Delivery, Settled};
-use super::failures::{Failures, Sentence};
+use super::failures::{DeadLetterReason, Failures};
 use super::held::{Held, Share};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
@@ -28,7 +28,7 @@ pub(super) struct Arrival {
     properties: BasicProperties,
     body: Vec<u8>,
     acker: Acker,
-    verdicts: mpsc::UnboundedSender<Settled>,
+    outcomes: mpsc::UnboundedSender<Settled>,
     share: Share,
 }
 
@@ -36,13 +36,13 @@ impl Arrival {
     pub fn new(
         dataset: Arc<Dataset>,
         delivery: lapin::message::Delivery,
-        verdicts: mpsc::UnboundedSender<Settled>,
+        outcomes: mpsc::UnboundedSender<Settled>,
         held: &Held,
     ) -> Self {
         let lapin::message::Delivery { properties, data, acker, .. } = delivery;
         // Its piece has a copy, then rows beside its text.
         let share = held.take(MESSAGE_BYTES + 2 * data.len());
-        Self { dataset, properties, body: data, acker, verdicts, share }
+        Self { dataset, properties, body: data, acker, outcomes, share }
     }
 
     /// Of the queue that it was in.
@@ -109,16 +109,16 @@ impl Decoder {
 /// False when the parsers are gone.
 fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: &Sender<Piece>) -> bool {
     let (opened, key) = arrival.open();
-    let Arrival { dataset, properties, body, acker, verdicts, share } = arrival;
+    let Arrival { dataset, properties, body, acker, outcomes, share } = arrival;
     // Of a lost connection, or no longer wanted.
     let is_unwanted = !acker.usable() || draining.load(Ordering::Relaxed);
-    let mut delivery = Delivery::new(acker, key, verdicts, share);
+    let mut delivery = Delivery::new(acker, key, outcomes, share);
     if is_unwanted {
         delivery.give_back();
         return true;
     }
-    let sentence = match failures.sentence(&key) {
-        Some(sentence) => sentence,
+    let why = match failures.dead_letter_reason(&key) {
+        Some(why) => why,
         None => match opened.and_then(|envelope| envelope.decode(&body)) {
             Ok((load, content)) => {
                 drop((properties, body));
@@ -132,10 +132,10 @@ fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: 
                     }
                 };
             }
-            Err(Undecodable { reason, detail }) => Sentence { reason: reason.to_owned(), detail },
+            Err(Undecodable { reason, detail }) => DeadLetterReason { reason: reason.to_owned(), detail },
         },
     };
-    let Sentence { reason, detail } = sentence;
+    let DeadLetterReason { reason, detail } = why;
     delivery.set_aside(DeadLetter { dataset: dataset.name.clone(), reason, detail, properties, body });
     true
 }

@@ -8,26 +8,26 @@ use crate::transport::amqp::dead_letters::DeadLetter;
 use crate::transport::amqp::wire::MessageKey;
 use crate::transport::piece::Acknowledge;
 
-/// A delivery on its way through the pipeline. Dropped without a verdict, it counts as failed.
+/// A delivery on its way through the pipeline. Dropped without an outcome, it counts as failed.
 #[derive(Debug)]
 pub(super) struct Delivery {
     acker: Acker,
     key: MessageKey,
-    verdicts: mpsc::UnboundedSender<Settled>,
+    outcomes: mpsc::UnboundedSender<Settled>,
     /// Taken when it is settled.
     share: Option<Share>,
 }
 
-/// A delivery with its verdict.
+/// A delivery with its outcome.
 #[derive(Debug)]
 pub(super) struct Settled {
     pub acker: Acker,
     pub key: MessageKey,
-    pub verdict: Verdict,
+    pub outcome: Outcome,
 }
 
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Outcome {
     /// It is durable.
     Done,
     /// Nothing was done with it.
@@ -35,14 +35,14 @@ pub(super) enum Verdict {
     /// It could not be loaded this time.
     Failed(String),
     /// It can never be loaded.
-    Condemned { reason: String, detail: String },
+    Unloadable { reason: String, detail: String },
     /// What can never be loaded has come again. The share is held until the broker has the dead letter.
     SetAside { letter: Box<DeadLetter>, share: Share },
 }
 
 impl Delivery {
-    pub fn new(acker: Acker, key: MessageKey, verdicts: mpsc::UnboundedSender<Settled>, share: Share) -> Self {
-        Self { acker, key, verdicts, share: Some(share) }
+    pub fn new(acker: Acker, key: MessageKey, outcomes: mpsc::UnboundedSender<Settled>, share: Share) -> Self {
+        Self { acker, key, outcomes, share: Some(share) }
     }
 
     /// It turns out to take so many bytes.
@@ -53,38 +53,38 @@ impl Delivery {
     }
 
     pub fn give_back(mut self) {
-        self.send(Verdict::Returned);
+        self.send(Outcome::Returned);
     }
 
     pub fn set_aside(mut self, letter: DeadLetter) {
         if let Some(share) = self.share.take() {
-            self.tell(Verdict::SetAside { letter: Box::new(letter), share });
+            self.tell(Outcome::SetAside { letter: Box::new(letter), share });
         }
     }
 
-    fn send(&mut self, verdict: Verdict) {
+    fn send(&mut self, outcome: Outcome) {
         if self.share.take().is_some() {
-            self.tell(verdict);
+            self.tell(outcome);
         }
     }
 
-    fn tell(&self, verdict: Verdict) {
+    fn tell(&self, outcome: Outcome) {
         // Without a consumer there is no connection either: the broker delivers it again.
-        let _ = self.verdicts.send(Settled { acker: self.acker.clone(), key: self.key, verdict });
+        let _ = self.outcomes.send(Settled { acker: self.acker.clone(), key: self.key, outcome });
     }
 }
 
 impl Acknowledge for Delivery {
     fn settle(mut self: Box<Self>) {
-        self.send(Verdict::Done);
+        self.send(Outcome::Done);
     }
 
     fn refuse(mut self: Box<Self>, reason: &str, detail: &str) {
-        self.send(Verdict::Condemned { reason: reason.to_owned(), detail: detail.to_owned() });
+        self.send(Outcome::Unloadable { reason: reason.to_owned(), detail: detail.to_owned() });
     }
 
     fn give_back(mut self: Box<Self>) {
-        self.send(Verdict::Returned);
+        self.send(Outcome::Returned);
     }
 
     fn redelivers(&self) -> bool {
@@ -94,6 +94,6 @@ impl Acknowledge for Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.send(Verdict::Failed("the pipeline dropped it".to_owned()));
+        self.send(Outcome::Failed("the pipeline dropped it".to_owned()));
     }
 }

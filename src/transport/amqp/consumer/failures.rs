@@ -20,12 +20,12 @@ pub(super) struct Failures(Arc<Mutex<HashMap<MessageKey, Record>>>);
 #[derive(Debug, Default)]
 struct Record {
     failed: u32,
-    condemned: Option<Sentence>,
+    dead_lettered: Option<DeadLetterReason>,
 }
 
 /// Why a message is set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sentence {
+pub(super) struct DeadLetterReason {
     pub reason: String,
     pub detail: String,
 }
@@ -46,18 +46,18 @@ impl Failures {
                 return NextStep::TryAgainAfter(FIRST_PAUSE * 2u32.pow(record.failed - 1));
             }
             let detail = format!("failed {ATTEMPTS} times, at last: {detail}");
-            record.condemned = Some(Sentence { reason: "failed".to_owned(), detail });
+            record.dead_lettered = Some(DeadLetterReason { reason: "failed".to_owned(), detail });
             NextStep::GiveUp
         })
     }
 
-    pub fn condemn(&self, key: MessageKey, reason: String, detail: String) {
-        self.with(key, |record| record.condemned = Some(Sentence { reason, detail }));
+    pub fn dead_letter(&self, key: MessageKey, reason: String, detail: String) {
+        self.with(key, |record| record.dead_lettered = Some(DeadLetterReason { reason, detail }));
     }
 
     /// Why the message is to be set aside, if it is.
-    pub fn sentence(&self, key: &MessageKey) -> Option<Sentence> {
-        self.lock().get(key).and_then(|record| record.condemned.clone())
+    pub fn dead_letter_reason(&self, key: &MessageKey) -> Option<DeadLetterReason> {
+        self.lock().get(key).and_then(|record| record.dead_lettered.clone())
     }
 
     pub fn forget(&self, key: &MessageKey) {
@@ -88,13 +88,13 @@ mod tests {
         for attempt in 1..ATTEMPTS {
             let pause = FIRST_PAUSE * 2u32.pow(attempt - 1);
             assert_eq!(failures.count(bad, "x".to_owned()), NextStep::TryAgainAfter(pause));
-            assert_eq!(failures.sentence(&bad), None);
+            assert_eq!(failures.dead_letter_reason(&bad), None);
         }
         assert_eq!(failures.count(bad, "disk on fire".to_owned()), NextStep::GiveUp);
-        let expected = Sentence { reason: "failed".to_owned(), detail: "failed 5 times, at last: disk on fire".to_owned() };
-        assert_eq!(failures.sentence(&bad), Some(expected));
-        assert_eq!(failures.sentence(&good), None);
+        let expected = DeadLetterReason { reason: "failed".to_owned(), detail: "failed 5 times, at last: disk on fire".to_owned() };
+        assert_eq!(failures.dead_letter_reason(&bad), Some(expected));
+        assert_eq!(failures.dead_letter_reason(&good), None);
         failures.forget(&bad);
-        assert_eq!(failures.sentence(&bad), None);
+        assert_eq!(failures.dead_letter_reason(&bad), None);
     }
 }
