@@ -12,7 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::read::End;
-use super::{Candidate, Inbox, PATIENCE, Place, Stamp, disk, list, names};
+use super::{Candidate, Inbox, OPEN_FILE_FACTOR, Place, Stamp, disk, list, names};
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
 
@@ -43,7 +43,7 @@ pub(super) struct Held {
     pub stamp: Stamp,
     pub settle: Duration,
     /// How long to wait for more when its text ends inside a record.
-    pub patience: Duration,
+    pub grace_period: Duration,
     /// Up to where it was read.
     pub position: AtomicU64,
     /// Where reading came to the end; none until then.
@@ -90,12 +90,12 @@ impl Inbox {
 
         // Another file may have got the name after this one was opened; then that is the one that was claimed.
         let file = if disk::is_at(&file, &path)? { Some(file) } else { lock_at(&path)? };
-        let patience = match candidate {
+        let grace_period = match candidate {
             Candidate { complete: true, .. } => Duration::ZERO,
-            Candidate { open: true, .. } => self.settle * PATIENCE,
+            Candidate { open: true, .. } => self.settle * OPEN_FILE_FACTOR,
             _ => self.settle,
         };
-        let held = |file| Held { patience, ..self.hold(place, file, path, name.to_owned(), candidate.stamp) };
+        let held = |file| Held { grace_period, ..self.hold(place, file, path, name.to_owned(), candidate.stamp) };
         Ok(file.map(held).map(|held| held.into_claim(key)))
     }
 
@@ -154,7 +154,7 @@ impl Inbox {
             place: Arc::clone(place),
             stamp,
             settle: self.settle,
-            patience: self.settle,
+            grace_period: self.settle,
             position: AtomicU64::new(0),
             end: Mutex::new(None),
             is_read_again: AtomicBool::new(false),

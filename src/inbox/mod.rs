@@ -43,7 +43,7 @@ use crate::error::{IoContext, Result};
 use crate::vitals::Stage;
 
 /// How much longer than `settle` a file must be still that somebody has open: its closing is an event of its own.
-const PATIENCE: u32 = 20;
+const OPEN_FILE_FACTOR: u32 = 20;
 
 /// The directories of an inbox. Several, in one process or many, can share them.
 #[derive(Debug)]

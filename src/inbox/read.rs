@@ -72,7 +72,7 @@ impl Claim {
         if self.end().is_none_or(|end| end.position != position) {
             return Ok(false);
         }
-        Ok(still(position, self.held.patience, || self.stamp(), thread::sleep)?.is_none())
+        Ok(still(position, self.held.grace_period, || self.stamp(), thread::sleep)?.is_none())
     }
 
     /// Whether somebody has written to the file since it was read to its end.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Candidate, PATIENCE, Stamp};
+use super::{Candidate, OPEN_FILE_FACTOR, Stamp};
 
 /// The files of which no event has said yet that they are complete.
 #[derive(Debug)]
@@ -114,7 +114,7 @@ impl Still {
             // `program > inbox/events/x.json`: the shell makes the file, the program writes when it has something to say.
             (true, true) => None,
             // A slow writer, or one that forgot to close: in the end the file is taken.
-            (true, false) | (false, true) => Some(self.since + settle * PATIENCE),
+            (true, false) | (false, true) => Some(self.since + settle * OPEN_FILE_FACTOR),
             (false, false) => Some(self.since + settle),
         }
     }

@@ -520,7 +520,7 @@ mod events {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
 
     fn watch(sandbox: &Sandbox) -> (Watcher, Receiver<Event>) {
         let (sender, events) = channel();
@@ -533,7 +533,7 @@ mod events {
     fn until_complete(events: &Receiver<Event>, path: &Path) -> Vec<Event> {
         let mut before = Vec::new();
         loop {
-            match events.recv_timeout(PATIENCE).expect("no event says that it is complete") {
+            match events.recv_timeout(TIMEOUT).expect("no event says that it is complete") {
                 Event::Complete(found) => {
                     assert_eq!(found, path);
                     return before;
@@ -550,8 +550,8 @@ mod events {
         let path = sandbox.path("a b\n.json");
         let mut file = File::create(&path).unwrap();
         file.write_all(b"[]").unwrap();
-        assert_eq!(events.recv_timeout(PATIENCE).unwrap(), Event::Touched { path: path.clone(), open: false });
-        assert_eq!(events.recv_timeout(PATIENCE).unwrap(), Event::Touched { path: path.clone(), open: true });
+        assert_eq!(events.recv_timeout(TIMEOUT).unwrap(), Event::Touched { path: path.clone(), open: false });
+        assert_eq!(events.recv_timeout(TIMEOUT).unwrap(), Event::Touched { path: path.clone(), open: true });
         drop(file);
         until_complete(&events, &path);
 
@@ -570,7 +570,7 @@ mod events {
         let (_watcher, events) = watch(&sandbox);
         let path = sandbox.path("link");
         fs::hard_link(sandbox.path(".original"), &path).unwrap();
-        assert_eq!(events.recv_timeout(PATIENCE).unwrap(), Event::Touched { path: path.clone(), open: false });
+        assert_eq!(events.recv_timeout(TIMEOUT).unwrap(), Event::Touched { path: path.clone(), open: false });
         let _claim = sandbox.inbox.claim(&sandbox.inbox.look(&path).unwrap()).unwrap().unwrap();
         // The claim opens the file, which is told unless it has gone already.
         let opened = Event::Touched { path: path.clone(), open: true };
@@ -587,7 +587,7 @@ mod events {
             let (mut watcher, events) = watch(&sandbox);
             assert!(!watcher.renew().unwrap());
             remove(&sandbox.path(""));
-            while events.recv_timeout(PATIENCE).unwrap() != Event::Rescan {}
+            while events.recv_timeout(TIMEOUT).unwrap() != Event::Rescan {}
             sandbox.inbox.make_directories().unwrap();
             assert!(watcher.renew().unwrap());
             while events.try_recv().is_ok() {}
