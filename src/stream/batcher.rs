@@ -1,6 +1,6 @@
-//! Batcher: gathers parsed pieces into batches that share a transaction. A batch goes when it is full, or when its oldest
-//! piece has waited long enough; while one is written, only full ones go beside it, and the next gathers meanwhile. One that
-//! takes very long, because the database holds it up, keeps nobody else waiting.
+//! Batcher: gathers parsed pieces into batches that share a transaction. A batch is sent when it is full, or when its oldest
+//! piece has waited long enough. While a batch is being written, another one gathers, and is sent when it is full. If the
+//! database delays a write for long, the next batch is sent as well, so that it does not wait behind that write.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::writer::Writer;
 use crate::config::StreamSettings;
 use crate::error::Error;
 
-/// Gathers pieces; pure.
+/// Gathers pieces. Pure: it does no input or output.
 #[derive(Debug)]
 struct Gatherer {
     max_rows: usize,
@@ -25,7 +25,7 @@ struct Gatherer {
     pieces: Vec<ParsedPiece>,
     rows: usize,
     bytes: usize,
-    /// When the oldest piece came.
+    /// When the oldest piece arrived.
     since: Option<Instant>,
 }
 
@@ -47,7 +47,7 @@ impl Gatherer {
         self.rows >= self.max_rows || self.bytes >= self.max_bytes
     }
 
-    /// Takes one batch's worth of pieces, the oldest first, and the ends of their loads; the rest stays, as old as it is.
+    /// Takes pieces for one batch, the oldest first, and the ends of their loads. The other pieces stay, and keep their age.
     fn take(&mut self) -> Vec<ParsedPiece> {
         let (mut rows, mut bytes) = (0, 0);
         let end = self
@@ -63,7 +63,7 @@ impl Gatherer {
             .unwrap_or(self.pieces.len());
         let mut rest = self.pieces.split_off(end);
         let mut taken = std::mem::take(&mut self.pieces);
-        // The end of a file goes with its chunks: in a batch of its own it would wait for their commit.
+        // The end of a file goes into the batch of its chunks. In a batch of its own it would wait for their commit.
         let loads: HashSet<Uuid> = taken.iter().map(|piece| piece.load.key).collect();
         let is_end = |piece: &mut ParsedPiece| matches!(piece.content, ParsedContent::End(_)) && loads.contains(&piece.load.key);
         taken.extend(rest.extract_if(.., is_end));
@@ -86,10 +86,10 @@ fn size(piece: &ParsedPiece) -> (usize, usize) {
     }
 }
 
-/// A batch waits no longer than this for another to be written.
+/// The longest time that a batch waits for another one to be written.
 const HELD_UP: Duration = Duration::from_secs(1);
 
-/// Why a batch goes.
+/// Why a batch is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlushTrigger {
     Full,
@@ -103,18 +103,18 @@ pub struct Batcher {
     interval: Duration,
     /// How many writers there are.
     writers: usize,
-    /// Those without a batch.
+    /// The writers without a batch.
     idle: Vec<Addr<Writer>>,
-    /// Runs until the oldest piece has waited long enough.
+    /// Fires when the oldest piece has waited long enough.
     timer: Option<SpawnHandle>,
-    /// Told when everything is written.
+    /// Notified when everything is written.
     draining: Option<oneshot::Sender<()>>,
     faults: Faults,
     _watch: StageWatch,
 }
 
 impl Batcher {
-    /// A batcher that gives its batches to those writers.
+    /// A batcher that sends its batches to `writers`.
     pub fn new(settings: &StreamSettings, writers: Vec<Addr<Writer>>, faults: &Faults) -> Self {
         Self {
             gatherer: Gatherer::new(settings),
@@ -128,7 +128,7 @@ impl Batcher {
         }
     }
 
-    /// Sends a batch if one is due and a writer is free; else sees to it that this is asked again in time.
+    /// Sends a batch if one is due and a writer is idle. Otherwise sets a timer for the next check, if one is needed.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
@@ -180,7 +180,7 @@ impl Handler<ParsedPiece> for Batcher {
     }
 }
 
-/// Write everything that came before this; the answer says that it is durable.
+/// Request to write everything that arrived before. The answer means that it is durable.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Drain;
@@ -237,7 +237,7 @@ mod tests {
         piece(load, ParsedContent::End(FileEnd { chunks: 1, records: 0, bytes: 0, error: None }))
     }
 
-    /// The loads of the chunks, then those of the ends, of a batch.
+    /// The load keys of a batch's chunks, and those of its ends.
     fn taken(gatherer: &mut Gatherer) -> (Vec<u128>, Vec<u128>) {
         let pieces = gatherer.take();
         let (ends, chunks): (Vec<_>, Vec<_>) = pieces.iter().partition(|piece| matches!(piece.content, ParsedContent::End(_)));

@@ -1,5 +1,5 @@
-//! Which chunks of a batch are loaded: those that were not before, and what a file has grown by since. A chunk that comes again
-//! with other records is one of a file that has changed: its load is given up.
+//! Chunks: decides which chunks of a batch are loaded. These are the chunks that are new, and the records by which a known
+//! chunk has grown. If a known chunk arrives with other records, its file has changed, and the load is given up.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,32 +12,32 @@ use crate::store::ledger::{self, ChunkLine, KnownChunk, OpenedLoad};
 use crate::store::{Connection, Dialect, StoreResult};
 use crate::transport::piece::Load;
 
-/// What a transaction is to do with its chunks.
+/// What a transaction has to do with its chunks.
 #[derive(Debug, Default)]
 pub struct ClaimedChunks {
-    /// For each piece: whether it is a chunk of which nothing was loaded before.
+    /// For each piece, whether it is a chunk of which nothing was loaded before.
     pub is_new: Vec<bool>,
-    /// What other chunks hold beyond what was loaded of them before.
+    /// For known chunks that have grown, the records that were not loaded before.
     pub grown: Vec<(Arc<Load>, ParsedChunk)>,
-    /// Loads that are given up, by their number, and why.
+    /// The loads that are given up, by ledger id, with the reason.
     pub changed: BTreeMap<i64, String>,
 }
 
-/// What a chunk is to the ledger.
+/// The state of a chunk according to the ledger.
 enum State {
     New,
     /// All of it was loaded before.
     Loaded,
-    /// So many of its records were.
+    /// This many of its records were loaded before.
     Grown(u64),
-    /// Others were, in its place.
+    /// Other records were loaded in its place.
     Changed,
 }
 
 impl State {
     fn of(chunk: &ParsedChunk, known: Option<KnownChunk>) -> Self {
         let Some(known) = known else { return Self::New };
-        // Lines that an earlier version wrote have no digest.
+        // Chunk lines of earlier versions have no digest.
         let is_digest = |digest| known.digest.is_none_or(|known| known == digest);
         let before = usize::try_from(known.records).unwrap_or(usize::MAX);
         if known.first_ordinal != chunk.first_ordinal {
@@ -52,7 +52,7 @@ impl State {
     }
 }
 
-/// Writes the lines of what is to be loaded.
+/// Decides which chunks are to be loaded, and writes their chunk lines.
 ///
 /// # Errors
 /// If the database fails.
@@ -96,9 +96,9 @@ pub async fn claim(
     Ok(claimed)
 }
 
-/// A chunk of a load that takes chunks.
+/// A chunk of a load that still accepts chunks.
 struct Candidate<'a> {
-    /// Its index among the pieces.
+    /// Its index in the list of pieces.
     piece: usize,
     chunk: &'a ParsedChunk,
     line: ChunkLine,
@@ -114,7 +114,7 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// The records of a chunk behind so many of them. They are parsed again: that happens once in a file that grew.
+/// The records of a chunk after the first `before` ones, parsed again. This is needed only when a file has grown.
 fn tail(load: &Load, chunk: &ParsedChunk, before: u64, dialect: Dialect) -> ParsedChunk {
     let rest = chunk.chunk.behind(usize::try_from(before).expect("an index into the chunk"));
     let mut parser = Parser::new(Arc::clone(&load.dataset));

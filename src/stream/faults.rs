@@ -1,41 +1,41 @@
-//! Faults that end the run: every stage can report one, and none disappears without one.
+//! Faults: errors that end the run. Every stage can report one, and no stage ends early without a report.
 
 use tokio::sync::mpsc;
 
 use crate::error::Error;
 
-/// Where stages report what they cannot mend. The supervisor ends the process with the first.
+/// Where stages report errors that they cannot recover from. The supervisor ends the run with the first one.
 #[derive(Debug, Clone)]
 pub struct Faults(mpsc::UnboundedSender<Error>);
 
 impl Faults {
-    /// The reporting end and the supervisor's.
+    /// Returns the reporting end and the supervisor's end.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Error>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(sender), receiver)
     }
 
-    /// Reports a fault. After the end of the run nobody listens, and nobody needs to.
+    /// Reports a fault. After the end of the run it has no receiver, and is dropped.
     pub fn report(&self, error: Error) {
         drop(self.0.send(error));
     }
 
-    /// For a stage to keep: reports if the stage goes away, by a panic or otherwise, while the run goes on.
+    /// A guard for a stage to keep. It reports a fault if the stage disappears while the run goes on, for example by a panic.
     pub fn watch(&self, stage: &'static str) -> StageWatch {
         StageWatch { stage, faults: Some(self.clone()) }
     }
 }
 
-/// Reports when it is dropped: an actor that panics is dropped with all it owns.
+/// Reports a fault when it is dropped. An actor that panics is dropped with everything it owns.
 #[derive(Debug)]
 pub struct StageWatch {
     stage: &'static str,
-    /// `None` once the stage has ended as it should.
+    /// `None` once the stage has ended normally.
     faults: Option<Faults>,
 }
 
 impl StageWatch {
-    /// The stage ends as it should.
+    /// Ends the stage normally, without a fault.
     pub fn end(mut self) {
         self.faults = None;
     }

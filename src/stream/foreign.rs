@@ -1,4 +1,4 @@
-//! Messages of other programs in a batch: which of them are loaded, and on which ledger row they are booked.
+//! Foreign messages: decides which messages of other programs in a batch are loaded, and on which ledger row they are counted.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,13 @@ use crate::store::ledger::{self, ChunkLine, Counts};
 use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use crate::store::{Connection, StoreResult};
 
-/// The open ledger rows of a batch's foreign messages, locked until its transaction ends.
+/// The open ledger rows of a batch's foreign messages. They stay locked until the transaction ends.
 #[derive(Debug, Default)]
 pub struct ForeignLoads(BTreeMap<Uuid, (ForeignLoad, u64)>);
 
-/// Decides which of the foreign pieces are loaded, numbers their records behind those that are on their ledger row already,
-/// and writes their chunk lines. `is_fresh` gets the answer by piece; `contradicting` the pieces whose id another body has.
+/// Decides which of the foreign pieces are loaded. Numbers their records after those that their ledger row already has, and
+/// writes their chunk lines. `is_fresh` receives the decision for each piece. `contradicting` receives the indexes of pieces
+/// whose message id is already known with another body.
 ///
 /// # Errors
 /// If the database fails.
@@ -51,7 +52,7 @@ pub async fn claim(
         }
     }
 
-    // In the order of their keys: two consumers wait for each other's rows, and never in a circle.
+    // In the order of the load keys: all consumers lock ledger rows in the same order, which prevents deadlocks.
     let mut loads = ForeignLoads::default();
     let mut of_load: BTreeMap<Uuid, Vec<usize>> = BTreeMap::new();
     for (i, piece) in pieces.iter().enumerate() {
@@ -80,12 +81,12 @@ pub async fn claim(
 }
 
 impl ForeignLoads {
-    /// The number of that load.
+    /// The ledger id of the load with this key.
     pub fn id(&self, key: Uuid) -> Option<i64> {
         self.0.get(&key).map(|(load, _)| load.id)
     }
 
-    /// Adds what became of the records to the ledger rows; returns how many were rejected.
+    /// Adds the records' counts to the ledger rows. Returns how many records were rejected.
     ///
     /// # Errors
     /// If the database fails.

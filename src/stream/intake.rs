@@ -1,4 +1,5 @@
-//! Intake: watches the inbox, claims files, hands them to the reader, and puts them where they belong when they are done.
+//! Intake: watches the inbox, claims files, passes them to the reader, and moves them to `processed/` or `failed/` when their
+//! load is over.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -21,22 +22,22 @@ use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, W
 use crate::retry::GIVE_UP_AFTER;
 use crate::vitals::Stage;
 
-/// How many files are claimed at a time. More gain nothing, and each is open.
+/// How many files are claimed at a time. A higher limit gains nothing, and each claimed file stays open.
 const MAX_CLAIMS: usize = 64;
 
-/// How often a file that cannot be moved is mentioned in the log.
+/// The log reports a file that cannot be moved at most this often.
 const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 /// When the run is over.
 #[derive(Debug)]
 pub enum Mode {
-    /// Never by itself.
+    /// Only when it is stopped.
     Watch,
-    /// When all is loaded that was there at the start; this is told then.
+    /// When all files that were in the inbox at the start are loaded. The sender is notified then.
     Once(Option<oneshot::Sender<()>>),
 }
 
-/// The files that this process has claimed, by load key; shared with whoever must note that one crashed it.
+/// The files that this process has claimed, by load key. Shared with the stages that record a crash on a claim.
 #[derive(Debug, Clone, Default)]
 pub struct Claims {
     held: Arc<Mutex<HashMap<Uuid, Claim>>>,
@@ -48,13 +49,13 @@ impl Claims {
         use_claims(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How many there are.
+    /// How many files are claimed.
     pub fn count(&self) -> usize {
         self.with(|claims| claims.len())
     }
 
-    /// Notes, durably, that working on this load crashed the process: the first time only, as a process ends but once, even
-    /// when several parsers meet what they cannot take.
+    /// Records durably that this load crashed the process. Only the first call records anything: the process crashes once, even
+    /// if several parsers panic.
     pub fn crashed(&self, key: Uuid) {
         if self.has_crashed.swap(true, Ordering::Relaxed) {
             return;
@@ -66,13 +67,13 @@ impl Claims {
     }
 }
 
-/// What an intake works with.
+/// What an intake needs.
 pub struct IntakeParts {
     pub inbox: Inbox,
-    /// Of this intake.
+    /// The intake's own stage.
     pub stage: Stage,
     pub claims: Claims,
-    /// Gets the files.
+    /// Receives the claimed files.
     pub reader: Addr<Reader>,
     /// See [`Intake::tally`].
     pub tally: Option<Recipient<LoadFinished>>,
@@ -83,27 +84,27 @@ pub struct Intake {
     inbox: Arc<Inbox>,
     stage: Stage,
     watcher: Option<Watcher>,
-    /// What the watcher saw and nobody has looked at yet.
+    /// Events of the watcher that are not handled yet.
     seen: Arc<Mutex<Vec<Event>>>,
     settling: Settling,
-    /// Complete, but too many are claimed already.
+    /// Complete files that wait because the limit of claims is reached.
     waiting: VecDeque<Candidate>,
-    /// The paths of those.
+    /// The paths of the waiting files.
     waiting_paths: HashSet<PathBuf>,
     leftovers: VecDeque<Leftover>,
-    /// With `--once`: why a file could not be claimed.
+    /// With `--once`: the first error of a file that could not be claimed.
     unclaimable: Option<Error>,
     claims: Claims,
-    /// Loads that are over, whose files are on their way to their place.
+    /// Finished loads whose files are being moved.
     moving: HashSet<Uuid>,
-    /// Those whose files could not be put there yet.
+    /// Finished loads whose files could not be moved yet.
     unplaced: Vec<LoadFinished>,
-    /// Why.
+    /// Why they could not be moved.
     obstacle: Option<Obstacle>,
-    /// Told when no file is on its way any more.
+    /// Notified when no file is being moved any more.
     draining: Option<oneshot::Sender<()>>,
     reader: Addr<Reader>,
-    /// Told of each load whose file is in its place, where nobody else tells.
+    /// Receives each load after its file was moved, where no other stage reports it.
     tally: Option<Recipient<LoadFinished>>,
     mode: Mode,
     is_stopped: bool,
@@ -114,7 +115,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake that claims nothing yet.
+    /// An intake that has claimed nothing yet.
     pub fn new(parts: IntakeParts, config: &Config, mode: Mode, faults: &Faults) -> Self {
         let IntakeParts { inbox, stage, claims, reader, tally } = parts;
         Self {
@@ -143,7 +144,7 @@ impl Intake {
         }
     }
 
-    /// Lists what is there: claims of dead processes, and files of which no event told.
+    /// Lists the claims of dead processes, and the files for which no event arrived.
     fn rescan(&mut self, ctx: &mut Context<Self>) {
         if let Err(error) = self.list() {
             tracing::warn!("{error}");
@@ -151,7 +152,7 @@ impl Intake {
         self.advance(ctx);
     }
 
-    /// Tries again what could not be put in its place.
+    /// Tries again to move the files that could not be moved.
     fn place_again(&mut self, ctx: &mut Context<Self>) {
         for finished in std::mem::take(&mut self.unplaced) {
             self.place(finished, ctx);
@@ -164,7 +165,7 @@ impl Intake {
         }
     }
 
-    /// Whether a file that the watcher tells of is to be loaded: with `--once` those alone that were there at the start.
+    /// Whether a file that the watcher reports is to be loaded. With `--once`, only the files that were there at the start are.
     fn is_wanted(&self, path: &Path) -> bool {
         match self.mode {
             Mode::Watch => true,
@@ -190,7 +191,7 @@ impl Intake {
         Ok(())
     }
 
-    /// Claims what is complete, as far as there is room, and hands it to the reader.
+    /// Claims complete files up to the limit, and passes them to the reader.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         if let Some(timer) = self.look_timer.take() {
             ctx.cancel_future(timer);
@@ -218,9 +219,9 @@ impl Intake {
                     self.claims.with(|claims| claims.insert(claim.key, claim.clone()));
                     claimed.push(claim);
                 }
-                // Gone, or another process has it.
+                // The file is gone, or another process has claimed it.
                 Ok(None) => {}
-                // It stays where it is and is found again.
+                // The file stays where it is. A later listing finds it again.
                 Err(error) => {
                     tracing::warn!("{error}");
                     self.unclaimable.get_or_insert(error);
@@ -242,7 +243,7 @@ impl Intake {
         self.tell_if_done();
     }
 
-    /// With `--once`: whether nothing is left to load.
+    /// With `--once`: notifies the supervisor when nothing is left to load.
     fn tell_if_done(&mut self) {
         let Mode::Once(done) = &mut self.mode else { return };
         let is_read = self.settling.is_empty() && self.waiting.is_empty() && self.leftovers.is_empty();
@@ -268,9 +269,10 @@ impl Intake {
         }
     }
 
-    /// Puts the file of a load that is over where it belongs: on a thread of its own, as that can mean to copy it.
+    /// Moves the file of a finished load to its directory. A thread does this, because a move to another file system copies the
+    /// file.
     fn place(&mut self, finished: LoadFinished, ctx: &mut Context<Self>) {
-        // Another process's, which finishes with its own knowledge.
+        // Another process has this claim, and moves the file itself.
         let Some(claim) = self.claims.with(|claims| claims.get(&finished.key).cloned()) else { return };
         let is_premature = claim.is_read_again() && !finished.with_end;
         if is_premature || !self.moving.insert(finished.key) {
@@ -284,10 +286,10 @@ impl Intake {
                 None => inbox.done(&claim),
                 Some(error) => inbox.failed(&claim, error).map(Some),
             };
-            // After the end of the run nobody listens.
+            // After the end of the run there is no receiver.
             drop(moved_in.send((claim, finished, placed)));
         };
-        // Not on the runtime, which would not end before a disk that does not answer.
+        // Not a blocking task of the runtime: at shutdown the runtime would wait for a disk that does not respond.
         if let Err(error) = std::thread::Builder::new().name("mover".to_owned()).spawn(move_file) {
             self.faults.report(Error::failed(format!("cannot start a thread: {}", io_text(&error))));
         }
@@ -317,7 +319,7 @@ impl Intake {
                 claim.read_again();
                 self.reader.do_send(ReadFile(claim));
             }
-            // Its records are safe; the next listing tries again.
+            // The records are durable. The next rescan tries the move again.
             Err(error) => {
                 self.unplaced.push(finished);
                 self.mention_unplaced(&error);
@@ -332,7 +334,7 @@ impl Intake {
         {
             let _ = drained.send(());
         }
-        // There is room for other claims.
+        // There is room for more claims now.
         self.advance(ctx);
     }
 
@@ -348,10 +350,10 @@ impl Intake {
     }
 }
 
-/// Why files cannot be put in their place.
+/// Why files cannot be moved.
 struct Obstacle {
     since: Instant,
-    /// When the log said so.
+    /// When the log last reported it.
     mentioned: Option<Instant>,
     error: String,
 }
@@ -374,7 +376,7 @@ impl Actor for Intake {
         }
         ctx.run_interval(self.rescan_interval, |intake, ctx| {
             intake.place_again(ctx);
-            // With --once only what was there at the start counts.
+            // With --once only the files that were there at the start are loaded.
             if matches!(intake.mode, Mode::Watch) {
                 intake.rescan(ctx);
             }
@@ -386,8 +388,8 @@ impl Actor for Intake {
     }
 }
 
-/// The watcher saw something: it is in [`Intake::seen`]. One message for all that gathers until it is handled, so that a
-/// program that opens files in the inbox all the time does not fill the mailbox.
+/// The watcher has put events into [`Intake::seen`]. One message stands for all events until it is handled. Otherwise a program
+/// that constantly opens files in the inbox could fill the mailbox.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Watched;
@@ -433,7 +435,7 @@ impl Handler<LoadFinished> for Intake {
     }
 }
 
-/// Nothing more is to come; the answer says that no file is on its way to its place any more.
+/// No more loads will finish. The answer arrives when no file is being moved any more.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Finish;
@@ -452,7 +454,7 @@ impl Handler<Finish> for Intake {
     }
 }
 
-/// Claim no more files.
+/// Request to claim no more files.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Stop;

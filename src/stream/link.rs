@@ -1,4 +1,4 @@
-//! What a run is connected to: the database, through connections that outlive its absences, and the broker.
+//! Links: the connections of a run to the database and to the broker. A link reconnects when the database was unavailable.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,25 +15,26 @@ use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
 use crate::vitals::{Stage, Vitals};
 
-/// Where a run gets its connections.
+/// Creates the connections of a run.
 pub struct Links {
     pub database: Database,
     /// With `--transport amqp`.
     pub broker: Option<BrokerLink>,
-    /// What the stages do and wait for.
+    /// What each stage does and waits for.
     pub vitals: Vitals,
-    /// How long a statement may take at first.
+    /// The initial time limit of a statement.
     database_timeout: Duration,
-    /// A database that once let this process in and now refuses is being restored or reconfigured: worth waiting for.
+    /// Whether this process was ever connected. A database that accepted it once and refuses it now is probably being restored
+    /// or reconfigured, so waiting makes sense.
     was_connected: Arc<AtomicBool>,
     datasets: Vec<Arc<Dataset>>,
 }
 
-/// How long a statement of the stream waits for SQLite's write lock before it is tried again from the start.
+/// How long a statement of the stream waits for SQLite's write lock before the whole transaction is repeated.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 impl Links {
-    /// Nothing is connected yet.
+    /// Prepares the links. Connects to nothing yet.
     ///
     /// # Errors
     /// If a URL or the queue prefix is wrong.
@@ -51,7 +52,7 @@ impl Links {
         Ok(Self { database, broker, vitals: Vitals::default(), database_timeout, was_connected: Arc::default(), datasets })
     }
 
-    /// A connection to the database for the stage of that name.
+    /// A link to the database for the stage of this name.
     pub fn database(&self, stage: &'static str, options: RunOptions) -> Link {
         Link {
             database: self.database.clone(),
@@ -66,7 +67,7 @@ impl Links {
         }
     }
 
-    /// Whether every connection to the broker that this run has is up; also where it has none.
+    /// Whether the run uses a broker and all its connections to it are up.
     pub fn is_broker_connected(&self) -> bool {
         self.broker.as_ref().is_some_and(|broker| broker.connected.borrow().iter().all(Connected::get))
     }
@@ -80,7 +81,7 @@ pub struct BrokerLink {
 }
 
 impl BrokerLink {
-    /// How publisher and consumer get at it.
+    /// What publisher and consumer need to connect to the broker.
     pub fn route(&self, links: &Links, options: RunOptions) -> Route {
         Route {
             broker: self.broker.clone(),
@@ -90,13 +91,13 @@ impl BrokerLink {
         }
     }
 
-    /// The heartbeat says whether this one is up, too.
+    /// Includes this connection in the heartbeat's broker status.
     pub fn watch(&self, connected: Connected) {
         self.connected.borrow_mut().push(connected);
     }
 }
 
-/// A connection that is made anew when it is lost.
+/// A database connection that is re-established when it is lost.
 pub struct Link {
     database: Database,
     retry_policy: RetryPolicy,
@@ -108,16 +109,16 @@ pub struct Link {
     datasets: Vec<Arc<Dataset>>,
     /// When this link last found that the tables were changed.
     found_changed: Option<Instant>,
-    /// Whether the tables are to be made again before the next attempt.
+    /// Whether the tables have to be created again before the next attempt.
     makes_tables: bool,
 }
 
-/// Whoever finds that the tables were changed makes them again; if they are changed again within this time, two
-/// configurations are at work, and each would undo without end what the other does.
+/// A process that finds the tables changed creates them again. If they change again within this time, two configurations
+/// compete for the database, and each would undo the other's changes for ever.
 const PEACE: Duration = Duration::from_secs(600);
 
-/// How long a statement may take before its connection is given up for one that hangs. Statements that simply take long get
-/// there: each time the deadline passes it is doubled, until the work is done.
+/// The time limit of a statement. When it expires, the connection counts as dead. Each time it expires it is doubled, so that a
+/// statement which is merely slow can finish in the end.
 #[derive(Debug, Clone, Copy)]
 struct Deadline {
     shortest: Duration,
@@ -125,7 +126,7 @@ struct Deadline {
 }
 
 impl Deadline {
-    /// However long statements take, one that hangs is noticed at last.
+    /// The upper limit. A connection that is dead is always noticed within this time.
     const LONGEST: Duration = Duration::from_secs(3_600);
 
     fn new(shortest: Duration) -> Self {
@@ -136,21 +137,21 @@ impl Deadline {
         self.now = (self.now * 2).min(Self::LONGEST);
     }
 
-    /// The next work is probably about as much.
+    /// Adjusts the limit after a success: the next statement probably takes about as long.
     fn done(&mut self, took: Duration) {
         self.now = (took * 2).clamp(self.shortest, Self::LONGEST.max(self.shortest));
     }
 }
 
-/// How often waiting is mentioned in the log.
+/// The log reports at most this often that a stage is waiting.
 const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 impl Link {
-    /// Runs a piece of work on the connection until it is done. When the database is away, busy, full or silent, it is rolled
-    /// back, and after a jittered pause repeated as a whole on a new connection.
+    /// Runs `work` on the connection until it succeeds. When the database is unavailable, busy, full or silent, the transaction
+    /// is rolled back. After a jittered pause the whole work is repeated on a new connection.
     ///
     /// # Errors
-    /// What waiting does not mend, or that the retry policy gives up.
+    /// Errors that waiting does not fix, and errors of a database for which the retry policy stops waiting.
     pub async fn repeat<T>(&mut self, mut work: impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> Result<T> {
         let mut pauses = short_pauses();
         let mut away_since: Option<Instant> = None;
@@ -176,7 +177,7 @@ impl Link {
             }
             let since = *away_since.get_or_insert_with(|| Instant::now().checked_sub(error.waited()).unwrap_or_else(Instant::now));
             if may_be_stale && error.class() == Class::Unavailable && error.waited().is_zero() {
-                // Servers end idle sessions, and restart: a new connection tells more.
+                // Servers end idle sessions, and restart. A new connection shows whether the server is available.
                 tracing::debug!("connecting anew to {}: {error}", self.database);
                 continue;
             }
@@ -204,7 +205,7 @@ impl Link {
         }
     }
 
-    /// Sees to it that the tables fit this run's configuration again, before the next attempt.
+    /// Has the next attempt create this run's tables again.
     fn make_tables_again(&mut self, error: StoreError) -> Result<()> {
         if self.found_changed.is_some_and(|before| before.elapsed() < PEACE) {
             let error = StoreError::other(format!("the tables were changed while this ran, and again: {error}"))
@@ -249,19 +250,19 @@ impl Link {
                 if error.class() == Class::Silent {
                     self.deadline.passed();
                 }
-                // In whatever state it is: the database rolls back when it goes.
+                // The connection may be in any state. When it closes, the database rolls back.
                 self.connection = None;
             }
         }
         done
     }
 
-    /// The error for the user.
+    /// Adds to the error what the user should know.
     pub fn explain(&self, error: StoreError) -> Error {
         self.database.explain(error)
     }
 
-    /// Says goodbye.
+    /// Closes the connection.
     pub async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
             connection.close().await;

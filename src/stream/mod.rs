@@ -1,23 +1,23 @@
-//! The stream: actors from the inbox to the modelled tables. This file runs them: it starts the stages of the topology, waits for
-//! whatever ends the run, and drains them.
+//! The stream: actors from the inbox to the modelled tables. This file runs them: it starts the stages of the topology, waits
+//! until the run ends, and drains them.
 
-pub mod protocol; // what the stages tell each other
-pub mod options; // what a run is asked for
-pub mod topology; // which stages a run has, and how they are joined
-mod intake; // files: claimed, handed to the reader, put where they belong
+pub mod protocol; // the messages between the stages
+pub mod options; // what one run is to do
+pub mod topology; // which stages a run has, and how they are connected
+mod intake; // files: claimed, passed to the reader, moved when loaded
 mod reader; // files → chunks
 mod parser; // chunks → rows and rejects
 mod batcher; // rows → batches
 mod writer; // batches → the database
-mod chunks; // which of them are new
-mod foreign; // other programs' messages among them
-mod attempts; // messages that may end the process
+mod chunks; // which chunks are new
+mod foreign; // which messages of other programs are new
+mod attempts; // counts of messages that may crash a consumer
 mod modeller; // changed days → modelled tables
-mod tally; // what was loaded
-mod link; // connections that outlive absences
-mod faults; // what ends a run
-mod pulse; // signs of life
-mod stats; // what the run has done so far
+mod tally; // counts of loaded files
+mod link; // connections that reconnect
+mod faults; // errors that end a run
+mod pulse; // the heartbeat
+mod stats; // counters of the run
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,11 +35,11 @@ pub use options::RunOptions;
 pub use parser::{ParseChunk, parse_chunk};
 pub use stats::Stats;
 
-/// Runs the stream on a system of its own: until a signal, or until what the inbox holds is loaded. `stats` says meanwhile what
-/// it has done.
+/// Runs the stream on its own actix system, until a signal arrives or until the inbox is loaded. `stats` receives the progress
+/// meanwhile.
 ///
 /// # Errors
-/// What a stage could not mend; that a second signal came.
+/// An error that a stage could not recover from; an error if a second signal came.
 pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<LoadSummary> {
     let system = actix::System::new();
     let ended = system.block_on(async {
@@ -51,7 +51,7 @@ pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<L
     });
     match ended {
         Ok(Ended::Drained(summary)) => Ok(summary),
-        // Its threads may still wait, for a server or a disk: they end with the process, which waits for none.
+        // Its threads may still wait for a server or a disk. The process ends without waiting for them.
         Ok(Ended::GivenUp(summary)) => {
             std::mem::forget(system);
             Ok(summary)
@@ -65,13 +65,13 @@ pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<L
 
 /// How a run ended.
 enum Ended {
-    /// Every stage has finished what it had.
+    /// Every stage has finished its work.
     Drained(LoadSummary),
-    /// After a signal nothing moved any more.
+    /// After a signal nothing has progressed for the time limit.
     GivenUp(LoadSummary),
 }
 
-/// Starts the stages, waits for whatever ends the run, and drains them.
+/// Starts the stages, waits for the end of the run, and drains them.
 async fn supervise(config: &Config, options: RunOptions, links: &Links, stats: &Arc<Stats>) -> Result<Ended> {
     let mut signals = Signals::listen()?;
     let (faults, mut reported) = Faults::new();
@@ -112,12 +112,12 @@ async fn supervise(config: &Config, options: RunOptions, links: &Links, stats: &
     Ok(if drained { Ended::Drained(summary) } else { Ended::GivenUp(summary) })
 }
 
-/// A signal came while the database was waited for: nothing is loaded, so `--once` has not done its work.
+/// The end of a run that got a signal while it waited for the database. Nothing is loaded, so `--once` has failed.
 fn interrupted_at_start(config: &Config, options: RunOptions) -> Result<Ended> {
     if options.once { Err(Error::interrupted()) } else { Ok(Ended::Drained(LoadSummary::empty(&config.datasets))) }
 }
 
-/// Returns when no stage has finished anything for that long.
+/// Returns when no stage has made progress for `limit`.
 async fn nothing_moves(links: &Links, stats: &Stats, limit: Duration) {
     let look = || (links.vitals.units(), stats.in_flight_bytes());
     let (mut before, mut since) = (look(), Instant::now());

@@ -1,5 +1,5 @@
-//! Modeller: refreshes the modelled tables of changed days shortly after the commits, beside the writer, on a connection of
-//! its own. What is to be refreshed stands in the database, so nothing is lost when the process ends before.
+//! Modeller: refreshes the modelled tables of changed days shortly after the commits. It runs beside the writer, on a
+//! connection of its own. The database stores which days have to be refreshed, so nothing is lost when the process ends early.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,12 +22,13 @@ struct Pending {
     dataset: Arc<Dataset>,
     first: Instant,
     last: Instant,
-    /// How many rows the commits since the last refresh added.
+    /// How many rows the commits have added since the last refresh.
     rows: u64,
 }
 
-/// Decides when a dataset is refreshed; pure. Soon after a lone commit; under a stream of commits so seldom that refreshing
-/// takes a small part of the time, because each refresh reads all rows of the changed days again.
+/// Decides when a dataset is refreshed. Pure: it gets the time from outside. A single commit is followed by a refresh after a
+/// short delay. Under a stream of commits refreshes are rarer, so that they take only a small share of the time: each refresh
+/// reads all rows of the changed days again.
 #[derive(Debug)]
 struct Debounce {
     delay: Duration,
@@ -36,11 +37,11 @@ struct Debounce {
     took: HashMap<String, Duration>,
 }
 
-/// Under a stream of commits a refresh may take one part in so many of the time.
+/// Under a stream of commits refreshes may take one part in this many of the time.
 const SHARE: u32 = 20;
-/// What a new row adds to the next refresh, about: a guess that keeps a refresh from starting in the middle of a large file.
+/// Estimated time that one new row adds to the next refresh. The estimate prevents a refresh in the middle of a large file.
 const PER_ROW: Duration = Duration::from_micros(4);
-/// So long at most such a guess puts a refresh off.
+/// The longest time that this estimate may delay a refresh.
 const PUT_OFF: Duration = Duration::from_secs(30);
 
 impl Debounce {
@@ -54,7 +55,8 @@ impl Debounce {
         pending.rows += rows;
     }
 
-    /// When that dataset is due: when commits have paused for as long as a refresh takes, at the latest after its share.
+    /// When the dataset is due: after a pause in the commits that is as long as a refresh, and at the latest when the share of
+    /// the time allows a refresh.
     fn due(&self, pending: &Pending) -> Instant {
         let took = self.took.get(&pending.dataset.name).copied().unwrap_or_default();
         let more = PER_ROW * u32::try_from(pending.rows).unwrap_or(u32::MAX);
@@ -84,7 +86,7 @@ impl Debounce {
 /// The actor.
 pub struct Modeller {
     debounce: Debounce,
-    /// Away while a refresh runs.
+    /// `None` while a refresh runs.
     link: Option<Link>,
     draining: Option<oneshot::Sender<()>>,
     timer: Option<actix::SpawnHandle>,
@@ -93,7 +95,7 @@ pub struct Modeller {
 }
 
 impl Modeller {
-    /// A modeller on that link. `datasets` may have days that were marked before: they are refreshed first.
+    /// A modeller that uses `link`. `datasets` may have days that an earlier run marked: they are refreshed first.
     pub fn new(link: Link, delay: Duration, datasets: &[Arc<Dataset>], faults: &Faults) -> Self {
         let mut debounce = Debounce::new(delay);
         for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
@@ -102,7 +104,7 @@ impl Modeller {
         Self { debounce, link: Some(link), draining: None, timer: None, faults: faults.clone(), _watch: faults.watch("modeller") }
     }
 
-    /// Starts a refresh if one is due and none runs; else sees to it that this is asked again in time.
+    /// Starts a refresh if one is due and none is running. Otherwise sets a timer for the next check, if one is needed.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         if self.link.is_none() {
             return;
@@ -142,7 +144,7 @@ impl Modeller {
 
 async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Option<usize>> {
     link.repeat(async |connection| {
-        // Reading first: on SQLite a transaction would take the write lock only to find nothing to do.
+        // Checked without a transaction: on SQLite a transaction would take the write lock even if there is nothing to do.
         if !model::is_pending(connection, dataset).await? {
             return Ok(Some(0));
         }
@@ -168,7 +170,7 @@ impl Handler<ModelChanged> for Modeller {
     }
 }
 
-/// Refresh everything that is changed; the answer says that it is done.
+/// Request to refresh everything that has changed. The answer means that it is done.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct RefreshAll;
@@ -202,8 +204,8 @@ mod tests {
         })
     }
 
-    /// Milliseconds from the first of so many commits, one every 10 ms and each of so many rows, until the refresh. The last
-    /// one took 10 ms.
+    /// The time in milliseconds from the first of these commits until the refresh. There is one commit every 10 ms, each of
+    /// `rows` rows. The previous refresh took 10 ms.
     fn refreshed_after(commits: u32, rows: u64) -> u128 {
         let events = events();
         let mut debounce = Debounce::new(Duration::from_millis(100));
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_large_file_is_modelled_when_it_is_loaded_and_an_endless_one_at_last() {
-        // A quarter of a million rows a second, for four seconds and for a hundred.
+        // 250,000 rows per second, for 4 seconds and for 100 seconds.
         assert_eq!(refreshed_after(400, 2_500), 3_990 + 100);
         assert_eq!(refreshed_after(10_000, 2_500), 30_000);
     }

@@ -1,9 +1,9 @@
-//! What a run is asked for, beside its configuration.
+//! Options: what one run is to do, apart from its configuration.
 
 use super::parser::{ParseChunk, parse_chunk};
 use crate::retry::RetryPolicy;
 
-/// What a run is to do.
+/// The options of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions {
     /// Load what the inbox holds now, then end.
@@ -13,12 +13,12 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// Until a signal, or once.
+    /// A run that ends at a signal, or one that loads the inbox once.
     pub fn new(once: bool) -> Self {
         Self { once, parse: parse_chunk }
     }
 
-    /// `run` waits for a database or broker that is away, `run --once` gives up.
+    /// `run` waits for an unavailable database or broker without limit. `run --once` gives up after a while.
     pub(super) fn retry_policy(self) -> RetryPolicy {
         if self.once { RetryPolicy::Limited } else { RetryPolicy::Forever }
     }

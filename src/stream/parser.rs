@@ -1,5 +1,5 @@
-//! Parser: turns pieces into rows and rejects, on threads of their own behind a bounded channel. Not a `SyncArbiter`: that
-//! one queues without a bound.
+//! Parser: turns pieces into rows and rejects, on its own threads behind a bounded channel. It is not a `SyncArbiter`, because
+//! the queue of a `SyncArbiter` has no bound.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,21 +17,21 @@ use crate::record::parse::{DayRange, Parsed, Parser};
 use crate::store::{Dialect, Rows};
 use crate::transport::piece::{Content, ForeignMessage, Load, Piece};
 
-/// How a chunk is parsed; tests put their own in its place.
+/// How a chunk is parsed. Tests can replace it.
 pub type ParseChunk = fn(&mut Parser, &Chunk, &mut Rows) -> Parsed;
 
-/// The real one.
+/// The default: parses every record of the chunk.
 pub fn parse_chunk(parser: &mut Parser, chunk: &Chunk, rows: &mut Rows) -> Parsed {
     parser.parse(chunk, &DayRange::ALL, rows)
 }
 
-/// What to do when parsing panics, beside reporting it: remember that this load crashed the process.
+/// What to do when parsing panics, apart from reporting it: record that this load crashed the process.
 pub type OnCrash = Arc<dyn Fn(&Load) + Send + Sync>;
 
-/// Starts the threads; each ends when the channel is closed and empty.
+/// Starts the threads. Each one exits when the channel is closed and empty.
 ///
 /// # Errors
-/// If the operating system gives no thread.
+/// If the operating system cannot start a thread.
 pub fn start(
     threads: usize,
     pieces: &crossbeam_channel::Receiver<Piece>,
@@ -50,10 +50,11 @@ pub fn start(
                     let load = Arc::clone(&piece.load);
                     let redelivers = piece.receipt.redelivers();
                     match catch_unwind(AssertUnwindSafe(|| pool.parse(piece))) {
-                        // The budget bounds the mailbox; when the batcher is gone, it has reported why.
+                        // The budget bounds the mailbox. If the batcher has ended, it has already reported why.
                         Ok(parsed) => batcher.do_send(parsed),
-                        // Dropped with the panic, the message counts as failed: it comes again, and in the end is a dead letter.
-                        // Ending here would hand it to the next consumer, and end that.
+                        // The panic has dropped the message, which counts as a failure: it is delivered again, and is
+                        // dead-lettered in the end. If this process ended instead, the next consumer would receive the message
+                        // and end as well.
                         Err(_) if redelivers => {
                             tracing::error!("parsing a message of {} panicked: please report the panic above", load.dataset.name);
                             pool.parsers.clear();

@@ -1,4 +1,4 @@
-//! The whole protocol of the stream on one page: what travels between the stages, and who answers for it.
+//! The protocol of the stream: all messages between the stages, and which stage answers which.
 //!
 //! ```text
 //! Intake ─ ReadFile ▶ Reader ─ Piece ▶ Parser ×n ─ ParsedPiece ▶ Batcher ─ Batch ▶ Writer ×n ─ ModelChanged ▶ Modeller
@@ -6,8 +6,8 @@
 //!   ╰────────────────────────────────── LoadFinished ◀───────────────────────────────╯
 //! ```
 //!
-//! With RabbitMQ the way from Reader to Parser leads through the broker: the publisher takes each `Piece` and, when all of a
-//! file is confirmed, answers `LoadFinished` itself; the consumer makes the `Piece` again.
+//! With RabbitMQ the broker is between Reader and Parser. The publisher takes each `Piece`, and sends `LoadFinished` itself
+//! when the broker has confirmed the whole file. The consumer turns messages back into pieces.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use crate::store::{Dialect, Rows};
 use crate::transport::amqp::publisher::Published;
 use crate::transport::piece::{FileEnd, Load, Receipt};
 
-/// Intake → Reader: a file was claimed; read it.
+/// Intake → Reader: read this claimed file.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReadFile(pub Claim);
 
-/// Parser → Batcher: a piece whose records are rows or rejects.
+/// Parser → Batcher: a piece after its records were parsed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ParsedPiece {
@@ -39,7 +39,7 @@ pub struct ParsedPiece {
     pub receipt: Receipt,
 }
 
-/// What a parsed piece is.
+/// The content of a parsed piece.
 #[derive(Debug)]
 pub enum ParsedContent {
     Chunk(ParsedChunk),
@@ -53,20 +53,20 @@ pub struct ParsedChunk {
     pub seq: u64,
     pub first_ordinal: u64,
     pub records: u64,
-    /// Of its records.
+    /// The digest of its records.
     pub digest: Digest,
     pub rows: Rows,
     pub rejects: Vec<Reject>,
     /// Days since 1970-01-01 that the rows change.
     pub days: BTreeSet<i32>,
-    /// Roughly, in memory.
+    /// Approximate size in memory.
     pub bytes: usize,
-    /// The chunk itself, from which a row that the database refuses is cut out as a reject.
+    /// The chunk itself. If the database refuses a row, its record is taken from here for the reject.
     pub chunk: Chunk,
 }
 
 impl ParsedChunk {
-    /// The chunk, parsed by `parse` into rows of that dialect.
+    /// Parses the chunk with `parse`, into rows for this dialect.
     pub fn new(chunk: Chunk, dialect: Dialect, parse: impl FnOnce(&Chunk, &mut Rows) -> Parsed) -> Self {
         let mut rows = Rows::new(dialect);
         let Parsed { rejects, days, .. } = parse(&chunk, &mut rows);
@@ -83,7 +83,7 @@ impl ParsedChunk {
         }
     }
 
-    /// Counts its records from another ordinal on.
+    /// Renumbers the records, starting at `first_ordinal`.
     pub fn renumber(&mut self, first_ordinal: u64) {
         for reject in &mut self.rejects {
             reject.ordinal = reject.ordinal - self.first_ordinal + first_ordinal;
@@ -92,14 +92,14 @@ impl ParsedChunk {
     }
 }
 
-/// Batcher → a Writer: pieces that share a transaction. The answer says that they are durable.
+/// Batcher → Writer: pieces that share a transaction. The answer means that the batch was committed.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Batch {
     pub pieces: Vec<ParsedPiece>,
 }
 
-/// Writer → Modeller: days of this dataset are marked as changed.
+/// Writer → Modeller: a commit has marked days of this dataset as changed.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct ModelChanged {
@@ -108,20 +108,20 @@ pub struct ModelChanged {
     pub rows: u64,
 }
 
-/// Writer or publisher → Intake and Tally: all of a load is durable, or the file failed; its file can go where it belongs.
+/// Writer or publisher → Intake and Tally: the whole load is durable, or the file has failed. Its file can be moved.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct LoadFinished {
     pub key: Uuid,
     pub dataset: String,
-    /// What the ledger calls the file.
+    /// The file's name in the ledger.
     pub source: String,
-    /// What became of the file's records; of a published file only `read` is known.
+    /// The counts of the file's records. For a published file only `read` is known.
     pub counts: Counts,
     /// Why the file failed, if it did.
     pub error: Option<String>,
-    /// Said with the file's end, which decides what became of a file that is read again; before it the ledger may still have
-    /// the end of an earlier reading.
+    /// Whether this was sent together with the file's end. If a file is read again, only its new end decides the result: before
+    /// that the ledger may still hold the end of an earlier reading.
     pub with_end: bool,
 }
 

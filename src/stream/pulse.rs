@@ -1,4 +1,4 @@
-//! Signs of life: the heartbeat that `dataloader health` reads.
+//! Pulse: writes the heartbeat that `dataloader health` reads.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -9,12 +9,12 @@ use crate::config::{Config, Role};
 use crate::heartbeat::{BEAT_INTERVAL, Connections, Heartbeat};
 use crate::store::{Connection, Database};
 
-/// How often it is looked whether the heartbeat has something else to say.
+/// How often to check whether the heartbeat's content has changed.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often a database is asked that did not answer.
+/// How long to wait before a database that did not answer is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Beats for as long as it is polled.
+/// Writes heartbeats for as long as it is polled.
 pub async fn beat(config: &Config, links: &Links) -> Infallible {
     let heartbeat = match Heartbeat::start(config.role, config.transport) {
         Ok(heartbeat) => heartbeat,
@@ -26,12 +26,12 @@ pub async fn beat(config: &Config, links: &Links) -> Infallible {
     let database = Cell::new(false);
     tokio::select! {
         never = say(heartbeat, config, links, &database) => never,
-        // A producer needs no database, and may not be allowed to have one.
+        // A producer needs no database, and may have no access to one.
         never = ask_now_and_then(&links.database, &database), if config.role != Role::Producer => never,
     }
 }
 
-/// Writes the heartbeat regularly, and at once when it has something else to say.
+/// Writes the heartbeat at regular intervals, and at once when its content changes.
 async fn say(mut heartbeat: Heartbeat, config: &Config, links: &Links, database: &Cell<bool>) -> Infallible {
     let mut said = None;
     let mut at = Instant::now();
@@ -49,7 +49,7 @@ async fn say(mut heartbeat: Heartbeat, config: &Config, links: &Links, database:
     }
 }
 
-/// Asks the database itself: a connection that is not used does not know that it is lost.
+/// Asks the database on a connection of its own, because an idle connection does not notice that it is lost.
 async fn ask_now_and_then(database: &Database, is_connected: &Cell<bool>) -> Infallible {
     let mut connection = None;
     loop {
@@ -66,7 +66,7 @@ async fn ask(database: &Database, connection: &mut Option<Connection>) -> bool {
         *connection = Some(asked);
         return true;
     }
-    // A server may end idle sessions: that is no absence.
+    // The server may have ended an idle session. That does not mean that it is unavailable.
     let Ok(mut asked) = database.connect_once().await else { return false };
     let answered = asked.answers().await;
     if answered {

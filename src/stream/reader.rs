@@ -1,5 +1,5 @@
-//! Reader: reads claimed files, one after the other, and cuts chunks of whole records. The work is blocking, so it has a
-//! thread of its own; the actor only hands it the files.
+//! Reader: reads claimed files one after the other, and splits them into chunks of whole records. Reading blocks, so it has its
+//! own thread. The actor only passes the files to this thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,29 +19,29 @@ use crate::transport::budget::{Budget, footprint};
 use crate::transport::piece::{Content, FileEnd, Load, Piece};
 use crate::vitals::Stage;
 
-/// The actor: takes files from the inbox.
+/// The actor: receives files from the intake.
 pub struct Reader {
-    /// `None` once no more files come.
+    /// `None` when no more files will come.
     files: Option<crossbeam_channel::Sender<Claim>>,
     _watch: StageWatch,
 }
 
-/// What the reader's thread works with.
+/// What the reader's thread needs.
 pub struct FileReader {
     pub outlet: Outlet,
     pub budget: Budget,
-    /// The run ends: the chunk in work is the last.
+    /// Set when the run ends: the current chunk is the last one.
     pub stop: Arc<AtomicBool>,
-    /// As [`decompress`] takes it.
+    /// The limit for [`decompress`].
     pub zstd_window_mib: u32,
     pub stage: Stage,
 }
 
 impl Reader {
-    /// Starts the thread; it ends after a [`Close`], with the chunk in work when told to stop.
+    /// Starts the thread. It ends after a [`Close`]; if `stop` is set, it ends after the current chunk.
     ///
     /// # Errors
-    /// If the operating system gives no thread.
+    /// If the operating system cannot start a thread.
     pub fn new(reader: FileReader, faults: &Faults) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (files, claimed) = crossbeam_channel::unbounded::<Claim>();
         let watch = faults.watch("reader's thread");
@@ -69,13 +69,13 @@ impl Handler<ReadFile> for Reader {
 
     fn handle(&mut self, ReadFile(claim): ReadFile, _: &mut Self::Context) {
         if let Some(files) = &self.files {
-            // The thread ends before the actor only when the run does.
+            // The thread ends before the actor only if the run ends.
             drop(files.send(claim));
         }
     }
 }
 
-/// No more files come.
+/// No more files will come.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Close;
@@ -88,10 +88,10 @@ impl Handler<Close> for Reader {
     }
 }
 
-/// The run ends; the file in work stays claimed.
+/// The run ends. The current file stays claimed.
 struct Stopped;
 
-/// A file that made the process crash this often fails: trying on would never end.
+/// A file that has crashed the process this often is failed, to avoid an endless loop of crashes.
 const MAX_CRASHES: u64 = 3;
 
 impl FileReader {
@@ -103,8 +103,9 @@ impl FileReader {
         let mut passed = 0;
         loop {
             let (end, last) = self.cut(claim, &load, &mut passed)?;
-            // Where the text breaks off its writer may go on. It is then read again from the beginning, without what was passed;
-            // the last chunk was not, as it may have been cut short.
+            // Where the text ends inside a record, its writer may still be writing. The file is then read again from the
+            // beginning, and the chunks that were passed on are skipped. The last chunk was not passed on, as it may be
+            // incomplete.
             if end.error.is_some() && !self.stop.load(Ordering::Relaxed) && claim.more_coming().unwrap_or(false) {
                 continue;
             }
@@ -115,8 +116,8 @@ impl FileReader {
         }
     }
 
-    /// Reads the file as far as it goes and passes on all chunks from `passed` on but the last, which it returns: what it counts
-    /// are these.
+    /// Reads the file to its end, and passes on all chunks from number `passed` on, except the last one. Returns the totals and
+    /// this last chunk. `passed` counts the chunks passed on.
     fn cut(&self, claim: &Claim, load: &Arc<Load>, passed: &mut u64) -> Result<(FileEnd, Option<Chunk>), Stopped> {
         let failed = |error: String| FileEnd { chunks: 0, records: 0, bytes: 0, error: Some(error) };
         let mut splitter = match decompress(claim.open(), self.zstd_window_mib) {
@@ -146,7 +147,8 @@ impl FileReader {
     }
 
     fn end(&self, claim: &Claim, load: &Arc<Load>, end: FileEnd) -> Result<(), Stopped> {
-        // Such an end decides at once what became of the file: what an earlier reading left in the ledger is no part of it.
+        // This end decides the result of the file at once, so everything in flight must be durable first. What an earlier
+        // reading left in the ledger must not count.
         if end.error.is_some() || claim.is_read_again() {
             self.stage.idle();
             self.budget.wait_until_all_is_free();
@@ -161,7 +163,7 @@ impl FileReader {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Stopped);
         }
-        // While there is no room the stages behind have work.
+        // While there is no room, the stages after this one are at work.
         self.stage.idle();
         let receipt = self.budget.take(bytes);
         let passed = self.outlet.pass(Piece { load: Arc::clone(load), content, receipt });
@@ -171,7 +173,7 @@ impl FileReader {
     }
 }
 
-/// Why the file is not even opened.
+/// Why the file cannot even be opened.
 fn cannot_start(claim: &Claim) -> Option<String> {
     match claim.crashes() {
         Ok(crashes) if crashes >= MAX_CRASHES => {
@@ -189,5 +191,5 @@ fn cannot_read(error: &std::io::Error) -> String {
     }
 }
 
-/// What an end takes of the budget: it is small, and there can be many.
+/// The budget that an end takes. It is small, but there can be many of them.
 const END_BYTES: usize = 256;

@@ -1,18 +1,18 @@
-//! What a run has done so far, for whoever watches.
+//! Stats: counters that show what a run has done so far.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use crate::transport::budget::Budget;
 
-/// Counters that the stages move. They start at zero with the process.
+/// Counters that the stages update. They start at zero with the process.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Records committed, rejects included.
     pub records: AtomicU64,
-    /// Loads closed.
+    /// Loads that are over.
     pub loads: AtomicU64,
-    /// Records of other programs' messages that were rejected. No file's counts have them.
+    /// Rejected records of other programs' messages. No file's counts include them.
     pub rejected_in_messages: AtomicU64,
     pub(super) budget: OnceLock<Budget>,
 }

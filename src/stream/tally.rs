@@ -1,4 +1,4 @@
-//! Tally: counts what is loaded, whoever's files they are, for the log and the summary.
+//! Tally: counts the loaded files, of this and of other processes, for the log and the summary.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -15,14 +15,14 @@ use crate::summary::LoadSummary;
 pub struct Tally {
     role: Role,
     summary: LoadSummary,
-    /// Failed loads. Of a file that has changed the consumers hear more than once: at the first of its chunks, and at its end.
+    /// Failed loads. The consumers report a changed file more than once: at its first changed chunk, and at its end.
     failed: HashSet<Uuid>,
     started: Instant,
     _watch: StageWatch,
 }
 
 impl Tally {
-    /// Nothing loaded yet.
+    /// A tally of zero files.
     pub fn new(config: &Config, faults: &Faults) -> Self {
         Self {
             role: config.role,
@@ -47,7 +47,7 @@ impl Handler<LoadFinished> for Tally {
         }
         self.summary.add_file(&dataset, counts, error.is_some(), self.started.elapsed());
         match error {
-            // Whether its records are good only the consumers know.
+            // Only the consumers know whether the records are valid.
             None if self.role == Role::Producer => tracing::info!(%dataset, file = %source, read = counts.read, "published"),
             None => tracing::info!(%dataset, file = %source, read = counts.read, rejected = counts.rejected, "loaded"),
             Some(error) => tracing::warn!(%dataset, file = %source, loaded = counts.loaded, "failed: {error}"),
@@ -55,7 +55,7 @@ impl Handler<LoadFinished> for Tally {
     }
 }
 
-/// What was loaded so far.
+/// Asks for the summary so far.
 #[derive(Debug, Message)]
 #[rtype(result = "LoadSummary")]
 pub struct Summarize;

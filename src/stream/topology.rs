@@ -1,4 +1,4 @@
-//! The only file that knows all stages: which of them a run has, how they are joined, and in which order they drain.
+//! Topology: the only file that knows all stages. It decides which of them a run has, connects them, and drains them in order.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,20 +32,21 @@ use crate::transport::amqp::publisher::Publisher;
 use crate::transport::budget::Budget;
 use crate::transport::piece::Piece;
 
-/// Which stages a run has. Everything that role, transport and `--once` decide is decided here.
+/// Which stages a run has. Role, transport and `--once` decide this, and only here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
-    /// Intake and reader: files become pieces.
+    /// Intake and reader: they turn files into pieces.
     pub files: bool,
-    /// Parser, batcher, writer and modeller: pieces become rows.
+    /// Parser, batcher, writer and modeller: they turn pieces into rows.
     pub records: bool,
-    /// Publisher and consumer, as far as this process has the halves on either side: the broker is between them.
+    /// Whether the broker is between files and records. The process then has a publisher, a consumer or both, as its role
+    /// needs.
     pub broker: bool,
-    /// Who says that nothing is left to do.
+    /// Which stage ends the run.
     pub end: End,
 }
 
-/// What ends a run by itself.
+/// What ends a run without a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// Nothing: it runs until a signal comes.
@@ -57,7 +58,7 @@ pub enum End {
 }
 
 impl Topology {
-    /// What a run of that role over that transport consists of.
+    /// The stages of a run with this role and transport.
     pub fn new(role: Role, transport: Transport, once: bool) -> Self {
         let files = role != Role::Consumer;
         let end = match (once, files) {
@@ -69,7 +70,7 @@ impl Topology {
     }
 }
 
-/// What the stages of a run have in common.
+/// What all stages of a run share.
 pub struct Context<'a> {
     pub config: &'a Config,
     pub options: RunOptions,
@@ -78,7 +79,7 @@ pub struct Context<'a> {
     pub faults: &'a Faults,
 }
 
-/// The running stages, in the order of the data.
+/// The running stages, in the order of the data flow.
 pub struct Stages {
     topology: Topology,
     files: Option<Files>,
@@ -87,7 +88,7 @@ pub struct Stages {
     records: Option<Records>,
     tally: Addr<Tally>,
     claims: Claims,
-    /// Answers when the run is over by itself; never where it is not.
+    /// Answers when the run is over without a signal. Never answers if the run has no such end.
     pub idle: oneshot::Receiver<()>,
 }
 
@@ -95,7 +96,7 @@ pub struct Stages {
 struct Files {
     intake: Addr<Intake>,
     reader: Addr<Reader>,
-    /// The reader ends with the chunk in work when this is set.
+    /// Tells the reader to end after the current chunk.
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -110,23 +111,23 @@ struct Records {
 /// A task that reports its fault before it ends.
 type Task = tokio::task::JoinHandle<Result<()>>;
 
-/// The consumer at work; it ends when it is told to.
+/// A running consumer. It ends when its phase says so.
 struct Consuming {
     task: Task,
     phase: watch::Sender<Phase>,
 }
 
-/// The stage that has messages in hand.
+/// The stage that holds unacknowledged messages.
 pub const CONSUMER: &str = "consumer";
 
-/// Pieces on their way to the publisher; the budget bounds their bytes.
+/// How many pieces may wait for the publisher. The budget bounds their bytes.
 const PUBLISHER_QUEUE: usize = 16;
 
 impl Stages {
     /// Waits for the database, then starts the stages of the topology.
     ///
     /// # Errors
-    /// If the database refuses, or a thread or the inbox cannot be had.
+    /// If the database refuses the connection, a thread cannot be started, or the inbox cannot be opened.
     pub async fn start(context: &Context<'_>, topology: Topology) -> Result<Self> {
         let config = context.config;
         let budget = Budget::new(config.stream.in_flight_bytes);
@@ -136,7 +137,7 @@ impl Stages {
         let (idle_in, idle) = oneshot::channel();
         let mut idle_in = Some(idle_in);
 
-        // Without a database nothing is claimed.
+        // Nothing is claimed before the database can be used.
         if topology.records {
             let mut first = context.links.database("start", context.options);
             first.repeat(async |connection| schema::ensure(connection, &config.datasets, Indexes::Make).await).await?;
@@ -144,11 +145,11 @@ impl Stages {
         }
         let (parsers_in, parsers_out) = crossbeam_channel::bounded(config.stream.parsers);
         let (publisher_in, publisher_out) = mpsc::channel(PUBLISHER_QUEUE);
-        // The intake and the writer stand at the two ends of a circle: the intake is there first.
+        // Intake and writer need each other's address. The intake is started first.
         let files = if topology.files {
             let outlet = if topology.broker { Outlet::Publisher(publisher_in) } else { Outlet::Parsers(parsers_in.clone()) };
             let mode = if topology.end == End::InboxIsEmpty { Mode::Once(idle_in.take()) } else { Mode::Watch };
-            // With both halves in this process and the broker in between, the writers count what is loaded.
+            // If this process publishes and consumes, the writers report what is loaded. Otherwise the intake does.
             let tally = (!(topology.broker && topology.records)).then(|| tally.clone().recipient());
             let stop = Arc::new(AtomicBool::new(false));
             let (stage, zstd_window_mib) = (context.links.vitals.stage("reader"), config.zstd_window_mib);
@@ -158,7 +159,7 @@ impl Stages {
             None
         };
         let records = if topology.records {
-            // Over the broker a file goes where it belongs as soon as it is published.
+            // With a broker, the intake moves a file as soon as it is published, so the writers report to the tally instead.
             let intake = files.as_ref().filter(|_| !topology.broker).map(|files| files.intake.clone().recipient());
             let finished = intake.unwrap_or_else(|| tally.clone().recipient());
             Some(Records::start(context, parsers_out, finished, claims.clone())?)
@@ -177,27 +178,27 @@ impl Stages {
         Ok(Self { topology, files, publisher, consumer, records, tally, claims, idle })
     }
 
-    /// Lets everything in flight reach the database or the broker, in the order of the data.
-    /// `interrupted`: a signal asks for the end, so that nothing more is taken.
+    /// Lets everything in flight reach the database or the broker, in the order of the data flow. `interrupted` means that a
+    /// signal ended the run: then the consumer takes no more messages.
     ///
     /// # Errors
-    /// If a stage fails meanwhile.
+    /// If a stage fails while it drains.
     pub async fn drain(&mut self, interrupted: bool) -> Result<()> {
         let gone = |_| Error::failed("a stage stopped while the run ended");
         if let (true, Some(Consuming { phase, .. })) = (interrupted, &self.consumer) {
-            // At once: while the publisher waits for the broker, nothing more is taken from it.
+            // First of all: otherwise the consumer would take messages for as long as the publisher waits for the broker.
             let _ = phase.send(Phase::Drain);
         }
-        // Borrowed: an actor without addresses stops, and whoever stops before the summary is there has failed.
+        // Borrowed, because an actor without addresses stops, and a stage that stops before the summary counts as failed.
         if let Some(Files { intake, reader, stop, thread }) = &mut self.files {
             intake.send(Stop).await.map_err(gone)?;
             stop.store(true, Ordering::Relaxed);
             reader.send(Close).await.map_err(gone)?;
-            // With the broker away the reader waits for the publisher, for as long as the drain may last.
+            // While the broker is unavailable, the reader waits for the publisher. The drain timeout bounds this.
             join(thread.take().into_iter().collect()).await?;
         }
         if let Some(publisher) = self.publisher.take() {
-            // What was not confirmed stays claimed and is published again at the next start.
+            // Files that are not fully confirmed stay claimed. The next start publishes them again.
             publisher.await.unwrap_or(Ok(()))?;
         }
         if let Some(Consuming { task, phase }) = self.consumer.take() {
@@ -206,7 +207,7 @@ impl Stages {
             task.await.map_err(|_| Error::failed("the consumer panicked"))??;
         }
         if let Some(Records { threads, batcher, modeller }) = &mut self.records {
-            // The parser threads exit when all senders are gone; everything they had is in the batcher's mailbox then.
+            // The parser threads exit when all senders are gone. All their output is then in the batcher's mailbox.
             join(std::mem::take(threads)).await?;
             batcher.send(Drain).await.map_err(gone)?;
             modeller.send(RefreshAll).await.map_err(gone)?;
@@ -217,13 +218,13 @@ impl Stages {
         Ok(())
     }
 
-    /// For questions while the stages drain, and after.
+    /// A handle that can be asked while the stages drain, and after that.
     pub fn account(&self) -> Account {
         Account { topology: self.topology, tally: self.tally.clone(), claims: self.claims.clone() }
     }
 }
 
-/// What a run has done, and what it leaves.
+/// Tells what a run has done, and what it leaves to the next one.
 pub struct Account {
     topology: Topology,
     tally: Addr<Tally>,
@@ -231,20 +232,20 @@ pub struct Account {
 }
 
 impl Account {
-    /// What was loaded so far.
+    /// The totals so far.
     ///
     /// # Errors
-    /// If the tally is gone.
+    /// If the tally has stopped.
     pub async fn summary(&self) -> Result<LoadSummary> {
         self.tally.send(Summarize).await.map_err(|_| Error::failed("a stage stopped while the run ended"))
     }
 
-    /// What an interrupted run leaves to the next; `drained`: its stages have finished what they had.
+    /// What an interrupted run leaves to the next run. `drained` means that the stages have finished their work.
     pub fn left(&self, context: &Context<'_>, drained: bool) -> Option<Left> {
         let once = self.topology.end != End::Never;
         let unclaimed = if once && self.topology.files { unclaimed(context) } else { 0 };
         let left = Left { files: (self.claims.count() + unclaimed) as u64, messages: context.links.vitals.in_hand(CONSUMER) };
-        // Whether the queues are empty only the consumer finds out, by itself.
+        // Only the consumer finds out whether the queues are empty, so a run that was to empty them reports what it leaves.
         let queues = self.topology.end == End::QueuesAreEmpty;
         (left.files > 0 || left.messages > 0 || queues || !drained).then_some(left)
     }
@@ -279,7 +280,7 @@ impl Files {
 }
 
 impl Records {
-    /// `finished` hears of every load that is over.
+    /// Starts the stages. `finished` receives every load that is over.
     fn start(
         context: &Context<'_>,
         pieces: crossbeam_channel::Receiver<Piece>,
@@ -292,7 +293,7 @@ impl Records {
         let dialect = links.database.dialect();
         let writers = match dialect {
             Dialect::Postgres => config.stream.writers,
-            // It has one writer at a time.
+            // SQLite has one writer at a time.
             Dialect::Sqlite => 1,
         };
         let on_crash: OnCrash = Arc::new(move |load| claims.crashed(load.key));
@@ -310,7 +311,7 @@ impl Records {
     }
 }
 
-/// Starts the publisher. The intake hears of every load that is published.
+/// Starts the publisher. The intake receives every load that is published.
 fn start_publisher(context: &Context<'_>, link: &BrokerLink, pieces: mpsc::Receiver<Piece>, intake: Addr<Intake>) -> Task {
     let publisher = Publisher::new(link.route(context.links, context.options));
     link.watch(publisher.connected());
@@ -319,7 +320,7 @@ fn start_publisher(context: &Context<'_>, link: &BrokerLink, pieces: mpsc::Recei
 }
 
 impl Consuming {
-    /// `done` hears when the queues are empty, if that ends the run.
+    /// Starts the consumer. `done` is notified when the queues are empty, if that ends the run.
     fn start(
         context: &Context<'_>,
         link: &BrokerLink,
@@ -350,13 +351,13 @@ fn thread_error(error: std::io::Error) -> Error {
     Error::failed(format!("cannot start a thread: {}", io_text(&error)))
 }
 
-/// Waits for threads to end.
+/// Waits until the threads have ended.
 async fn join(threads: Vec<JoinHandle<()>>) -> Result<()> {
     let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join)).await;
     if joined.is_ok_and(|ended| ended.is_ok()) { Ok(()) } else { Err(Error::failed("a thread panicked")) }
 }
 
-/// Runs a task that ends the run if it fails.
+/// Runs a task. If it fails, the fault ends the run.
 fn report_fault(work: impl Future<Output = Result<()>> + 'static, faults: &Faults) -> Task {
     let faults = faults.clone();
     actix::spawn(async move {

@@ -1,5 +1,5 @@
-//! Writer: commits batches. Rows, rejects, chunk lines, ledger and the marks of changed days share a transaction: a crash
-//! replays, never loses, and a chunk that comes twice is loaded once.
+//! Writer: commits batches. Rows, rejects, chunk lines, ledger and the marks of changed days share a transaction. After a crash
+//! the work is repeated: nothing is lost, and a chunk that arrives twice is loaded once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,34 +25,34 @@ use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, Opened
 use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, model, rejects};
 use crate::transport::piece::{FileEnd, Load};
 
-/// What a transaction did.
+/// The result of a committed transaction.
 #[derive(Debug, Default)]
 struct Committed {
     finished: Vec<LoadFinished>,
-    /// Datasets with the number of their new rows.
+    /// Datasets that have new rows, with their number.
     changed: Vec<(Arc<Dataset>, u64)>,
     records: u64,
     rejected_in_messages: u64,
-    /// Indexes of pieces whose message has the id of another message.
+    /// Indexes of pieces whose message id was loaded before with another body.
     contradicting: Vec<usize>,
 }
 
 /// How a batch is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WriteMode {
-    /// All rows at once; one that the database refuses fails the batch.
+    /// Writes all rows at once. One row that the database refuses fails the batch.
     Bulk,
-    /// Chunk by chunk; a refused row becomes a reject.
+    /// Writes chunk by chunk. A row that the database refuses becomes a reject.
     RowByRow,
 }
 
-/// A chunk that was not loaded before, and the number of its load.
+/// A chunk that was not loaded before, with the ledger id of its load.
 type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
 
 /// Why a batch was not written.
 struct Failure {
     error: StoreError,
-    /// The load whose rows alone cause it.
+    /// The load whose rows are the only cause.
     culprit: Option<Arc<Load>>,
 }
 
@@ -115,7 +115,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
             committed.changed.push((dataset, rows));
         }
     }
-    // The rows of the ledger last: other writers of the same file wait for them until the commit.
+    // Ledger rows are updated last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
     let mut closed = Vec::new();
     for (id, error) in &changed {
@@ -142,7 +142,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
     Ok(committed)
 }
 
-/// The files' loads, by key; they get rows in the ledger where they have none.
+/// Opens the loads of the batch's files. Loads that have no ledger row get one. Returns them by load key.
 async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> StoreResult<HashMap<Uuid, OpenedLoad>> {
     let mut loads: BTreeMap<Uuid, OpenLoad<'_>> = BTreeMap::new();
     for piece in pieces.iter().filter(|piece| !matches!(piece.content, ParsedContent::Foreign { .. })) {
@@ -158,10 +158,10 @@ fn load_end(end: &FileEnd) -> LoadEnd<'_> {
     LoadEnd { records: end.records, bytes: end.bytes, error: end.error.as_deref() }
 }
 
-/// Appends the rows of a dataset's chunks; returns for each chunk the rows that the database refused.
+/// Appends the rows of one dataset's chunks. Returns for each chunk the rows that the database refused.
 ///
 /// # Errors
-/// If the database fails, with the load whose rows alone cause it: the table takes others.
+/// If the database fails. The load is given if only its rows cause the error, while the table accepts other rows.
 async fn append(
     connection: &mut Connection,
     dataset: &Dataset,
@@ -186,7 +186,7 @@ async fn append(
                         *refused = rows;
                     }
                     Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
-                    // Whether others fail as well tells whose fault it is.
+                    // If the rows of other loads are accepted, this load is the cause. Otherwise the table is.
                     Err(error) if error.class() == Class::Other => {
                         failure.get_or_insert((*load_id, error));
                     }
@@ -201,7 +201,7 @@ async fn append(
     Ok(refused)
 }
 
-/// The record behind a refused row: rows are the chunk's records in order, without those that were rejected before.
+/// The reject for a refused row. A chunk's rows are its records in order, without the records that were rejected before.
 fn constraint_reject(chunk: &ParsedChunk, refused: Refused) -> Reject {
     let rejected: BTreeSet<u64> = chunk.rejects.iter().map(|reject| reject.ordinal).collect();
     let ordinal = (chunk.first_ordinal..)
@@ -221,7 +221,7 @@ fn constraint_reject(chunk: &ParsedChunk, refused: Refused) -> Reject {
 
 /// The actor.
 pub struct Writer {
-    /// Away while a batch is written.
+    /// `None` while a batch is written.
     link: Option<Link>,
     modeller: Addr<Modeller>,
     finished: Recipient<LoadFinished>,
@@ -232,7 +232,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer on that link, which tells `finished` of every load that is over, and `on_crash` of one that ends the run.
+    /// A writer on this link. It tells `finished` of every load that is over, and `on_crash` of a load that ends the run.
     pub fn new(
         link: Link,
         modeller: Addr<Modeller>,
@@ -250,7 +250,7 @@ impl Actor for Writer {
 }
 
 impl Handler<Batch> for Writer {
-    // Atomic: the mailbox waits, so that one batch is written after the other.
+    // The response is atomic: the next batch is handled only when this one is written.
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, Batch { mut pieces }: Batch, _: &mut Self::Context) -> Self::Result {
@@ -293,16 +293,16 @@ impl Handler<Batch> for Writer {
     }
 }
 
-/// Writes a batch, however long the database is away.
+/// Writes a batch. Waits while the database is unavailable.
 ///
 /// # Errors
-/// What waiting does not mend, with the load whose rows alone cause it.
+/// Errors that waiting does not fix, with the load whose rows are the only cause.
 async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed, (Error, Option<Arc<Load>>)> {
     let mut mode = WriteMode::Bulk;
     loop {
         let written = link
             .repeat(async |connection| match write(connection, pieces, mode).await {
-                // Not the database's fault and not the connection's: taken out of the loop that waits.
+                // Repeating the same work would fail again, so this error leaves the loop that waits.
                 Err(failure) if matches!(failure.error.class(), Class::BadRow | Class::Other) => Ok(Err(failure)),
                 Err(failure) => Err(failure.error),
                 Ok(committed) => Ok(Ok(committed)),
