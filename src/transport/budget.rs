@@ -1,4 +1,4 @@
-//! The budget of bytes in flight: it bounds the memory of the stream, whatever mailboxes and channels do.
+//! Budget: limits the bytes in flight. It bounds the memory of the stream, so mailboxes and channels do not have to.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::piece::{Acknowledge, Receipt};
 use crate::dataset::Dataset;
 use crate::record::chunk::Chunk;
 
-/// Bytes that are read but not yet durable. A piece takes its bytes before it is passed on and holds them until it is
+/// The bytes that are read but not durable yet. A piece takes its bytes before it is passed on, and holds them until it is
 /// committed or given up.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -18,19 +18,20 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of that many bytes; to be made on the runtime.
+    /// A budget of this many bytes. Must be called on the runtime.
     pub fn new(bytes: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(bytes)), total: bytes, runtime: tokio::runtime::Handle::current() }
     }
 
-    /// Waits until so many bytes are free, and takes them. For threads outside the runtime.
+    /// Waits until this many bytes are free, and takes them. For threads outside the runtime.
     pub fn take(&self, bytes: usize) -> Receipt {
         let bytes = u32::try_from(bytes.min(self.total)).unwrap_or(u32::MAX);
         let taken = self.runtime.block_on(Arc::clone(&self.free).acquire_many_owned(bytes));
         Receipt::from(taken.expect("the budget is never closed"))
     }
 
-    /// Waits until everything that was taken before is free again: durable, or given up. For threads outside the runtime.
+    /// Waits until all bytes that were taken before are free again, because their pieces are durable or given up. For threads
+    /// outside the runtime.
     pub fn wait_until_all_is_free(&self) {
         drop(self.take(self.total));
     }
@@ -41,21 +42,21 @@ impl Budget {
     }
 }
 
-/// What a chunk takes in memory until it is durable: its text, and its rows beside it. Small records become rows of many times
-/// their size.
+/// The memory that a chunk takes until it is durable: its text, and its rows. The rows of small records are many times as large
+/// as their text.
 pub fn footprint(chunk: &Chunk, dataset: &Dataset) -> usize {
-    /// What a value of a row takes beside its text, at most.
+    /// The most that a value in a row takes, apart from its text.
     const VALUE_BYTES: usize = 64;
     let values = chunk.records() * (dataset.columns.len() as u64 + 1);
     2 * chunk.bytes() + usize::try_from(values).unwrap_or(usize::MAX / 2 / VALUE_BYTES) * VALUE_BYTES
 }
 
-/// A piece's share of the budget, free again when this is dropped.
+/// A piece's share of the budget. Dropping it frees the bytes.
 #[derive(Debug)]
 struct Share(#[expect(dead_code, reason = "held for its release")] OwnedSemaphorePermit);
 
 impl From<OwnedSemaphorePermit> for Receipt {
-    /// A receipt that holds the permit for as long as the piece is in flight.
+    /// A receipt that holds the permit while the piece is in flight.
     fn from(permit: OwnedSemaphorePermit) -> Self {
         Self::new(Share(permit))
     }

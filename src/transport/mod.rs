@@ -1,12 +1,13 @@
-//! The seam between Reader and Parser: in this process, or through RabbitMQ. The stages on both sides do not know which.
+//! Transport: how pieces get from the reader to the parsers, in this process or through RabbitMQ. The stages on both sides do
+//! not know which of the two is used.
 
-pub mod piece; // what travels
-pub mod budget; // how many bytes of it at a time
+pub mod piece; // what is transported
+pub mod budget; // limits the bytes in flight
 pub mod amqp; // through RabbitMQ
 
 use piece::Piece;
 
-/// Where the reader's pieces go.
+/// Where the reader sends its pieces.
 #[derive(Debug, Clone)]
 pub enum Outlet {
     /// To the parser threads of this process.
@@ -15,12 +16,12 @@ pub enum Outlet {
     Publisher(tokio::sync::mpsc::Sender<Piece>),
 }
 
-/// Nobody takes pieces any more: the run ends.
+/// The receiver of the pieces is gone, because the run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
 impl Outlet {
-    /// Passes a piece on; waits while the next stage is full. For threads outside the runtime.
+    /// Passes a piece on. Waits while the next stage is full. For threads outside the runtime.
     ///
     /// # Errors
     /// If the next stage is gone.

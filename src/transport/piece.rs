@@ -1,5 +1,5 @@
-//! What travels from the reader to the parsers: the parts of a load, and who answers for each of them. Nothing here knows how
-//! they travel.
+//! Pieces: the parts of a load that travel from the reader to the parsers, with their receipts. Nothing here depends on the
+//! transport.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use uuid::Uuid;
 use crate::dataset::Dataset;
 use crate::record::chunk::Chunk;
 
-/// A file on its way into the database; its key is what makes a chunk of it the same chunk wherever and whenever it is read.
+/// A file that is being loaded. Its key identifies it: together with `seq`, it identifies a chunk of the file, in every process
+/// and in every reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Load {
     pub key: Uuid,
     pub dataset: Arc<Dataset>,
-    /// What the ledger calls the file.
+    /// The file's name in the ledger.
     pub source: String,
 }
 
@@ -26,23 +27,23 @@ pub struct Piece {
     pub receipt: Receipt,
 }
 
-/// What a piece is.
+/// The content of a piece.
 #[derive(Debug)]
 pub enum Content {
-    /// A run of records, in the ledger once by load and `seq`.
+    /// Consecutive records. The ledger has them once, by load and `seq`.
     Chunk(Chunk),
-    /// Nothing more comes of this load.
+    /// The load has no more pieces.
     End(FileEnd),
     /// The records of another program's message.
     Foreign(ForeignMessage),
 }
 
-/// The totals of a file that was read as far as it goes; with them the ledger closes the load when all chunks are in.
+/// The totals of a file that was read to its end. With them the ledger closes the load when all its chunks are loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEnd {
-    /// How many chunks were cut; their `seq` are `0..chunks`.
+    /// How many chunks the file has. Their `seq` are `0..chunks`.
     pub chunks: u64,
-    /// How many records they hold.
+    /// How many records the chunks have.
     pub records: u64,
     /// Length of the decompressed text.
     pub bytes: u64,
@@ -50,35 +51,37 @@ pub struct FileEnd {
     pub error: Option<String>,
 }
 
-/// A message without `kind`: booked on the `open` ledger row of its dataset and `app_id`.
+/// A message of another program, without the header `kind`. It is counted on the `open` ledger row of its dataset and `app_id`.
 #[derive(Debug)]
 pub struct ForeignMessage {
     pub app_id: String,
-    /// With it the message is loaded exactly once, without it at least once.
+    /// If it is set, the message is loaded exactly once. Otherwise it is loaded at least once.
     pub message_id: Option<String>,
-    /// SHA-256 of the body: the same id with another body is an error of the sender.
+    /// SHA-256 of the body. The same id with another body is an error of the sender.
     pub digest: [u8; 32],
-    /// All its records, however many.
+    /// All its records, however many there are.
     pub chunk: Chunk,
 }
 
-/// What a transport does once a piece is durable, or can never be.
+/// What a transport does when a piece is durable, or can never be loaded.
 pub trait Acknowledge: fmt::Debug + Send {
     /// The piece is durable.
     fn settle(self: Box<Self>);
 
-    /// The piece can never be loaded; `reason` is one word, for programs. Only another program's message can be such a piece.
+    /// The piece can never be loaded. `reason` is one word, for programs to read. Only a message of another program can be
+    /// refused.
     fn refuse(self: Box<Self>, reason: &str, detail: &str);
 
-    /// Nothing was done with the piece: whoever comes next may have it.
+    /// The piece was not processed, and may be delivered again.
     fn give_back(self: Box<Self>);
 
-    /// Whether the transport delivers the piece again, and in the end sets it aside, when the receipt is dropped. If not, the
-    /// file stays claimed and the next start reads it again.
+    /// Whether the transport redelivers the piece when its receipt is dropped, and dead-letters it after several failures.
+    /// Otherwise the file stays claimed, and the next start reads it again.
     fn redelivers(&self) -> bool;
 }
 
-/// Who answers for a piece until it is durable. Dropped without [`Receipt::settle`], the piece was not loaded.
+/// Connects a piece to its transport until the piece is durable. If it is dropped without [`Receipt::settle`], the piece was
+/// not loaded.
 #[derive(Debug)]
 pub struct Receipt(Box<dyn Acknowledge>);
 
@@ -98,12 +101,12 @@ impl Receipt {
         self.0.refuse(reason, detail);
     }
 
-    /// Nothing was done with the piece. See [`Acknowledge::give_back`].
+    /// The piece was not processed. See [`Acknowledge::give_back`].
     pub fn give_back(self) {
         self.0.give_back();
     }
 
-    /// Whether the piece comes again by itself when this is dropped. See [`Acknowledge::redelivers`].
+    /// Whether the piece is redelivered when this is dropped. See [`Acknowledge::redelivers`].
     pub fn redelivers(&self) -> bool {
         self.0.redelivers()
     }

@@ -1,7 +1,9 @@
-//! Connecting to RabbitMQ: waiting for it, giving up, connecting again. A connection counts when its handshake is done.
+//! Connections to RabbitMQ: connecting, waiting for the broker, giving up, reconnecting. A connection counts as made when its
+//! handshake is complete.
 //!
-//! lapin can reconnect by itself; here the loop is ours, because a publisher and a consumer each have something to do about a
-//! lost connection that lapin cannot know: publish again what was not confirmed, forget what can no longer be acknowledged.
+//! lapin can reconnect by itself. This module does it instead, because publisher and consumer each have work to do after a lost
+//! connection: the publisher publishes unconfirmed messages again, and the consumer forgets the deliveries that it can no
+//! longer acknowledge.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,26 +20,26 @@ use crate::error::{Error, Result, io_text};
 use crate::retry::{GIVE_UP_AFTER, RetryPolicy, long_pauses, short_pauses};
 use crate::vitals::{Stage, Vitals};
 
-/// Seconds between heartbeats where the URL does not say: a broker that vanished is missed after twice that.
+/// Seconds between heartbeats, where the URL does not set it. A broker that has vanished is detected after twice this time.
 const HEARTBEAT: u16 = 10;
-/// How long a broker may take to answer the handshake.
+/// Time limit for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long it may take to answer requests that move no messages.
+/// Time limit for the broker's answers to requests that move no messages.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
-/// How long it may take to say goodbye.
+/// Time limit for closing a connection.
 pub(super) const GOODBYE: Duration = Duration::from_secs(5);
-/// While the broker is away, the log says so this often.
+/// How often the log repeats that the broker is unavailable.
 const SAY_SO_EVERY: Duration = Duration::from_secs(30);
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
 
-/// What ends the work with a connection.
+/// Why the work with a connection ended.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The connection or the channel is lost: connect again.
     Lost(lapin::Error),
-    /// For the user to solve.
+    /// An error that the user has to solve.
     Fatal(Error),
 }
 
@@ -47,7 +49,7 @@ impl From<lapin::Error> for Fault {
     }
 }
 
-/// A broker that can be connected to.
+/// A broker to connect to.
 #[derive(Debug, Clone)]
 pub struct Broker {
     url: SecretUrl,
@@ -55,10 +57,10 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// The broker of that URL, not yet connected.
+    /// The broker at this URL. Does not connect yet.
     ///
     /// # Errors
-    /// If the URL is wrong in more than its scheme.
+    /// If the URL is invalid. Its scheme was checked before.
     pub fn new(url: &SecretUrl) -> Result<Self> {
         let mut uri: AMQPUri = url.expose().parse().map_err(|error: String| {
             Error::usage(format!("the AMQP URL {url} is wrong: {}", url.scrub(&error)))
@@ -71,7 +73,7 @@ impl Broker {
         Ok(Self { url: url.clone(), uri })
     }
 
-    /// One attempt. `name` is what the broker's operators see; `tap` bounds what is read.
+    /// Makes one attempt to connect. `name` is shown to the broker's operators. `tap` limits what is read.
     pub(super) async fn connect_once(&self, name: &str, tap: Option<&Tap>) -> Result<Connection, lapin::Error> {
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
@@ -90,19 +92,19 @@ impl Broker {
     /// Connects; gives up after ten seconds.
     ///
     /// # Errors
-    /// If the broker refuses or stays away.
+    /// If the broker refuses the connection, or is unavailable for ten seconds.
     pub(super) async fn connect(&self, name: &'static str) -> Result<Connection> {
         Connector::new(self.clone(), name, RetryPolicy::Limited, Vitals::default().stage(name)).connect(None).await
     }
 
-    /// The error of a broker that takes no messages.
+    /// The error for a broker that accepts no messages.
     pub(super) fn takes_nothing(&self) -> Error {
         let seconds = GIVE_UP_AFTER.as_secs();
         Error::unreachable(format!("RabbitMQ at {self} has taken no messages for {seconds} seconds"))
             .hint("look for alarms of disk or memory with `rabbitmqctl status`; what is in the queues stays there")
     }
 
-    /// The error for the user.
+    /// The error for a broker that cannot be reached, as the user sees it.
     pub(super) fn unreachable(&self, error: &lapin::Error) -> Error {
         let text = self.url.scrub(&text(error));
         if is_refusal(error) {
@@ -113,7 +115,7 @@ impl Broker {
             .hint("check that it is running and that AMQP_URL is right")
     }
 
-    /// The fault for a user who does not want to wait.
+    /// Turns a fault into an error, for a command that does not wait.
     pub(super) fn explain(&self, fault: Fault) -> Error {
         match fault {
             Fault::Lost(error) => self.unreachable(&error),
@@ -128,26 +130,26 @@ impl std::fmt::Display for Broker {
     }
 }
 
-/// The host of `amqp://user@[::1]:5672`, which lapin's parser takes for none.
+/// The host of a URL such as `amqp://user@[::1]:5672`. lapin's parser does not recognise such a host.
 fn ipv6_address(url: &str) -> Option<String> {
     let authority = url.split_once("://")?.1.split(['/', '?']).next()?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     Some(host.strip_prefix('[')?.split_once(']')?.0.to_owned())
 }
 
-/// Whether a publisher or a consumer is connected at the moment; for those who watch over it.
+/// Whether a publisher or a consumer is connected at the moment. The heartbeat reads it.
 #[derive(Debug, Clone, Default)]
 pub struct Connected(Arc<AtomicBool>);
 
 impl Connected {
-    /// Whether it is.
+    /// Returns true while it is connected.
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What publisher and consumer have in common: the broker, what is declared on it, how long to wait for it, and where they say
-/// that they wait.
+/// What publisher and consumer share: the broker, what is declared on it, the retry policy, and the place where they report
+/// their waits.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub broker: Broker,
@@ -157,20 +159,20 @@ pub struct Route {
 }
 
 impl Route {
-    /// Connects for the stage of that name. `name` is what the broker's operators see.
+    /// A connector for the stage of this name. `name` is shown to the broker's operators.
     pub(super) fn connector(&self, name: &'static str, stage: &'static str) -> Connector {
         Connector::new(self.broker.clone(), name, self.retry_policy, self.vitals.stage(stage))
     }
 }
 
-/// Connects, again and again.
+/// Connects as often as needed.
 pub(super) struct Connector {
     broker: Broker,
     name: &'static str,
     retry_policy: RetryPolicy,
     connected: Connected,
     ever_connected: bool,
-    /// Since when nothing has come through.
+    /// Set since the last success.
     trouble: Option<Trouble>,
     stage: Stage,
 }
@@ -179,7 +181,7 @@ struct Trouble {
     since: Instant,
     said: Instant,
     pauses: Pauses,
-    /// Before the next attempt.
+    /// The pause before the next attempt.
     pause: Duration,
     error: lapin::Error,
 }
@@ -189,7 +191,7 @@ impl Connector {
         Self { broker, name, retry_policy, connected: Connected::default(), ever_connected: false, trouble: None, stage }
     }
 
-    /// The stage that connects, which waits while the broker is away.
+    /// The stage that connects. It is reported as waiting while the broker is unavailable.
     pub fn stage(&self) -> Stage {
         self.stage.clone()
     }
@@ -198,10 +200,10 @@ impl Connector {
         self.connected.clone()
     }
 
-    /// Connects, through the tap if there is one; pauses before it if nothing has come through since the last time.
+    /// Connects, through the tap if there is one. Pauses first if nothing has succeeded since the last attempt.
     ///
     /// # Errors
-    /// If the retry policy gives up, or the broker refuses and never did otherwise.
+    /// If the retry policy gives up, or if the broker refuses the connection and has never accepted one from this process.
     pub async fn connect(&mut self, tap: Option<&Tap>) -> Result<Connection> {
         if self.trouble.is_some() {
             self.pause().await;
@@ -230,20 +232,20 @@ impl Connector {
         }
     }
 
-    /// Whether the broker ever let this process in.
+    /// Whether the broker has ever accepted a connection from this process.
     pub fn was_connected(&self) -> bool {
         self.ever_connected
     }
 
-    /// Something came through: whatever was wrong is over.
+    /// Notes a success: the trouble is over.
     pub fn progress(&mut self) {
         self.trouble = None;
     }
 
-    /// The connection is of no use any more.
+    /// Notes that the connection is lost.
     ///
     /// # Errors
-    /// If the retry policy gives up here.
+    /// If the retry policy gives up.
     pub fn lost(&mut self, error: lapin::Error) -> Result<()> {
         self.connected.0.store(false, Ordering::Relaxed);
         self.trouble(error)
@@ -283,17 +285,17 @@ impl Drop for Connector {
     }
 }
 
-/// Whether the broker takes messages, as a connection hears of it: with too little disk or memory left it stops reading from
-/// those that publish.
+/// A resource alarm of the broker, as a connection learns of it. While the broker is short of disk or memory, it reads nothing
+/// from connections that publish.
 pub(super) struct Alarm {
     broker: Broker,
     stage: Stage,
-    /// Why it takes none, and when that was last said.
+    /// The reason of the current alarm, and when the log last reported it.
     up: Option<(String, Instant)>,
 }
 
 impl Alarm {
-    /// None is known of. `stage` waits while one is up.
+    /// No alarm yet. `stage` is reported as waiting while there is an alarm.
     pub fn new(broker: &Broker, stage: &Stage) -> Self {
         Self { broker: broker.clone(), stage: stage.clone(), up: None }
     }
@@ -317,7 +319,7 @@ impl Alarm {
         Ok(())
     }
 
-    /// The broker takes messages.
+    /// Ends the alarm: the broker accepts messages again.
     pub fn is_over(&mut self) {
         if self.up.take().is_some() {
             tracing::info!("RabbitMQ at {} takes messages again", self.broker);
@@ -326,7 +328,7 @@ impl Alarm {
         }
     }
 
-    /// Comes when it is time to say again that an alarm is up.
+    /// Completes when the log should report the alarm again.
     pub async fn said_long_ago(&self) {
         match &self.up {
             Some((_, said)) => tokio::time::sleep_until((*said + SAY_SO_EVERY).into()).await,
@@ -334,7 +336,7 @@ impl Alarm {
         }
     }
 
-    /// Says that an alarm is up, if it is.
+    /// Reports the alarm, if there is one.
     pub fn say(&mut self) {
         if let Some((reason, said)) = &mut self.up {
             *said = Instant::now();
@@ -346,7 +348,7 @@ impl Alarm {
 
 type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
 
-/// Pauses between attempts, without end.
+/// The endless sequence of pauses between attempts.
 fn pauses(retry_policy: RetryPolicy) -> Pauses {
     match retry_policy {
         RetryPolicy::Forever => Box::new(long_pauses()),
@@ -354,12 +356,12 @@ fn pauses(retry_policy: RetryPolicy) -> Pauses {
     }
 }
 
-/// Wrong user or password, or a vhost that is not there or not for this user.
+/// Whether the broker refuses the user: wrong user or password, or a vhost that does not exist or that this user may not use.
 fn is_refusal(error: &lapin::Error) -> bool {
     matches!(reply_code(error), Some(ACCESS_REFUSED | NOT_ALLOWED))
 }
 
-/// The code that the broker closed the channel or connection with.
+/// The reply code with which the broker closed the channel or connection.
 pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -367,7 +369,7 @@ pub(super) fn reply_code(error: &lapin::Error) -> Option<u16> {
     }
 }
 
-/// An error in the broker's or the operating system's words.
+/// The error in the words of the broker or of the operating system.
 pub(super) fn text(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
@@ -376,8 +378,8 @@ pub(super) fn text(error: &lapin::Error) -> String {
     }
 }
 
-/// Waits for the broker's answers to requests that move no messages, but not for ever: once a connection was gone, lapin's thread
-/// with it, and a request still waited. By its source, that can befall one that is sent while the connection ends.
+/// Waits for the broker's answers to requests that move no messages, with a time limit. The limit is necessary: a request that
+/// is sent while the connection ends may never get an answer from lapin, as its thread is gone.
 pub(super) async fn answered<T, E: From<lapin::Error>>(requests: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     within(ANSWER, requests).await
 }
@@ -392,7 +394,7 @@ pub(super) async fn within<T, E: From<lapin::Error>>(
     }
 }
 
-/// A channel on which the broker confirms what is published.
+/// Opens a channel with publisher confirms.
 pub(super) async fn confirming_channel(connection: &Connection) -> lapin::Result<Channel> {
     answered(async {
         let channel = connection.create_channel().await?;
@@ -402,13 +404,13 @@ pub(super) async fn confirming_channel(connection: &Connection) -> lapin::Result
     .await
 }
 
-/// Ends a channel in order, before its connection: lapin closes one that is only dropped in the background, beside the
-/// connection's own goodbye, and where that fails the connection ends in an error.
+/// Closes a channel before its connection. If a channel is only dropped, lapin closes it in the background while the connection
+/// closes. When that fails, the connection ends with an error.
 pub(super) async fn close_channel(channel: &Channel) -> lapin::Result<()> {
     answered(channel.close(200, "done".into())).await
 }
 
-/// Ends a connection in order. One that is lost needs no goodbye.
+/// Closes a connection. Does nothing for one that is already lost.
 pub(super) async fn close(connection: &Connection) {
     if let Err(error) = within(GOODBYE, connection.close(200, "done".into())).await {
         tracing::debug!("closing the connection to RabbitMQ: {}", text(&error));

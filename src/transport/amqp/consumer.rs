@@ -1,10 +1,10 @@
-//! Messages to the parsers: each delivery becomes a piece, and is acknowledged when the piece is durable.
+//! Consumer: passes messages to the parsers. Each delivery becomes a piece, and is acknowledged when the piece is durable.
 //!
-//! A message that cannot be loaded goes to the dead letters, but not the first time that it fails, and not by the broker's
-//! count, which also counts each restart of a consumer. While a failed message waits, the others go on.
+//! A message that cannot be loaded is dead-lettered, but only after several failures. The consumer counts them itself, because
+//! the broker's delivery count also grows with each restart of a consumer. While a failed message waits, the others continue.
 //!
-//! A message that comes again may have ended the process that had it before. It is taken after the others, alone: then nothing
-//! else suffers from it, and it is known who ended the process.
+//! A redelivered message may have crashed the process that had it before. It is processed after the others and alone: a crash
+//! then affects no other message, and its cause is known.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -35,38 +35,39 @@ use crate::error::Result;
 use crate::transport::piece::Piece;
 use crate::vitals::Stage;
 
-mod attempts; // how often a message was taken alone, beyond the end of the process
-mod decode; // a delivery as a piece, on a thread of its own
-mod delivery; // a delivery on its way through the pipeline
+mod attempts; // how often a message was processed alone, counted across restarts
+mod decode; // turns a delivery into a piece, on its own thread
+mod delivery; // a delivery in the pipeline, and its outcome
 mod failures; // how often a message failed
-mod held; // the bytes of all of them
-mod prefetch; // how many the broker may send ahead
-mod subscription; // the consumers of all queues
+mod held; // bytes of all messages in memory
+mod prefetch; // how many messages the broker may send ahead
+mod subscription; // the broker's consumers on all queues
 
 pub use attempts::{Attempt, Attempts};
 
-/// How often `--once` looks whether the queues are empty, and how often they must be so in a row: what the broker has just
-/// sent off is in no count.
+/// `--once` checks this often whether the queues are empty. They must be empty several times in a row, because the broker's
+/// counts do not include a message that it is just sending.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 3;
-/// When no message has come for so long, there are no others before those that came again.
+/// When no message has arrived for this long, the queues hold no new messages in front of the redelivered ones.
 const QUIET: Duration = Duration::from_millis(50);
-/// While others keep coming, those that came again have their turn after so long; it lasts no longer either.
+/// While new messages keep arriving, redelivered ones are processed after this time, and for at most this time.
 const TURN: Duration = Duration::from_secs(5);
-/// While messages come again no more are taken ahead than if they were large, and for so long after that: those that one consumer
-/// returns stay in the queue then, where it finds them, and are not all sent to the next.
+/// While messages are redelivered, and for this long after that, the prefetch count stays as low as for large messages.
+/// Messages that one consumer returns then stay in the queue, where it can fetch them, instead of being sent to the next
+/// consumer.
 const CALM: Duration = Duration::from_secs(1);
-/// A message that was taken alone so often and never answered is a dead letter.
+/// A message that was processed alone this often without an answer is dead-lettered.
 const MAX_ALONE: u64 = 20;
 
 /// What a consumer is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Consume until told otherwise.
+    /// Consume until the phase changes.
     Run,
-    /// Consume until the queues are empty and all that was delivered is settled: `run --once`.
+    /// Consume until the queues are empty and all deliveries are settled (`run --once`).
     UntilEmpty,
-    /// Take nothing more; end when all that was handed on is settled.
+    /// Take no more messages. End when all deliveries that were passed on are settled.
     Drain,
 }
 
@@ -85,11 +86,11 @@ pub struct Consumer {
     outstanding: usize,
 }
 
-/// How a session with one connection ended well.
+/// A session with one connection has ended normally.
 struct Done;
 
 impl Consumer {
-    /// A consumer that is not yet connected. `in_flight_bytes`: how much it may hold in memory, beside one message.
+    /// A consumer that is not connected yet. `in_flight_bytes` limits what it holds in memory, apart from one message.
     pub fn new(route: Route, in_flight_bytes: usize, attempts: Attempts) -> Self {
         let connector = route.connector("dataloader consumer", "consumer");
         Self {
@@ -106,17 +107,18 @@ impl Consumer {
         }
     }
 
-    /// Whether it is connected, for those who watch over it.
+    /// Whether it is connected, for the heartbeat.
     pub fn connected(&self) -> Connected {
         self.connector.connected()
     }
 
-    /// Hands every message on to the parsers as a piece, until `phase` says that it is enough; then waits until all that was
-    /// handed on is settled: whoever holds pieces must go on until this returns. A bounded `pieces` holds this back.
+    /// Passes every message to the parsers as a piece, until `phase` changes. Then waits until all these pieces are settled, so
+    /// the later stages must run until this returns. A full `pieces` channel holds this up.
     ///
     /// # Errors
-    /// If the broker refuses, stays away or takes no dead letters for longer than the retry policy allows, or has other queues of these
-    /// names; or if the parsers are gone. Nothing is lost then: what was not acknowledged is delivered again.
+    /// If the broker refuses the connection, if it is unavailable or accepts no dead letters for longer than the retry policy
+    /// allows, if it has queues of these names with other arguments, or if the parsers are gone. Nothing is lost then: the
+    /// broker delivers unacknowledged messages again.
     pub async fn run(mut self, pieces: Sender<Piece>, mut phase: watch::Receiver<Phase>) -> Result<()> {
         let decoder = Decoder::start(pieces, self.failures.clone())?;
         loop {
@@ -142,8 +144,8 @@ impl Consumer {
                 }
                 Err(Fault::Lost(error)) => {
                     self.connector.lost(error)?;
-                    // The broker delivers all of it again. Settled first, most of it is then known as loaded, and memory
-                    // never holds it twice.
+                    // The broker delivers all these messages again. Waiting until the old ones are settled has two effects:
+                    // most of the new ones are then known as loaded, and memory never holds a message twice.
                     while self.outstanding > 0 {
                         self.outcome().await;
                     }
@@ -153,15 +155,15 @@ impl Consumer {
         }
     }
 
-    /// The next outcome on a delivery.
+    /// Waits for the next outcome of a delivery.
     async fn outcome(&mut self) -> Settled {
         let settled = self.outcomes.1.recv().await.expect("this struct holds a sender");
         self.outstanding -= 1;
         settled
     }
 
-    /// Does what the outcome says; of a message that was `alone` the count then ends. On a delivery of an earlier connection that
-    /// is nothing: the broker delivers it again.
+    /// Carries out the outcome of a delivery. For a message that was processed `alone`, its count ends after that. For a
+    /// delivery of an earlier connection it has no effect: the broker delivers the message again.
     fn settle(&self, settled: Settled, alone: bool) -> Settling {
         let Settled { acker, key, outcome } = settled;
         let failures = self.failures.clone();
@@ -204,10 +206,10 @@ impl Consumer {
     }
 }
 
-/// What is being done with deliveries that have their outcome.
+/// The work on a delivery whose outcome is known.
 type Settling = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// A consumer at work on one connection.
+/// A consumer while it works on one connection.
 struct Session<'a> {
     consumer: &'a mut Consumer,
     decoder: &'a Decoder,
@@ -218,26 +220,27 @@ struct Session<'a> {
     subscription: Subscription,
     settling: FuturesUnordered<Settling>,
     again: Option<Again>,
-    /// When the last message came that had come before.
+    /// Returns the serial numbers of the messages that the broker accepted. `ready` has to contain all confirmations that are
+    /// ready.
     last_again: Option<Instant>,
-    /// The turn of those that came again has come: nothing is taken until everything else is settled.
+    /// Whether it is time for the redelivered messages. Then nothing is taken until everything else is settled.
     their_turn: bool,
     last_arrival: Instant,
-    /// When answers of the broker are overdue.
+    /// The deadline for the broker's answers.
     answer_due: Instant,
     drips: Interval,
-    /// How often in a row the queues were found empty.
+    /// How often in a row the queues were empty.
     looks: u32,
 }
 
-/// Deliveries that came again and wait for their turn.
+/// Redelivered messages that wait until they are processed.
 struct Again {
     first: Arrival,
-    /// Their bodies are not kept: they come once more.
+    /// Without their bodies, as the broker delivers these messages again.
     others: Vec<Other>,
-    /// When the first one came.
+    /// When the first one arrived.
     since: Instant,
-    /// In which round of consumers.
+    /// The subscription's round in which the first one arrived.
     round: u64,
 }
 
@@ -248,7 +251,7 @@ struct Other {
 }
 
 impl Again {
-    /// How many of them the consumer of the queue holds that holds most, of those of that round.
+    /// Counts the waiting messages of this round per queue, and returns the highest count.
     fn most_in(&self, round: u64) -> usize {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         if self.round == round {
@@ -315,7 +318,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Lets the broker send as many messages as are wanted now.
+    /// Sets how many messages the broker may send ahead now.
     fn ask_for_what_is_wanted(&mut self, phase: Phase) {
         self.consumer.stage.has_in_hand(self.consumer.outstanding + self.settling.len());
         let is_draining = phase == Phase::Drain;
@@ -330,12 +333,12 @@ impl<'a> Session<'a> {
         self.subscription.want(if is_draining || self.their_turn { 0 } else { self.prefetch() });
     }
 
-    /// Waits until something happens, and does what it asks for.
+    /// Waits for the next event, and handles it.
     async fn next_event(&mut self, phase: Phase) -> Result<(), Fault> {
         let is_draining = phase == Phase::Drain;
         let has_room = is_draining || self.consumer.held.has_room();
         if !has_room {
-            // Answers wait behind messages that are not read.
+            // While nothing is read, the broker's answers cannot arrive either.
             self.answer_due = Instant::now() + ANSWER;
         }
         let is_settled = self.is_settled();
@@ -362,7 +365,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Everything is settled: what has arrived since goes back to its queue with the channel.
+    /// Ends the session when everything is settled. Closing the channel returns to their queues the messages that have arrived
+    /// since.
     async fn end(mut self) -> Result<Done, Fault> {
         let channel = self.channel.clone();
         let close = async move { close_channel(&channel).await.map_err(Fault::Lost) };
@@ -374,19 +378,20 @@ impl<'a> Session<'a> {
         self.consumer.outstanding == 0 && self.settling.is_empty()
     }
 
-    /// Whether the messages that came again are to be taken now: when the others are settled and no more come, or when they have
-    /// waited long enough.
+    /// Whether the redelivered messages are to be processed now: when all others are settled and no more arrive, or when the
+    /// redelivered ones have waited long enough.
     fn is_their_turn(&self) -> bool {
         let waited_long = self.again.as_ref().is_some_and(|again| again.since.elapsed() >= TURN);
         waited_long || (self.is_quiet() && !self.hide_others())
     }
 
-    /// Whether messages that came again wait, everything else is settled, and nothing comes.
+    /// Whether redelivered messages wait, everything else is settled, and nothing arrives.
     fn is_quiet(&self) -> bool {
         self.again.is_some() && self.is_settled() && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
     }
 
-    /// Whether those that came again are so many that the broker sends nothing more, while others may wait behind them.
+    /// Whether the redelivered messages use up the prefetch count, so that the broker sends nothing more although new messages
+    /// may follow.
     fn hide_others(&self) -> bool {
         let most = self.again.as_ref().map_or(0, |again| again.most_in(self.subscription.round()));
         most >= usize::from(self.subscription.prefetch())
@@ -437,9 +442,10 @@ impl<'a> Session<'a> {
         self.decoder.hand_over(arrival).map_err(Fault::Fatal)
     }
 
-    /// Takes those that came again, one at a time, while this consumer holds no other message. All but the first are returned, then
-    /// fetched one by one: the broker keeps returned messages before all others, so that the first that is new tells that there are
-    /// no more. Whoever ends the process is behind the others the next time.
+    /// Processes the redelivered messages one at a time, while this consumer holds no other message. It returns all but the
+    /// first to their queues and then fetches them one by one. The broker puts returned messages before all others, so the
+    /// first new message means that there are no more of them. A message that crashes the process comes after the others next
+    /// time.
     async fn take_alone(&mut self, Again { first, others, .. }: Again) -> Result<(), Fault> {
         let ends = Instant::now() + TURN;
         let mut datasets = vec![Arc::clone(first.dataset())];
@@ -472,11 +478,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// False if others must not wait for the end of this one: it is to be set aside, or not to be taken any more.
+    /// Processes one message alone. Returns false if the others must not wait for its end: the message is being dead-lettered,
+    /// or was returned because the consumer drains.
     async fn take_one_alone(&mut self, arrival: Arrival) -> Result<bool, Fault> {
         let key = arrival.key();
         let (attempts, mut phase) = (self.consumer.attempts.clone(), self.phase.clone());
-        // The count waits for the database: no message is taken before that answers.
+        // The count is in the database. The message is not processed before the database answers.
         let begin = async move {
             tokio::select! {
                 biased;
@@ -514,7 +521,7 @@ impl<'a> Session<'a> {
         Ok(!is_letter)
     }
 
-    /// Waits for an answer while the connection is kept alive.
+    /// Waits for `answer`, and keeps the connection alive meanwhile.
     async fn alongside<T>(&mut self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         tokio::pin!(answer);
         loop {
@@ -526,7 +533,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What a connection needs while one message is taken alone, which may be as large as it likes.
+    /// Serves the connection while one message is processed alone. Such a message may be of any size.
     async fn meanwhile(events: &mut BoxStream<'static, Event>, tap: &Tap, drips: &mut Interval) -> Result<(), Fault> {
         tokio::select! {
             biased;
@@ -553,7 +560,7 @@ impl<'a> Session<'a> {
 
 async fn draining(phase: &mut watch::Receiver<Phase>) {
     if phase.wait_for(|phase| *phase == Phase::Drain).await.is_err() {
-        // Nobody is there any more to say so.
+        // The sender is gone, so the phase cannot change any more.
         std::future::pending().await
     }
 }

@@ -1,4 +1,5 @@
-//! Dead letters: messages that cannot be loaded are set aside with the reason, listed for people, and published again.
+//! Dead letters: messages that cannot be loaded. They are set aside in a queue with the reason, can be listed, and can be
+//! published again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,12 +22,12 @@ use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
 use crate::vitals::{Stage, Vitals};
 
 const NAME: &str = "dataloader dead letters";
-/// Headers have to fit into one frame.
+/// Limits the detail, because all headers have to fit into one frame.
 const MAX_DETAIL: usize = 2_000;
 
 const REASON: &str = "reason";
 const DETAIL: &str = "detail";
-/// The queue that the message was in.
+/// The header with the queue that the message was in.
 const QUEUE: &str = "queue";
 
 /// A message to set aside.
@@ -39,8 +40,8 @@ pub(super) struct DeadLetter {
     pub body: Vec<u8>,
 }
 
-/// Sets messages aside, one after the other. On a connection of its own, made when the first message needs it: the broker may stop
-/// reading from connections that publish, and the consumer's acknowledgements must not wait behind that.
+/// Publishes dead letters, one after the other. It has its own connection, made when the first message needs it. The broker may
+/// stop reading from connections that publish, and this must not delay the consumer's acknowledgements.
 pub(super) struct DeadLetterQueue {
     route: Route,
     open: Mutex<Sender>,
@@ -57,8 +58,8 @@ impl DeadLetterQueue {
         Self { route, open: Mutex::new(sender) }
     }
 
-    /// Waits until the broker has confirmed it, for as long as the retry policy allows. False if it refuses, so that the letter has to stay
-    /// in its queue.
+    /// Publishes the letter and waits until the broker has confirmed it, for as long as the retry policy allows. Returns false
+    /// if the broker refuses it: then the message has to stay in its queue.
     ///
     /// # Errors
     /// If the retry policy gives up.
@@ -98,7 +99,8 @@ impl DeadLetterQueue {
         let mut sender = self.open.lock().await;
         loop {
             let Sender { connector, post } = &mut *sender;
-            // Taken out: whoever stops waiting in the middle leaves a connection of which nobody knows what it carries.
+            // The connection is taken out while it is in use. If this future is dropped half-way, the state of the connection
+            // is unknown, and it is not used again.
             let posted = async {
                 let mut post = match post.take() {
                     Some(post) if post.channel.status().connected() => post,
@@ -144,14 +146,14 @@ struct Post {
 }
 
 impl Post {
-    /// On that connection. `stage` waits while the broker takes no messages.
+    /// Uses this connection. `stage` is reported as waiting while the broker accepts no messages.
     async fn new(broker: &Broker, connection: Connection, stage: Stage) -> Result<Self, Fault> {
         let events = connection.events_listener().boxed();
         let channel = confirming_channel(&connection).await?;
         Ok(Self { connection, channel, events, alarm: Alarm::new(broker, &stage) })
     }
 
-    /// Returns when the broker has confirmed the message; while an alarm is up, that lasts.
+    /// Publishes a message and waits for its confirmation. During an alarm of the broker this can take long.
     async fn publish(
         &mut self,
         exchange: ShortString,
@@ -176,7 +178,7 @@ impl Post {
             }
         };
         self.alarm.is_over();
-        // With one message under way, a returned one can be no other.
+        // Only one message is in flight, so a returned message must be this one.
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) => Err(Fault::Fatal(Error::failed(format!("RabbitMQ has no queue for `{routing_key}`")))),
@@ -185,28 +187,28 @@ impl Post {
     }
 
     async fn close(self) {
-        // Whatever it carried is confirmed.
+        // All messages on this channel are confirmed.
         let _ = within(GOODBYE, self.channel.close(200, "done".into())).await;
         close(&self.connection).await;
     }
 }
 
-/// A message that was set aside.
+/// A dead letter, as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLetterEntry {
-    /// Of its queue, as far as known.
+    /// The dataset of its queue, if known.
     pub dataset: Option<String>,
     pub reason: String,
     pub detail: String,
     pub app_id: Option<String>,
     pub message_id: Option<String>,
-    /// The file, of one of our own messages.
+    /// The file that it comes from, if this program published it.
     pub source: Option<String>,
     /// Length of the body.
     pub bytes: usize,
 }
 
-/// Lists the dead letters, which stay where they are.
+/// Lists the dead letters. They stay in their queue.
 ///
 /// # Errors
 /// If the broker refuses, cannot be reached or does not answer.
@@ -220,12 +222,12 @@ pub async fn list(broker: &Broker, topology: &Topology) -> Result<Vec<DeadLetter
     Ok(entries)
 }
 
-/// Publishes the dead letters of these datasets again, each to the queue it came from; returns how many of each dataset. A
-/// letter leaves its queue when the broker has confirmed the new message.
+/// Publishes the dead letters of these datasets again, each to the queue that it came from. Returns their number for each
+/// dataset. A letter leaves its queue when the broker has confirmed the new message.
 ///
 /// # Errors
-/// If the broker refuses, cannot be reached, does not answer or takes no messages; what was published until then may be published
-/// once more by the next replay.
+/// If the broker refuses, cannot be reached, does not answer or accepts no messages. The next replay may then publish some
+/// messages a second time.
 pub async fn replay(broker: &Broker, topology: &Topology, datasets: &[String]) -> Result<BTreeMap<String, u64>> {
     let mut replayed = BTreeMap::new();
     for_each(broker, topology, async |post, delivery| {
@@ -245,15 +247,15 @@ pub async fn replay(broker: &Broker, topology: &Topology, datasets: &[String]) -
     Ok(replayed)
 }
 
-/// What becomes of a letter that was looked at.
+/// What happens to a letter after it was looked at.
 enum Disposition {
     Stays,
     Leaves,
 }
 
-/// Looks at each letter that is there now. Those that stay are taken out until all are seen, else the first would come again
-/// and again; then they return to their places. Looking and publishing have a connection each: the broker may stop reading from
-/// the one that publishes.
+/// Calls `look` for each letter that is in the queue now. Letters that stay are held until all were seen, because the broker
+/// would deliver them again otherwise. Then they return to their places. Reading and publishing use separate connections,
+/// because the broker may stop reading from a connection that publishes.
 async fn for_each(
     broker: &Broker,
     topology: &Topology,
@@ -269,7 +271,7 @@ async fn for_each(
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         let count = soon(channel.queue_declare(queue.clone(), passive, FieldTable::default())).await?.message_count();
         let mut last_that_stays = None;
-        // No more than there were: what is replayed may come back at once.
+        // No more than there were at the start, because a replayed message may become a dead letter again at once.
         for _ in 0..count {
             let Some(letter) = soon(channel.basic_get(queue.clone(), BasicGetOptions::default())).await? else { break };
             match look(&mut post, &letter.delivery).await? {
@@ -291,14 +293,14 @@ async fn for_each(
     looked
 }
 
-/// Commands do not wait for long.
+/// Waits for an answer, but only for a short time: a command must not hang.
 async fn soon<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Fault> {
     within(GIVE_UP_AFTER, async { answer.await.map_err(Fault::Lost) }).await
 }
 
 fn entry(topology: &Topology, properties: &BasicProperties, bytes: usize) -> DeadLetterEntry {
     let header = |name: &str| text_of(properties.headers().as_ref().and_then(|headers| headers.inner().get(name)));
-    // The broker's own headers tell of what it set aside by itself, beyond its delivery limit.
+    // For messages that the broker dead-lettered itself, after its delivery limit, its own headers name the queue.
     let queue = header(QUEUE).or_else(|| header("x-first-death-queue")).unwrap_or_default();
     DeadLetterEntry {
         dataset: topology.dataset_of(&queue).map(str::to_owned),
@@ -311,7 +313,7 @@ fn entry(topology: &Topology, properties: &BasicProperties, bytes: usize) -> Dea
     }
 }
 
-/// The properties without what setting aside has added.
+/// The properties without the headers that dead-lettering has added.
 fn original(properties: &BasicProperties) -> BasicProperties {
     let mut headers = BTreeMap::new();
     for (name, value) in properties.headers().iter().flatten() {

@@ -1,13 +1,13 @@
-//! RabbitMQ between the reader and the parsers: the publisher takes the reader's pieces, the consumer makes them again for the
-//! parsers, in another process or in the same one.
+//! RabbitMQ between the reader and the parsers. The publisher sends the reader's pieces as messages. The consumer turns them
+//! back into pieces for the parsers, in the same or in another process.
 //!
-//! Publisher and consumer each own a connection: when the broker runs out of disk or memory it stops reading from those that
-//! publish, and acknowledgements must not wait behind that.
+//! Publisher and consumer each have their own connection. When the broker is short of disk or memory, it stops reading from
+//! connections that publish, and this must not delay acknowledgements.
 
-pub mod wire; // a piece as a message
-pub mod topology; // exchange, queues and their arguments
-mod tap; // how much is read from a connection
-pub mod connection; // connecting, waiting, connecting again
-pub mod publisher; // pieces to the broker
-pub mod consumer; // messages to the parsers
-pub mod dead_letters; // what could not be decoded: set aside, listed, replayed
+pub mod wire; // encodes a piece as a message, and decodes it
+pub mod topology; // exchange and queues, with their arguments
+mod tap; // limits how much is read from a connection
+pub mod connection; // connecting and reconnecting
+pub mod publisher; // sends pieces to the broker
+pub mod consumer; // passes messages to the parsers
+pub mod dead_letters; // messages that cannot be loaded: set aside, listed, replayed

@@ -1,5 +1,6 @@
-//! Pieces to the broker: published persistent and mandatory, held until the broker has confirmed them. What a lost connection
-//! left unconfirmed is published again; a consumer knows a chunk that it has seen by its load and `seq`.
+//! Publisher: sends pieces to the broker. Messages are persistent and mandatory, and are kept until the broker has confirmed
+//! them. Messages that a lost connection left unconfirmed are published again. A consumer recognises a repeated chunk by its
+//! load and `seq`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
@@ -22,15 +23,15 @@ use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use crate::vitals::Stage;
 
-/// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. Their bytes are
-/// bounded by the budget that every piece holds a part of.
+/// How many messages may wait for their confirmation: enough to keep the broker busy while it syncs its disk. The budget bounds
+/// their bytes.
 const WINDOW: usize = 512;
-/// How long a broker that is connected may confirm nothing.
+/// How long a connected broker may take without confirming anything.
 const STALLED: Duration = Duration::from_secs(30);
 
 const PRECONDITION_FAILED: u16 = 406;
 
-/// Publishes what the reader cuts.
+/// Publishes the reader's pieces.
 pub struct Publisher {
     route: Route,
     connector: Connector,
@@ -39,11 +40,11 @@ pub struct Publisher {
     alarm: Alarm,
 }
 
-/// How a session with one connection ended well.
+/// A session with one connection has ended normally.
 struct Done;
 
 impl Publisher {
-    /// A publisher that is not yet connected.
+    /// A publisher that is not connected yet.
     pub fn new(route: Route) -> Self {
         let connector = route.connector("dataloader producer", "publisher");
         let stage = connector.stage();
@@ -51,20 +52,20 @@ impl Publisher {
         Self { route, connector, stage, outbox: Outbox::default(), alarm }
     }
 
-    /// Whether it is connected, for those who watch over it.
+    /// Whether it is connected, for the heartbeat.
     pub fn connected(&self) -> Connected {
         self.connector.connected()
     }
 
-    /// Publishes every piece until the channel is closed and all is confirmed. `finished` hears of each load when all of it
-    /// is confirmed. A piece's receipt is dropped when the piece is confirmed.
+    /// Publishes every piece, until the channel is closed and everything is confirmed. `finished` receives each load when all
+    /// its messages are confirmed. A piece's receipt is dropped when its message is confirmed.
     ///
-    /// While the broker is away or takes no messages, no pieces are taken either, and a publisher that is patient does not end:
-    /// whoever drains it decides for how long.
+    /// While the broker is unavailable or accepts no messages, no pieces are taken. If the retry policy has no limit, this can
+    /// last for ever: the caller bounds the drain.
     ///
     /// # Errors
-    /// If the broker refuses, stays away or takes no messages for longer than the retry policy allows, or has other queues of these
-    /// names. What was not confirmed then was not reported as finished.
+    /// If the broker refuses the connection, is unavailable or accepts no messages for longer than the retry policy allows, or
+    /// has queues of these names with other arguments. Loads that were not fully confirmed are not reported as finished.
     pub async fn run(mut self, mut pieces: mpsc::Receiver<Piece>, mut finished: impl FnMut(Published)) -> Result<()> {
         loop {
             let Some(connection) = self.connect(&pieces).await? else { return Ok(()) };
@@ -82,16 +83,18 @@ impl Publisher {
         }
     }
 
-    /// `None` when there is nothing left to connect for.
+    /// Connects. Returns `None` if there is nothing left to connect for.
     async fn connect(&mut self, pieces: &mpsc::Receiver<Piece>) -> Result<Option<Connection>> {
         let nothing_left = self.outbox.unconfirmed.is_empty();
         let closed = async {
-            // Nothing else tells when the last sender is gone without taking what is in the channel.
+            // The channel does not notify when its last sender is gone, except by taking a piece from it. So it is checked
+            // regularly.
             while !(pieces.is_closed() && pieces.is_empty()) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        // Who gives up says that the broker is away even if there was nothing for it: the next time there may be.
+        // With a limited retry policy an unavailable broker is an error even if there was nothing to publish: the next run may
+        // have something.
         let must_connect = self.route.retry_policy == RetryPolicy::Limited && !self.connector.was_connected();
         tokio::select! {
             connected = self.connector.connect(None) => connected.map(Some),
@@ -153,7 +156,7 @@ impl Publisher {
         }
     }
 
-    /// Hands a message to the connection. While the broker blocks it, this waits.
+    /// Passes a message to the connection. Waits while the broker blocks the connection.
     async fn publish(
         &mut self,
         channel: &Channel,
@@ -177,8 +180,8 @@ impl Publisher {
         }
     }
 
-    /// Comes when the broker has confirmed nothing for so long that something must be wrong. An alarm may last for those who are
-    /// patient.
+    /// Completes when the broker has confirmed nothing for so long that there must be a fault. Without a limit in the retry
+    /// policy, an alarm of the broker may last for ever.
     fn stalled(&self, last_progress: Instant) -> impl Future<Output = ()> + use<> {
         let limit = match self.route.retry_policy {
             _ if self.outbox.unconfirmed.is_empty() => None,
@@ -201,7 +204,8 @@ impl Publisher {
         Fault::Lost(io::Error::new(io::ErrorKind::TimedOut, "it confirms no messages").into())
     }
 
-    /// A channel that was closed because of one message would be closed by it again and again.
+    /// If a message caused the broker to close the channel, publishing it again would close the next one as well. Such an error
+    /// is final.
     fn explain(&self, error: lapin::Error) -> Fault {
         if reply_code(&error) != Some(PRECONDITION_FAILED) {
             return Fault::Lost(error);
@@ -218,15 +222,16 @@ async fn confirmation(serial: u64, confirm: PublisherConfirm) -> (u64, lapin::Re
     (serial, confirm.await)
 }
 
-/// The messages that these confirmations, all that are ready, are for.
+/// Returns the serial numbers of the messages that the broker accepted. `ready` has to contain all confirmations that are
+/// ready.
 ///
-/// A message that no queue takes comes back before it is confirmed, and lapin hands what came back to the next confirmations,
-/// whosever they are. So of a message that came back, either its own confirmation carries something, or one that was ready
-/// before does: when one does, none of them counts.
+/// The broker returns a message that no queue accepts before it confirms it. lapin attaches returned messages to the next
+/// confirmations, even to those of other messages. So a returned message appears either in its own confirmation or in an
+/// earlier one that was ready before. If any confirmation carries a returned message, none of them counts.
 ///
 /// # Errors
-/// If the broker did not take a message. All is then published again through another connection, after the queues are declared:
-/// in this one the broker may remember a queue that was deleted, and send to it what is meant for its successor.
+/// If the broker did not accept a message. All unconfirmed messages are then published again through a new connection, after
+/// the queues were declared. On the old connection the broker may still route to a queue that was deleted.
 fn taken(ready: Vec<(u64, lapin::Result<Confirmation>)>) -> lapin::Result<Vec<u64>> {
     let mut taken = Vec::with_capacity(ready.len());
     for (serial, confirmation) in ready {
@@ -244,7 +249,7 @@ fn taken(ready: Vec<(u64, lapin::Result<Confirmation>)>) -> lapin::Result<Vec<u6
     Ok(taken)
 }
 
-/// What is published and not yet confirmed, in the order it came.
+/// Messages that are published and not confirmed yet, in the order of publishing.
 #[derive(Default)]
 struct Outbox {
     unconfirmed: BTreeMap<u64, Outgoing>,
@@ -256,22 +261,22 @@ struct Outgoing {
     message: Arc<Message>,
     load: Arc<Load>,
     end: Option<FileEnd>,
-    /// Dropped with the message.
+    /// Dropped together with the message.
     _receipt: Receipt,
 }
 
-/// A load of which everything is confirmed.
+/// A load whose messages are all confirmed.
 #[derive(Debug, Clone)]
 pub struct Published {
     pub load: Arc<Load>,
     pub end: FileEnd,
 }
 
-/// What of a load is not confirmed yet.
+/// The unconfirmed messages of a load.
 #[derive(Default)]
 struct Unconfirmed {
     unconfirmed: usize,
-    /// Set when its last message is confirmed.
+    /// Set when the load's end was published.
     end: Option<FileEnd>,
 }
 

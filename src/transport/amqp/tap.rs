@@ -1,5 +1,5 @@
-//! A tap in front of a connection: how many bytes may be read from it. RabbitMQ sends as many messages ahead as the prefetch count
-//! says, however large they are, and lapin takes into memory whatever comes. What the tap lets wait stays with the broker.
+//! Tap: limits how many bytes are read from a connection. RabbitMQ sends as many messages ahead as the prefetch count allows,
+//! whatever their size, and lapin loads everything that arrives into memory. What the tap does not read stays with the broker.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,14 +15,16 @@ use async_rs::{Runtime, Tokio};
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use tokio::sync::Notify;
 
-/// What may be read before whoever handles the messages is asked again. Less would cost throughput.
+/// How much may be read at a time, before the consumer checks its memory again. A smaller amount would cost throughput.
 const SIP: usize = 512 << 10;
-/// What may be read now and then although nothing may: the broker's signs of life, which are 8 bytes long, may be among it.
+/// The small amount that is read regularly even while the tap is closed. It may contain heartbeats of the broker, which are 8
+/// bytes long.
 const DROP: usize = 64;
-/// How often: a broker that was silent for longer than two heartbeats, of a second at least, would be taken for dead.
+/// How often this small amount is read. A broker that seems silent for two heartbeat intervals, which are one second at least,
+/// would be taken for dead.
 pub(super) const DRIP_EVERY: Duration = Duration::from_secs(1);
 
-/// The tap of one connection. At first a sip may be read: enough for a handshake and some answers.
+/// The tap of one connection. It starts with one sip, which is enough for the handshake and some answers.
 #[derive(Debug, Clone)]
 pub(super) struct Tap(Arc<Shared>);
 
@@ -34,9 +36,9 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    /// Bytes that may be read.
+    /// How many bytes may still be read.
     left: usize,
-    /// Who waits to read more.
+    /// The reader that waits for more.
     reader: Option<Waker>,
 }
 
@@ -45,10 +47,10 @@ impl Tap {
         Self(Arc::new(Shared { state: Mutex::new(State { left: SIP, reader: None }), ran_dry: Notify::new() }))
     }
 
-    /// Comes when all that may be read was read.
+    /// Completes when everything that was allowed has been read.
     pub async fn ran_dry(&self) {
         loop {
-            // Registered before the look, so that no change between the two is missed.
+            // Registered before the check, so that no change between the two is missed.
             let change = self.0.ran_dry.notified();
             if self.lock().left == 0 {
                 return;
@@ -57,17 +59,17 @@ impl Tap {
         }
     }
 
-    /// Some more may be read.
+    /// Allows one sip to be read.
     pub fn sip(&self) {
         self.let_through(SIP);
     }
 
-    /// Little more may be read.
+    /// Allows one drop to be read.
     pub fn drip(&self) {
         self.let_through(DROP);
     }
 
-    /// The runtime for a connection behind this tap.
+    /// The runtime for a connection that reads through this tap.
     pub fn runtime(&self) -> Runtime<RuntimeParts<Tokio, Tapped>> {
         let tokio = Tokio::current();
         Runtime::new(RuntimeParts::new(tokio.clone(), Tapped { tokio, tap: self.clone() }))
@@ -89,7 +91,7 @@ impl Tap {
     }
 }
 
-/// tokio's reactor, whose TCP streams are read through a tap.
+/// tokio's reactor, with TCP streams that read through a tap.
 #[derive(Debug, Clone)]
 pub(super) struct Tapped {
     tokio: Tokio,
@@ -121,7 +123,7 @@ impl Reactor for Tapped {
     }
 }
 
-/// A TCP stream that is read through a tap.
+/// A TCP stream that reads through a tap.
 pub(super) struct TappedStream {
     stream: <Tokio as Reactor>::TcpStream,
     tap: Tap,

@@ -1,4 +1,4 @@
-//! The exchange, the queues and their arguments: declared by whoever connects first, the same by all.
+//! Topology: the exchange, the queues and their arguments. Every process declares the same ones when it connects.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use super::connection::{Fault, answered, close_channel, reply_code, text};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 
-/// How often the broker may deliver a message again before it gives up on it. Practically never: the consumers count their
-/// own failures, while the broker also counts each of their restarts. Unlimited cannot be said alike to all its versions.
+/// The broker's delivery limit, so high that it is practically never reached. The consumers count failures themselves, while
+/// the broker also counts each restart of a consumer. Not all versions of RabbitMQ accept the same value for "unlimited".
 const DELIVERY_LIMIT: i32 = 1_000_000;
 
 const PRECONDITION_FAILED: u16 = 406;
 const ACCESS_REFUSED: u16 = 403;
 
-/// The names of what is declared, and for which datasets.
+/// The names of exchange and queues, and the datasets that they are for.
 #[derive(Debug, Clone)]
 pub struct Topology {
     prefix: String,
@@ -25,10 +25,10 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// For these datasets; the exchange and all queues have names that begin with `prefix`.
+    /// The topology for these datasets. The names of the exchange and of all queues begin with `prefix`.
     ///
     /// # Errors
-    /// If a dataset's queue would be the one of the dead letters.
+    /// If the queue of a dataset would have the name of the dead-letter queue.
     pub fn new(prefix: &str, datasets: &[Arc<Dataset>]) -> Result<Self> {
         let topology = Self { prefix: prefix.to_owned(), datasets: datasets.to_vec() };
         if datasets.iter().any(|dataset| topology.queue(&dataset.name) == topology.dead_letters()) {
@@ -37,12 +37,12 @@ impl Topology {
         Ok(topology)
     }
 
-    /// The datasets that have queues.
+    /// The datasets that have a queue.
     pub fn datasets(&self) -> &[Arc<Dataset>] {
         &self.datasets
     }
 
-    /// The exchange that messages are published to, by the dataset's name.
+    /// The exchange for messages. Their routing key is the dataset's name.
     pub fn exchange(&self) -> ShortString {
         self.prefix.as_str().into()
     }
@@ -52,19 +52,19 @@ impl Topology {
         format!("{}.{dataset}", self.prefix).into()
     }
 
-    /// The queue of the messages that cannot be loaded.
+    /// The queue of the dead letters.
     pub fn dead_letters(&self) -> ShortString {
         self.queue("dead")
     }
 
-    /// The name of the dataset whose queue this is.
+    /// The dataset that this queue belongs to.
     pub fn dataset_of<'a>(&self, queue: &'a str) -> Option<&'a str> {
         queue.strip_prefix(&self.prefix)?.strip_prefix('.')
     }
 
-    /// Declares everything; changes nothing where it is so already.
+    /// Declares everything. Changes nothing that is declared already.
     pub(super) async fn declare(&self, connection: &Connection) -> Result<(), Fault> {
-        // A refused declaration closes its channel: not one that others need.
+        // Uses its own channel, because a refused declaration closes the channel.
         let channel = answered(connection.create_channel()).await?;
         let declared = answered(self.declare_on(&channel)).await;
         if declared.is_ok() {
@@ -79,7 +79,7 @@ impl Topology {
             .exchange_declare(self.exchange(), ExchangeKind::Direct, options, FieldTable::default())
             .await
             .map_err(|error| refused(error, &format!("exchange {}", self.prefix), &self.prefix))?;
-        // Before the queues that refer to it.
+        // Declared before the queues that refer to it.
         self.declare_queue(channel, self.dead_letters(), quorum()).await?;
         for dataset in &self.datasets {
             let queue = self.queue(&dataset.name);
@@ -87,11 +87,11 @@ impl Topology {
             let mut set = |name: &str, value: &str| {
                 arguments.insert(name.into(), AMQPValue::LongString(value.into()));
             };
-            // The default exchange knows every queue by its name.
+            // The default exchange routes to every queue by its name.
             set("x-dead-letter-exchange", "");
             set("x-dead-letter-routing-key", self.dead_letters().as_str());
             set("x-dead-letter-strategy", "at-least-once");
-            // That strategy needs it; without it a full queue would drop messages.
+            // The at-least-once strategy needs it. Without it a full queue would drop messages.
             set("x-overflow", "reject-publish");
             self.declare_queue(channel, queue.clone(), arguments).await?;
             let routing_key = dataset.name.as_str().into();
@@ -116,7 +116,7 @@ fn quorum() -> FieldTable {
     arguments
 }
 
-/// What trying again does not help against is an error for the user.
+/// Turns a refusal that retrying does not fix into an error for the user.
 fn refused(error: lapin::Error, what: &str, prefix: &str) -> Fault {
     match reply_code(&error) {
         Some(PRECONDITION_FAILED) => Fault::Fatal(

@@ -1,4 +1,5 @@
-//! A piece as a message: what stands in its headers, what in its body; and messages of other programs. Pure.
+//! The format of messages: which parts of a piece are in the headers and which are in the body. Also decodes messages of other
+//! programs. Pure: it does no input or output.
 
 use std::sync::Arc;
 
@@ -18,13 +19,13 @@ use crate::transport::piece::{Content, FileEnd, ForeignMessage, Load};
 
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
-/// Delivery mode of a message that outlives the broker's restart.
+/// The delivery mode of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
 /// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// The dataset's name, by which the exchange finds the queue.
+    /// The dataset's name. The exchange routes by it.
     pub routing_key: ShortString,
     pub properties: BasicProperties,
     pub body: Vec<u8>,
@@ -33,9 +34,9 @@ pub struct Message {
 /// Why a message cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undecodable {
-    /// One word, for programs.
+    /// One word, for programs to read.
     pub reason: &'static str,
-    /// For people.
+    /// A description, for people to read.
     pub detail: String,
 }
 
@@ -53,7 +54,7 @@ impl Undecodable {
     }
 }
 
-/// What makes a message the same message when it is delivered again.
+/// Identifies a message. A redelivery of the message has the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MessageKey([u8; 32]);
 
@@ -69,12 +70,12 @@ impl MessageKey {
 }
 
 impl MessageKey {
-    /// As it is stored.
+    /// The key as it is stored.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key of a message whose properties do not tell one.
+    /// The key of a message whose properties cannot be read.
     pub fn of_undecodable(body: &[u8]) -> Self {
         Self::of(&[body])
     }
@@ -87,7 +88,7 @@ impl MessageKey {
 
 // ---- encoding --------------------------------------------------------------------------------------------------------
 
-/// The message that carries this part of the load.
+/// Encodes this part of the load as a message.
 pub fn encode(load: &Load, content: Content) -> Message {
     match content {
         Content::Chunk(chunk) => encode_chunk(load, chunk),
@@ -122,7 +123,7 @@ fn encode_chunk(load: &Load, chunk: Chunk) -> Message {
     message(load, headers, &chunk.seq.to_string(), content_type, body)
 }
 
-/// The content type and the body of a chunk's records or rejects.
+/// The content type and the body for a chunk's records or rejects.
 fn records_body(body: ChunkBody) -> (&'static str, Vec<u8>) {
     match body {
         ChunkBody::Records { framing: Framing::Stream, text, .. } => (NDJSON, text),
@@ -150,7 +151,8 @@ fn message(load: &Load, headers: Headers, part: &str, content_type: &str, body: 
     Message { routing_key: short(load.dataset.name.clone()), properties, body }
 }
 
-/// A short string of AMQP has at most 255 bytes. Datasets' names, our message ids and whatever came in as a short string fit.
+/// Makes a short string, which in AMQP has at most 255 bytes. Dataset names, this program's message ids, and texts that arrived
+/// as short strings fit.
 fn short(text: String) -> ShortString {
     ShortString::from(text)
 }
@@ -213,7 +215,7 @@ impl From<FileEnd> for EndBody {
     }
 }
 
-/// One of the body of a message of kind `rejects`; `record` in base64, since it may be any bytes.
+/// One reject in the body of a message of kind `rejects`. `record` is in base64, because it may contain any bytes.
 #[derive(Serialize, Deserialize)]
 struct RejectBody {
     ordinal: u64,
@@ -246,7 +248,7 @@ impl RejectBody {
 
 // ---- decoding --------------------------------------------------------------------------------------------------------
 
-/// What the properties say of a message, before its body is looked into.
+/// What the properties of a message say, before its body is decoded.
 #[derive(Debug)]
 pub struct Envelope {
     load: Arc<Load>,
@@ -270,11 +272,11 @@ struct Position {
 }
 
 impl Envelope {
-    /// Reads the properties of a message from the dataset's queue. The body is only digested, and only of a message of
-    /// another program.
+    /// Reads the properties of a message from the dataset's queue. Of the body it computes only the digest, and only for
+    /// messages of other programs.
     ///
     /// # Errors
-    /// When they are of none of our kinds, or belong to another dataset.
+    /// If its `kind` is unknown, a header is malformed, or it belongs to another dataset.
     pub fn open(properties: &BasicProperties, body: &[u8], dataset: &Arc<Dataset>) -> Result<Self, Undecodable> {
         let fields = Fields(properties.headers().as_ref());
         if !fields.has("kind") {
@@ -316,7 +318,7 @@ impl Envelope {
     fn foreign(properties: &BasicProperties, body: &[u8], dataset: &Arc<Dataset>) -> Result<Self, Undecodable> {
         let text = |name: &str, value: &Option<ShortString>| {
             let text = value.as_ref().map_or_else(String::new, ToString::to_string);
-            // The databases' texts cannot hold it.
+            // The databases cannot store this character in a text.
             if text.contains('\0') { Err(Undecodable::header(name, "free of U+0000")) } else { Ok(text) }
         };
         let app_id = text("app_id", properties.app_id())?;
@@ -332,15 +334,15 @@ impl Envelope {
         Ok(Self { load: Arc::new(load), kind: EnvelopeKind::Foreign { app_id, message_id, digest }, key })
     }
 
-    /// What the message is known by.
+    /// The key that identifies the message.
     pub fn key(&self) -> MessageKey {
         self.key
     }
 
-    /// The part of the load that the body is.
+    /// Decodes the body into the part of the load that it contains.
     ///
     /// # Errors
-    /// When the body is not what the properties say.
+    /// If the body does not match the properties.
     pub fn decode(self, body: &[u8]) -> Result<(Arc<Load>, Content), Undecodable> {
         let content = match self.kind {
             EnvelopeKind::Chunk { position, framing } => Content::Chunk(decode_records(position, framing, body)?),
@@ -383,7 +385,7 @@ fn decode_records(position: Position, framing: Framing, body: &[u8]) -> Result<C
         .map_err(|error| Undecodable::body("a run of whole records", error))
 }
 
-/// All records of another program's message as one chunk.
+/// Puts all records of another program's message into one chunk.
 fn decode_foreign(body: &[u8]) -> Result<Chunk, Undecodable> {
     let malformed = |error: SplitError| Undecodable::body("an array, an object or NDJSON", error);
     let mut splitter = Splitter::new(body);
@@ -415,15 +417,15 @@ fn rejected(body: ChunkBody) -> String {
     }
 }
 
-/// The load key of the one ledger row that messages of this dataset and `app_id` are booked on: made of the two, so that all
-/// consumers agree.
+/// The load key of the ledger row that counts all messages of this dataset and `app_id`. It is derived from both, so that all
+/// consumers use the same row.
 pub fn open_load_key(dataset: &str, app_id: &str) -> Uuid {
     let MessageKey(digest) = MessageKey::of(&[dataset.as_bytes(), app_id.as_bytes()]);
     let (front, _) = digest.split_at(16);
     uuid::Builder::from_custom_bytes(front.try_into().expect("16 bytes")).into_uuid()
 }
 
-/// The headers of a message, by name.
+/// The headers of a message, read by name.
 struct Fields<'a>(Option<&'a FieldTable>);
 
 impl Fields<'_> {
@@ -439,7 +441,7 @@ impl Fields<'_> {
         text_of(self.get(name)).ok_or_else(|| Undecodable::header(name, "a text"))
     }
 
-    /// Clients differ in the integer types that they choose.
+    /// Clients use different integer types.
     fn number(&self, name: &str) -> Result<u64, Undecodable> {
         let number = match self.get(name) {
             Some(AMQPValue::LongLongInt(value)) => u64::try_from(*value).ok(),
@@ -451,7 +453,7 @@ impl Fields<'_> {
             Some(AMQPValue::ShortShortUInt(value)) => Some((*value).into()),
             _ => None,
         };
-        // The databases count in signed numbers.
+        // The databases store signed numbers.
         number.filter(|n| i64::try_from(*n).is_ok()).ok_or_else(|| Undecodable::header(name, "a number from 0"))
     }
 
@@ -464,7 +466,7 @@ impl Fields<'_> {
     }
 }
 
-/// The text of a header, if it is one.
+/// The text of a header, if its value is a text.
 pub fn text_of(value: Option<&AMQPValue>) -> Option<String> {
     match value? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),

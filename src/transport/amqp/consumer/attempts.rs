@@ -1,16 +1,17 @@
-//! How often a message was taken alone and not answered: counted where it outlives this process, which such a message may end.
+//! Attempts: asks how often a message was processed alone without an answer. The count is kept outside this process, because
+//! such a message may crash the process.
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, Result};
 use crate::transport::amqp::wire::MessageKey;
 
-/// What a consumer asks whoever keeps the count.
+/// A request of the consumer to the keeper of the count.
 #[derive(Debug)]
 pub enum Attempt {
-    /// The message is about to be taken: counts that, durably, then answers how often that has been by now.
+    /// The message is about to be processed. The keeper increases the count durably, and answers with the new count.
     Begins(MessageKey, oneshot::Sender<u64>),
-    /// The message has got an answer: forgets it, now or with the next question.
+    /// The message was answered. The keeper deletes its count, now or with the next request.
     Ends(MessageKey),
 }
 
@@ -19,7 +20,7 @@ pub enum Attempt {
 pub struct Attempts(mpsc::UnboundedSender<Attempt>);
 
 impl Attempts {
-    /// The two ends. Whoever has the second one answers one question after the other.
+    /// Returns both ends. The owner of the second one answers the requests in order.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Attempt>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(sender), receiver)
@@ -40,7 +41,7 @@ impl Attempts {
     }
 }
 
-/// Whoever has ended without an answer has reported why.
+/// The keeper has reported why it ended.
 fn gone() -> Error {
     Error::failed("nobody counts the deliveries of messages any more; messages stay in the queue")
 }

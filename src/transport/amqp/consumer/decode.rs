@@ -1,5 +1,5 @@
-//! A delivery as a piece. On a thread of its own: digests and record boundaries are work, and the channel to the parsers
-//! blocks when they have enough to do.
+//! Decode: turns deliveries into pieces, on its own thread. Computing digests and finding record boundaries takes time, and the
+//! channel to the parsers blocks when it is full.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,10 @@ use crate::transport::amqp::wire::{Envelope, MessageKey, Undecodable};
 use crate::transport::budget::footprint;
 use crate::transport::piece::{Content, Load, Piece, Receipt};
 
-/// What a message takes in memory beside its body, roughly.
+/// Approximate memory that a message takes in addition to its body.
 const MESSAGE_BYTES: usize = 1 << 10;
 
-/// What the broker delivered, from a dataset's queue.
+/// A message that the broker delivered from a dataset's queue.
 pub(super) struct Arrival {
     dataset: Arc<Dataset>,
     properties: BasicProperties,
@@ -40,22 +40,22 @@ impl Arrival {
         held: &Held,
     ) -> Self {
         let lapin::message::Delivery { properties, data, acker, .. } = delivery;
-        // Its piece has a copy, then rows beside its text.
+        // Twice the body: the piece has a copy of it, and later has rows beside its text.
         let share = held.take(MESSAGE_BYTES + 2 * data.len());
         Self { dataset, properties, body: data, acker, outcomes, share }
     }
 
-    /// Of the queue that it was in.
+    /// The dataset whose queue it was in.
     pub fn dataset(&self) -> &Arc<Dataset> {
         &self.dataset
     }
 
-    /// What the message is known by.
+    /// The key that identifies the message.
     pub fn key(&self) -> MessageKey {
         self.open().1
     }
 
-    /// It is not taken after all.
+    /// Gives up the message without processing it.
     pub fn into_acker(self) -> Acker {
         self.acker
     }
@@ -67,16 +67,16 @@ impl Arrival {
     }
 }
 
-/// The thread that makes pieces.
+/// The handle of the thread that makes pieces.
 pub(super) struct Decoder {
     arrivals: mpsc::UnboundedSender<Arrival>,
     draining: Arc<AtomicBool>,
 }
 
 impl Decoder {
-    /// Starts the thread; it ends when the decoder is dropped or the parsers are gone.
+    /// Starts the thread. It ends when the decoder is dropped or the parsers are gone.
     pub fn start(pieces: Sender<Piece>, failures: Failures) -> Result<Self> {
-        // No bound of its own: no more arrives than may be held.
+        // Unbounded: the tap limits what arrives.
         let (sender, mut arrivals) = mpsc::unbounded_channel();
         let draining = Arc::new(AtomicBool::new(false));
         let drained = Arc::clone(&draining);
@@ -100,17 +100,17 @@ impl Decoder {
         self.arrivals.send(arrival).map_err(|_| Error::failed("the parsers are gone; messages stay in the queue"))
     }
 
-    /// From now on what arrived is given back.
+    /// From now on arriving messages are returned to their queue.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 }
 
-/// False when the parsers are gone.
+/// Makes a piece of a message and passes it on. Returns false if the parsers are gone.
 fn decode(arrival: Arrival, draining: &AtomicBool, failures: &Failures, pieces: &Sender<Piece>) -> bool {
     let (opened, key) = arrival.open();
     let Arrival { dataset, properties, body, acker, outcomes, share } = arrival;
-    // Of a lost connection, or no longer wanted.
+    // The connection is lost, or the consumer drains.
     let is_unwanted = !acker.usable() || draining.load(Ordering::Relaxed);
     let mut delivery = Delivery::new(acker, key, outcomes, share);
     if is_unwanted {

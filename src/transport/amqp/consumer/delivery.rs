@@ -1,4 +1,4 @@
-//! A delivery on its way through the pipeline, and what is said of it at the end.
+//! Delivery: a message on its way through the pipeline, and its outcome.
 
 use lapin::Acker;
 use tokio::sync::mpsc;
@@ -8,13 +8,13 @@ use crate::transport::amqp::dead_letters::DeadLetter;
 use crate::transport::amqp::wire::MessageKey;
 use crate::transport::piece::Acknowledge;
 
-/// A delivery on its way through the pipeline. Dropped without an outcome, it counts as failed.
+/// A delivery on its way through the pipeline. If it is dropped without an outcome, it counts as failed.
 #[derive(Debug)]
 pub(super) struct Delivery {
     acker: Acker,
     key: MessageKey,
     outcomes: mpsc::UnboundedSender<Settled>,
-    /// Taken when it is settled.
+    /// Taken when the delivery is settled.
     share: Option<Share>,
 }
 
@@ -28,15 +28,16 @@ pub(super) struct Settled {
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It is durable.
+    /// The message is durable.
     Done,
-    /// Nothing was done with it.
+    /// The message was not processed.
     Returned,
-    /// It could not be loaded this time.
+    /// The message could not be loaded this time.
     Failed(String),
-    /// It can never be loaded.
+    /// The message can never be loaded.
     Unloadable { reason: String, detail: String },
-    /// What can never be loaded has come again. The share is held until the broker has the dead letter.
+    /// A message that can never be loaded was redelivered, and has to be dead-lettered now. Its share is held until the broker
+    /// has confirmed the dead letter.
     SetAside { letter: Box<DeadLetter>, share: Share },
 }
 
@@ -45,7 +46,7 @@ impl Delivery {
         Self { acker, key, outcomes, share: Some(share) }
     }
 
-    /// It turns out to take so many bytes.
+    /// Corrects the memory that the delivery takes.
     pub fn resize(&mut self, bytes: usize) {
         if let Some(share) = &mut self.share {
             share.resize(bytes);
@@ -69,7 +70,7 @@ impl Delivery {
     }
 
     fn tell(&self, outcome: Outcome) {
-        // Without a consumer there is no connection either: the broker delivers it again.
+        // If the consumer is gone, so is its connection, and the broker delivers the message again.
         let _ = self.outcomes.send(Settled { acker: self.acker.clone(), key: self.key, outcome });
     }
 }

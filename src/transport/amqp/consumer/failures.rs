@@ -1,4 +1,5 @@
-//! How often a message failed, by this consumer's own count, and which messages are to be set aside when they come again.
+//! Failures: counts in this consumer how often each message failed, and keeps which messages are to be dead-lettered when they
+//! are redelivered.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,14 +7,15 @@ use std::time::Duration;
 
 use crate::transport::amqp::wire::MessageKey;
 
-/// A message that failed so often is a dead letter.
+/// A message that failed this often is dead-lettered.
 const ATTEMPTS: u32 = 5;
-/// The pause after the first failure; each is twice the one before.
+/// The pause after the first failure. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Messages that failed here may succeed elsewhere, of which nobody tells: more than this many are forgotten.
+/// The most messages to remember. A message that failed here may succeed in another consumer, which does not report it, so some
+/// must be forgotten.
 const REMEMBERED: usize = 10_000;
 
-/// What the consumer's task and the decoder's thread both know.
+/// Shared by the consumer's task and the decoder's thread.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Failures(Arc<Mutex<HashMap<MessageKey, Record>>>);
 
@@ -23,18 +25,18 @@ struct Record {
     dead_lettered: Option<DeadLetterReason>,
 }
 
-/// Why a message is set aside.
+/// Why a message is dead-lettered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DeadLetterReason {
     pub reason: String,
     pub detail: String,
 }
 
-/// What is done with a message that failed.
+/// What to do with a message that failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NextStep {
     TryAgainAfter(Duration),
-    /// Condemned: when it comes again it is set aside.
+    /// It is dead-lettered when it is redelivered.
     GiveUp,
 }
 
@@ -55,7 +57,7 @@ impl Failures {
         self.with(key, |record| record.dead_lettered = Some(DeadLetterReason { reason, detail }));
     }
 
-    /// Why the message is to be set aside, if it is.
+    /// Why the message is to be dead-lettered, if it is.
     pub fn dead_letter_reason(&self, key: &MessageKey) -> Option<DeadLetterReason> {
         self.lock().get(key).and_then(|record| record.dead_lettered.clone())
     }

@@ -1,9 +1,9 @@
-//! The bytes that a consumer holds: from the arrival of a message until it is settled.
+//! Held: counts the bytes that a consumer holds, from the arrival of a message until it is settled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many bytes all messages of a consumer take in memory. While that is more than the budget, no more are read.
+/// The memory that all messages of a consumer take. While it is more than the budget, nothing more is read.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
     bytes: Arc<AtomicUsize>,
@@ -15,19 +15,19 @@ impl Held {
         Self { bytes: Arc::default(), budget }
     }
 
-    /// Takes bytes, whether there is room or not: they are in memory already.
+    /// Takes bytes even if there is no room, because they are in memory already.
     pub fn take(&self, bytes: usize) -> Share {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Share { held: self.clone(), bytes }
     }
 
-    /// Whether more may come.
+    /// Whether more messages may be read.
     pub fn has_room(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) < self.budget
     }
 }
 
-/// What one message takes; given back when this is dropped.
+/// The bytes of one message. They are given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     held: Held,
@@ -35,7 +35,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// The message turns out to take so many.
+    /// Corrects the bytes of the message.
     pub fn resize(&mut self, bytes: usize) {
         self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.held.bytes.fetch_sub(self.bytes, Ordering::Relaxed);

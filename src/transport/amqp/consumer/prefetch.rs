@@ -1,25 +1,25 @@
-//! How many messages the broker may send ahead.
+//! Prefetch: decides how many messages the broker may send ahead.
 
 use crate::record::chunk::CHUNK_BYTES;
 
-/// How many more small messages may be under way than large ones.
+/// How many small messages may be in flight for each large one.
 const SMALL_MESSAGES: u16 = 16;
 
-/// How many messages the broker may send ahead of each queue. It cannot count bytes, so this follows what comes: few while there
-/// are chunks, many while there are only small messages. It bounds what a killed consumer leaves behind, and what the broker
-/// has to hold while the tap is closed; what this process holds is bounded by the tap.
+/// The prefetch count of each queue. The broker cannot count bytes, so the count follows the size of the messages: it is low
+/// while chunks arrive, and high while only small messages arrive. The count bounds how many messages a killed consumer leaves
+/// unacknowledged, and how many the broker holds while the tap is closed. The tap bounds what this process holds.
 #[derive(Debug)]
 pub(super) struct Prefetch {
     large: u16,
     small: u16,
-    /// A message up to this size is small: so many of them are within the budget.
+    /// A message up to this size is small: the budget has room for the whole prefetch count of such messages.
     small_bytes: usize,
-    /// How many small ones have come in a row.
+    /// How many small messages have arrived in a row.
     in_a_row: u16,
 }
 
 impl Prefetch {
-    /// Each queue has a prefetch count of its own.
+    /// The bytes are divided among the queues, as each queue has its own prefetch count.
     pub fn new(in_flight_bytes: usize, queues: usize) -> Self {
         let large = u16::try_from((in_flight_bytes / CHUNK_BYTES / queues.max(1)).clamp(2, 1_000)).expect("at most 1,000");
         let small = large * SMALL_MESSAGES;
@@ -30,7 +30,7 @@ impl Prefetch {
         self.in_a_row = if bytes <= self.small_bytes { self.in_a_row.saturating_add(1) } else { 0 };
     }
 
-    /// If they were large.
+    /// The count for large messages.
     pub fn of_large(&self) -> u16 {
         self.large
     }

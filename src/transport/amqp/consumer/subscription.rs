@@ -1,4 +1,4 @@
-//! The consumers of all queues, on one channel.
+//! Subscription: the broker's consumers on all queues, on one channel.
 
 use std::io;
 use std::pin::Pin;
@@ -14,38 +14,38 @@ use crate::dataset::Dataset;
 use crate::transport::amqp::connection::Fault;
 use crate::transport::amqp::topology::Topology;
 
-/// A delivery with the dataset whose queue it was in.
+/// A delivery, with the dataset whose queue it was in.
 pub(super) type Arriving = (Arc<Dataset>, lapin::message::Delivery);
 
 enum Item {
     Arrived(Box<Arriving>),
     Failed(lapin::Error),
-    /// The end of a consumer that was begun in this round.
+    /// A consumer that was started in this round has ended.
     Ended(u64),
 }
 
-/// What the broker answered while the subscription changes.
+/// An answer of the broker while the subscription changes.
 enum Step {
     Ready,
     Consuming(Arc<Dataset>, lapin::Consumer),
 }
 
-/// The consumers of all queues. While they change, which takes as many answers of the broker as there are queues, what was sent
-/// already still arrives: the answers come behind it.
+/// The consumers on all queues. A change needs one answer of the broker for each queue. Messages that were sent before may
+/// arrive first, because the answers follow them.
 pub(super) struct Subscription {
     channel: Channel,
     topology: Topology,
     deliveries: SelectAll<Pin<Box<dyn Stream<Item = Item> + Send>>>,
     tags: Vec<ShortString>,
-    /// None are there when this is 0.
+    /// Zero means that there are no consumers.
     prefetch: u16,
     change: Option<BoxStream<'static, lapin::Result<Step>>>,
-    /// Each change begins a round; that consumers of earlier rounds end is no news.
+    /// Each change starts a new round. The end of a consumer of an earlier round is expected.
     round: u64,
 }
 
 impl Subscription {
-    /// Without consumers.
+    /// A subscription without consumers.
     pub fn new(channel: &Channel, topology: &Topology) -> Self {
         Self {
             channel: channel.clone(),
@@ -58,27 +58,27 @@ impl Subscription {
         }
     }
 
-    /// Goes on with another prefetch count, which only a new consumer can have; with 0, without consumers. A change that is under
-    /// way ends first.
+    /// Changes the prefetch count. This needs new consumers; zero means none. A change that is already running is completed
+    /// first.
     pub fn want(&mut self, prefetch: u16) {
         if prefetch != self.prefetch && !self.is_changing() {
             self.change_to(prefetch);
         }
     }
 
-    /// Goes on with new consumers, to which the broker sends as many messages again, whatever their predecessors hold.
+    /// Starts new consumers. The broker sends them a full prefetch count of messages, whatever the old consumers still hold.
     pub fn renew(&mut self) {
         if !self.is_changing() {
             self.change_to(self.prefetch);
         }
     }
 
-    /// Which consumers these are: a later number after each change.
+    /// The number of the current round. It grows with each change.
     pub fn round(&self) -> u64 {
         self.round
     }
 
-    /// How many messages each of them may hold.
+    /// How many messages each consumer may hold.
     pub fn prefetch(&self) -> u16 {
         self.prefetch
     }
@@ -96,7 +96,7 @@ impl Subscription {
             return;
         }
         let channel = self.channel.clone();
-        // For each consumer begun from here on: quorum queues know no limit for a whole channel.
+        // Applies to each consumer that is started after it. Quorum queues support no limit for a whole channel.
         let qos =
             stream::once(async move { channel.basic_qos(prefetch, BasicQosOptions { global: false }).await.map(|()| Step::Ready) });
         let queues: Vec<_> =
@@ -112,17 +112,17 @@ impl Subscription {
         self.change = Some(cancel.chain(qos).chain(consume).boxed());
     }
 
-    /// Whether answers of the broker are awaited.
+    /// Whether answers of the broker are still expected.
     pub fn is_changing(&self) -> bool {
         self.change.is_some()
     }
 
-    /// Whether there are no consumers and everything has arrived that was sent to them.
+    /// Whether there are no consumers, and everything that was sent to them has arrived.
     pub fn is_silent(&self) -> bool {
         self.prefetch == 0 && self.change.is_none() && self.deliveries.is_empty()
     }
 
-    /// The next delivery. Nothing is lost when this is not awaited to the end.
+    /// Waits for the next delivery. It can be cancelled without losing anything.
     pub async fn next(&mut self) -> Result<Arriving, Fault> {
         loop {
             let item = tokio::select! {
@@ -137,7 +137,7 @@ impl Subscription {
                 Item::Arrived(arriving) => return Ok(*arriving),
                 Item::Failed(error) => return Err(Fault::Lost(error)),
                 Item::Ended(round) if round < self.round => {}
-                // Its queue was deleted: declared again with the next connection.
+                // The queue was deleted. The next connection declares it again.
                 Item::Ended(_) => return Err(Fault::Lost(io::Error::other("the broker ended a consumer").into())),
             }
         }
@@ -160,7 +160,7 @@ impl Subscription {
     }
 }
 
-/// The next answer to a change, `None` at its end; never without one.
+/// The next answer to the change, or `None` at its end. Never completes if there is no change.
 async fn next_step(change: &mut Option<BoxStream<'static, lapin::Result<Step>>>) -> lapin::Result<Option<Step>> {
     match change {
         Some(change) => change.next().await.transpose(),

@@ -30,7 +30,7 @@ fn chunks(text: &[u8]) -> Vec<Chunk> {
     chunks
 }
 
-/// Through the wire and back; the key comes with it.
+/// Encodes and decodes. Also returns the key of the message.
 fn round_trip(load: &Load, content: Content) -> (Arc<Load>, Content, MessageKey) {
     let message = encode(load, content);
     assert_eq!(message.routing_key.as_str(), load.dataset.name);
