@@ -1,4 +1,5 @@
-//! Takes a file for this process: the rename decides who gets it, a lock tells the claims of the living from those of the dead.
+//! Claim: takes a file for this process. A rename decides which process gets the file, and a lock shows whether the process is
+//! still alive.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,15 +17,15 @@ use super::{Candidate, Inbox, OPEN_FILE_FACTOR, Place, Stamp, disk, list, names}
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
 
-/// A file that this process loads. It is locked until the last clone is dropped: then, if it was neither [`Inbox::done`] nor
-/// [`Inbox::failed`], it is one of the [`Inbox::leftovers`].
+/// A file that this process loads. It is locked until the last clone is dropped. If neither [`Inbox::done`] nor
+/// [`Inbox::failed`] was called before that, it is then one of the [`Inbox::leftovers`].
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The load's key, the same after every crash; keys sort by the time of the claim.
+    /// The load's key. It stays the same after a crash. Keys sort by the time of the claim.
     pub key: Uuid,
     /// What the file holds.
     pub dataset: Arc<Dataset>,
-    /// What the ledger calls the file: where it was dropped, as [`names::path_text`] writes it.
+    /// The file's name in the ledger: the path where it was dropped, as [`names::path_text`] writes it.
     pub source: String,
     pub(super) held: Arc<Held>,
 }
@@ -34,39 +35,39 @@ pub struct Claim {
 pub(super) struct Held {
     /// Open and locked.
     pub file: File,
-    /// In `.loading/`.
+    /// Its path in `.loading/`.
     pub path: PathBuf,
-    /// The name under which it was dropped, in full.
+    /// The whole name under which it was dropped.
     pub name: OsString,
     pub place: Arc<Place>,
-    /// What it looked like before it was claimed.
+    /// Size and time of the file before it was claimed.
     pub stamp: Stamp,
     pub settle: Duration,
-    /// How long to wait for more when its text ends inside a record.
+    /// How long to wait for more when the text ends inside a record.
     pub grace_period: Duration,
-    /// Up to where it was read.
+    /// How far the file was read.
     pub position: AtomicU64,
-    /// Where reading came to the end; none until then.
+    /// Where reading reached the end. `None` until then.
     pub end: Mutex<Option<End>>,
-    /// Somebody may have read it before, and committed some of it.
+    /// Whether an earlier reading may have committed some of its records.
     pub is_read_again: AtomicBool,
 }
 
-/// A file in `.loading/`, of a dead process or of a living one; [`Inbox::reclaim`] finds out.
+/// A file in `.loading/`. Its process may be dead or alive; [`Inbox::reclaim`] finds out.
 #[derive(Debug, Clone)]
 pub struct Leftover {
-    /// The key under which it was claimed.
+    /// The key of its claim.
     pub key: Uuid,
     path: PathBuf,
     place: Arc<Place>,
 }
 
 impl Inbox {
-    /// Claims a file under a fresh key. None if it is gone or somebody else has it. Nobody else will load it from then on; for
-    /// this to outlast a power failure call [`Inbox::sync_claims`].
+    /// Claims a file under a new key. Returns `None` if the file is gone or another process has it. No other process will load
+    /// it from then on. Call [`Inbox::sync_claims`] to make this survive a power failure.
     ///
     /// # Errors
-    /// If the file cannot be opened or renamed; it stays where it is.
+    /// If the file cannot be opened or renamed. It stays where it is.
     pub fn claim(&self, candidate: &Candidate) -> Result<Option<Claim>> {
         self.claim_as(Uuid::now_v7(), candidate).cannot(format_args!("claim {}", names::path_text(&candidate.path)))
     }
@@ -74,7 +75,7 @@ impl Inbox {
     fn claim_as(&self, key: Uuid, candidate: &Candidate) -> io::Result<Option<Claim>> {
         let place = &candidate.place;
         let name = super::file_name(&candidate.path);
-        // Locked before it is renamed: whoever looks for leftovers finds it locked.
+        // Locked before the rename, so that another process that looks for leftovers finds it locked.
         let Some(file) = lock(&candidate.path)? else { return Ok(None) };
 
         let path = place.loading.join(names::keyed(key, name));
@@ -88,7 +89,7 @@ impl Inbox {
         }
         place.unsynced.store(true, Ordering::Release);
 
-        // Another file may have got the name after this one was opened; then that is the one that was claimed.
+        // Another file may have got this name after the first one was opened. Then that file is the claimed one.
         let file = if disk::is_at(&file, &path)? { Some(file) } else { lock_at(&path)? };
         let grace_period = match candidate {
             Candidate { complete: true, .. } => Duration::ZERO,
@@ -99,9 +100,9 @@ impl Inbox {
         Ok(file.map(held).map(|held| held.into_claim(key)))
     }
 
-    /// What is claimed, by anybody, the oldest claim first. To be asked at the start and with every listing of the inbox: other
-    /// processes die too, and two that see different files under one name can both go away empty-handed. Neither files of other origin nor those of datasets that are not
-    /// configured are among them.
+    /// Lists all claims, of any process, the oldest first. Call it at the start and with every listing of the inbox, for two
+    /// reasons: other processes can die, and two processes that see different files under one name can both fail to claim.
+    /// Foreign files are left out, and so are files of datasets that are not configured.
     ///
     /// # Errors
     /// If a directory cannot be listed.
@@ -120,11 +121,11 @@ impl Inbox {
         Ok(found)
     }
 
-    /// Claims a leftover under its old key. None if a living process has it, or if it was loaded and only its move to where it
-    /// belongs had not been finished: then it is, here.
+    /// Claims a leftover under its old key. Returns `None` if a living process has it. If its load was over and only its move
+    /// was interrupted, this completes the move and returns `None`.
     ///
     /// # Errors
-    /// If the file cannot be opened or moved; it stays where it is.
+    /// If the file cannot be opened or moved. It stays where it is.
     pub fn reclaim(&self, leftover: &Leftover) -> Result<Option<Claim>> {
         self.reclaim_held(leftover).cannot(format_args!("resume {}", names::path_text(&leftover.path)))
     }
@@ -171,31 +172,31 @@ impl Held {
 }
 
 impl Claim {
-    /// The file's size in bytes as stored, now.
+    /// The current size of the stored file in bytes.
     pub fn size(&self) -> u64 {
         self.held.file.metadata().map_or(self.held.stamp.size, |metadata| metadata.len())
     }
 
-    /// How many bytes, as stored, have been read.
+    /// How many bytes of the stored file have been read.
     pub fn bytes_read(&self) -> u64 {
         self.held.position.load(Ordering::Relaxed)
     }
 
-    /// Whether an earlier reading may have left something of this file in the ledger.
+    /// Whether the ledger may contain something of an earlier reading of this file.
     pub fn is_read_again(&self) -> bool {
         self.held.is_read_again.load(Ordering::Relaxed)
     }
 
-    /// It is to be read once more, from its beginning.
+    /// Marks the file to be read again from its beginning.
     pub fn read_again(&self) {
         self.held.is_read_again.store(true, Ordering::Relaxed);
     }
 
-    /// Notes, durably, that something panicked while it worked on this load, and says how often that has happened. Only what is
-    /// noted counts: a process that is killed says nothing about the file.
+    /// Records durably that a panic happened while this load was processed. Returns how often that has happened. Only panics
+    /// count: a process that is killed says nothing about the file.
     ///
     /// # Errors
-    /// If the note cannot be written.
+    /// If the record cannot be written.
     pub fn record_crash(&self) -> Result<u64> {
         let path = self.crash_marks();
         let mark = || {
@@ -208,10 +209,10 @@ impl Claim {
         mark().cannot(format_args!("write {}", path.display()))
     }
 
-    /// How many crashes were noted.
+    /// How many crashes were recorded.
     ///
     /// # Errors
-    /// If that cannot be read.
+    /// If the record cannot be read.
     pub fn crashes(&self) -> Result<u64> {
         let path = self.crash_marks();
         match fs::metadata(&path) {
@@ -225,17 +226,17 @@ impl Claim {
         self.held.place.loading.join(names::crash_marks(self.key))
     }
 
-    /// Removes what is kept beside the claim. Before the file moves, so that nothing of it is left behind: from then on its
-    /// shortened name will do.
+    /// Removes the files that are kept beside the claim. This happens before the file moves, so that none of them is left
+    /// behind. From then on the shortened name is used.
     pub(super) fn remove_notes(&self) -> io::Result<()> {
         disk::remove_if_there(&self.held.place.loading.join(names::kept_name(self.key)))?;
         disk::remove_if_there(&self.crash_marks())
     }
 }
 
-/// Opens and locks a file; none if it is gone or locked.
+/// Opens and locks a file. Returns `None` if it is gone or locked.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    /// `EBADF`: NFS locks exclusively only what is open for writing.
+    /// `EBADF`: on NFS an exclusive lock needs a file that is open for writing.
     const NOT_WRITABLE: i32 = 9;
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -256,7 +257,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Locks the file that is at `path`, also after it is locked: its last holder may have moved it on before it let go.
+/// Locks the file at `path`. Checks the path again afterwards, because the last owner may have moved the file before it
+/// released the lock.
 fn lock_at(path: &Path) -> io::Result<Option<File>> {
     let Some(file) = lock(path)? else { return Ok(None) };
     Ok(disk::is_at(&file, path)?.then_some(file))

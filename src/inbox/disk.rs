@@ -1,24 +1,24 @@
-//! Writes and moves that survive a crash: at any moment the old state or the new one is on disk, never half of one.
+//! Disk: writes and moves that survive a crash. At any moment either the old or the new state is on disk, never a part of one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Makes what was created in or renamed into the directory survive a power failure.
+/// Makes files that were created in or renamed into the directory survive a power failure.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Writes a file that is there as a whole or not at all; `unfinished` is what it is called until then, in the same directory.
+/// Writes a file as a whole or not at all. Until it is complete, it has the name `unfinished`, in the same directory.
 pub fn write(path: &Path, unfinished: &Path, contents: &[u8]) -> io::Result<()> {
     finish(path, unfinished, 0o666, |file| file.write_all(contents))
 }
 
-/// Copies what `source` still holds to `path`, as [`write`] does, with its permissions and time of modification. `progress` is
-/// called now and then.
+/// Copies the rest of `source` to `path`, in the same way as [`write`], with its permissions and modification time. Calls
+/// `progress` regularly.
 pub fn copy(source: &mut File, path: &Path, unfinished: &Path, progress: impl Fn()) -> io::Result<()> {
-    /// What is copied between two calls of `progress`.
+    /// The number of bytes between two calls of `progress`.
     const STEP: u64 = 8 << 20;
     let metadata = source.metadata()?;
     finish(path, unfinished, metadata.permissions().mode() & 0o777, |copy| {
@@ -29,33 +29,34 @@ pub fn copy(source: &mut File, path: &Path, unfinished: &Path, progress: impl Fn
     })
 }
 
-/// Makes the file `unfinished`, fills it, and gives it its name. A failure, of a full disk for instance, leaves nothing behind.
+/// Creates the file `unfinished`, fills it, and renames it to `path`. After a failure, for example of a full disk, nothing is
+/// left behind.
 fn finish(path: &Path, unfinished: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = create(unfinished, mode)?;
     let finished = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(unfinished, path));
     if finished.is_err() {
-        // Dot files are ignored everywhere; the error that counts is the first.
+        // A dot file that is left is ignored everywhere. The first error is the one to return.
         let _ = fs::remove_file(unfinished);
     }
     finished?;
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// A new file, locked for as long as it is open: [`sweep`] tells by that whether somebody is at work on it.
+/// Creates a file that stays locked while it is open. The lock tells [`sweep`] that a process is working on it.
 fn create(path: &Path, mode: u32) -> io::Result<File> {
     loop {
         remove_if_there(path)?;
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        // Where there are no locks, nothing is swept.
+        // On a file system without locks nothing is swept.
         let _ = file.try_lock();
-        // Swept in between.
+        // Otherwise a sweep has removed the file before it was locked.
         if is_at(&file, path)? {
             return Ok(file);
         }
     }
 }
 
-/// Removes an unfinished file that nobody is at work on; says whether there was one.
+/// Removes an unfinished file if no process is working on it. Returns whether there was one.
 pub fn sweep(path: &Path) -> io::Result<bool> {
     let file = match OpenOptions::new().write(true).open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -75,9 +76,9 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Moves a file, to another file system if need be; `unfinished` is a name for the copy beside `to`. A directory that somebody
-/// removed is made again. Called again after a crash it finishes what was begun. A file at `to` is the same file's copy: names
-/// begin with the load's key. `progress` is called while it is copied.
+/// Moves a file, to another file system if necessary. `unfinished` is the name of the incomplete copy beside `to`. Missing
+/// directories are created. After a crash, calling it again completes the move. A file that is already at `to` is a copy of the
+/// same file, because names begin with the load key. `progress` is called during the copy.
 pub fn move_file(from: &Path, to: &Path, unfinished: &Path, progress: impl Fn()) -> io::Result<()> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir)?;
@@ -95,7 +96,7 @@ pub fn move_file(from: &Path, to: &Path, unfinished: &Path, progress: impl Fn())
     }
 }
 
-/// Whether `to` already is a complete copy: [`copy`] gives it its name last, so its length tells.
+/// Whether `to` is already a complete copy. [`copy`] renames it last, so comparing the length is enough.
 pub fn is_copied(source: &File, to: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(to) {
         Ok(copy) => Ok(copy.is_file() && copy.len() == source.metadata()?.len()),
@@ -104,7 +105,7 @@ pub fn is_copied(source: &File, to: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether `path` leads to this open file, now.
+/// Whether `path` currently leads to this open file.
 pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let open = file.metadata()?;
     match fs::symlink_metadata(path) {

@@ -1,4 +1,4 @@
-//! Puts a copy of a file into the inbox, whole at once and under a fresh name.
+//! Drop: puts a copy of a file into the inbox, as a whole and under a new name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -11,13 +11,14 @@ use super::disk;
 use super::names::{self, NAME_MAX, is_ignored, shortened, split_extension};
 use crate::error::{IoContext, Result};
 
-/// Puts a copy of `file` into `<inbox_root>/<dataset_name>/`, which is made when missing, and gives the copy's path.
+/// Copies `file` into `<inbox_root>/<dataset_name>/` and returns the path of the copy. The directory is created if it is
+/// missing.
 ///
-/// Its name is `<stem>-<uuid>.<extension>`, so the same file can be dropped any number of times. The copy is on disk before it
-/// gets this name: a pipeline that watches the inbox sees all of it or nothing, even after a crash.
+/// The name is `<stem>-<uuid>.<extension>`, so the same file can be dropped any number of times. The copy is on disk before it
+/// gets this name, so a pipeline that watches the inbox sees the whole file or nothing, even after a crash.
 ///
 /// # Errors
-/// When the file cannot be read or the inbox cannot be written.
+/// If the file cannot be read or the inbox cannot be written.
 pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path) -> Result<PathBuf> {
     let mut source = File::open(file).cannot(format_args!("open {}", file.display()))?;
     let dir = inbox_root.join(dataset_name);
@@ -33,7 +34,7 @@ pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path) -> Result<P
     Ok(dropped)
 }
 
-/// `data.json.gz` → `data-<key>.json.gz`. The result is never one that the inbox ignores: who drops `.x.json` or `x.tmp` by name
+/// `data.json.gz` → `data-<key>.json.gz`. The inbox never ignores the result: a user who drops `.x.json` or `x.tmp` by name
 /// wants it loaded.
 fn fresh_name(name: &OsStr, key: Uuid) -> OsString {
     let visible = name.as_bytes().iter().position(|&b| b != b'.').unwrap_or(name.len());

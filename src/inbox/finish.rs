@@ -1,4 +1,5 @@
-//! Puts a claimed file where it belongs. Every step can be done again, so a crash between two of them loses and doubles nothing.
+//! Finish: moves a claimed file to `processed/` or `failed/`. Every step can be repeated, so a crash between two steps neither
+//! loses nor duplicates anything.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,19 +11,19 @@ use serde::Serialize;
 use super::{Claim, Inbox, disk, names};
 use crate::error::{IoContext, Result};
 
-/// Where a file has gone.
+/// Where a file was moved to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     /// Absolute.
     pub path: PathBuf,
-    /// Bytes that somebody wrote while the file moved: nobody will load them. More than zero deserves a warning.
+    /// Bytes that were written to the file while it was moved, and that are not loaded. If there are any, warn the user.
     pub unread: u64,
 }
 
-/// What `failed/<load key>-<name>.error.json` says.
+/// The content of `failed/<load key>-<name>.error.json`.
 #[derive(Debug, Serialize)]
 struct ErrorFile<'a> {
-    /// Where the file was dropped.
+    /// The path where the file was dropped.
     file: &'a str,
     dataset: &'a str,
     load_key: String,
@@ -32,11 +33,11 @@ struct ErrorFile<'a> {
 }
 
 impl Inbox {
-    /// Moves the file to `processed/`: all that was read is durable elsewhere. After it the claim is void. None if somebody has
-    /// written to the file since: it stays where it is, to be read again.
+    /// Moves the file to `processed/`, after everything that was read is durable. The claim is void then. Returns `None` if the
+    /// file was written to in the meantime: it stays claimed and has to be read again.
     ///
     /// # Errors
-    /// If the file cannot be moved: then it stays claimed, and is loaded by nobody twice, as its key is known.
+    /// If the file cannot be moved. It stays claimed, and its key prevents that it is loaded twice.
     pub fn done(&self, claim: &Claim) -> Result<Option<Placed>> {
         let move_done = || {
             if claim.has_changed()? {
@@ -49,10 +50,10 @@ impl Inbox {
         move_done().cannot(format_args!("move {} to processed/", claim.source))
     }
 
-    /// Moves the file to `failed/`, with `error` in a JSON file beside it, which is there first. After it the claim is void.
+    /// Moves the file to `failed/`, after writing `error` into a JSON file beside it. The claim is void then.
     ///
     /// # Errors
-    /// If the error cannot be written or the file cannot be moved: then it stays claimed.
+    /// If the error cannot be written or the file cannot be moved. It stays claimed.
     pub fn failed(&self, claim: &Claim, error: &str) -> Result<Placed> {
         let report = ErrorFile {
             file: &claim.source,
@@ -74,7 +75,7 @@ impl Inbox {
 }
 
 impl Claim {
-    /// If an earlier process had decided where the file goes, puts it there.
+    /// Completes the move that an earlier process had begun. Returns whether there was one.
     pub(super) fn finish_move(&self) -> io::Result<bool> {
         if self.report_path().exists() {
             self.move_to(&self.failed_path())?;
@@ -100,7 +101,7 @@ impl Claim {
         self.held.place.failed.join(names::keyed_for_report(self.key, &self.held.name))
     }
 
-    /// The file's name and [`names::REPORT`].
+    /// The file's name followed by [`names::REPORT`].
     fn report_path(&self) -> PathBuf {
         let mut path = OsString::from(self.failed_path());
         path.push(names::REPORT);

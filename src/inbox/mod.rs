@@ -1,4 +1,4 @@
-//! The life of a file in the inbox: dropped, claimed, read, and put where it belongs.
+//! Inbox: the life of a file in the inbox. It is dropped, claimed, read, and moved to `processed/` or `failed/`.
 //!
 //! ```text
 //! <inbox>/<dataset>/<name>                         dropped; claimed when complete: Watcher, Settling
@@ -7,17 +7,17 @@
 //! <inbox>/<dataset>/failed/<load key>-<name>       with <load key>-<name>.error.json beside it: Inbox::failed
 //! ```
 //!
-//! Whatever happens, a file is in exactly one of these places; a claim without a lock belongs to nobody and is resumed under
-//! its key by whoever finds it. A name that is too long behind a load key is shortened; what it was is kept in a dot file beside
-//! the claim (`.<load key>.name`), and so is how often loading it crashed (`.<load key>.crashes`).
+//! A file is always in exactly one of these places. A claim without a lock has no owner: the next process that finds it resumes
+//! it under its key. A name that is too long to follow a load key is shortened. The full name is then kept in a dot file beside
+//! the claim (`.<load key>.name`). The number of crashes is kept there as well (`.<load key>.crashes`).
 
 mod drop; // puts a copy of a file into the inbox
-mod watch; // what the file system says about the inbox
-mod settling; // pure: which files have been still for long enough
-mod claim; // takes a file for this process, after a crash again
-mod read; // reads a claimed file to its real end
-mod finish; // processed/ and failed/
-mod names; // which files count, and what they are called on their way
+mod watch; // events of the file system
+mod settling; // which files have not changed for long enough (pure)
+mod claim; // takes a file for this process, also after a crash
+mod read; // reads a claimed file to its end, even while it is being written
+mod finish; // moves files to processed/ and failed/
+mod names; // which names count, and how they are changed on the way
 mod disk; // writes and moves that survive a crash
 
 use std::ffi::OsStr;
@@ -42,10 +42,10 @@ use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
 use crate::vitals::Stage;
 
-/// How much longer than `settle` a file must be still that somebody has open: its closing is an event of its own.
+/// A file that is open must be still for this many times `settle`, because its closing is reported by an event.
 const OPEN_FILE_FACTOR: u32 = 20;
 
-/// The directories of an inbox. Several, in one process or many, can share them.
+/// The directories of an inbox. Several of these, in one or many processes, can share the same directories.
 #[derive(Debug)]
 pub struct Inbox {
     root: PathBuf,
@@ -53,7 +53,7 @@ pub struct Inbox {
     settle: Duration,
 }
 
-/// A dataset's part of the inbox.
+/// The directories of one dataset.
 #[derive(Debug)]
 struct Place {
     dataset: Arc<Dataset>,
@@ -62,43 +62,44 @@ struct Place {
     loading: PathBuf,
     processed: PathBuf,
     failed: PathBuf,
-    /// Makes progress while a file is copied to its place.
+    /// Reports progress while a file is copied.
     stage: Stage,
-    /// A claim was made that a power failure could still undo.
+    /// Whether there are claims that a power failure could still undo.
     unsynced: AtomicBool,
 }
 
-/// A file that could be claimed.
+/// A file that can be claimed.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// Absolute.
     pub path: PathBuf,
-    /// What it looked like when it was found.
+    /// Size and time of the file when it was found.
     pub stamp: Stamp,
-    /// When it was last written, renamed or linked, by the file system's clock.
+    /// When it was last written, renamed or linked, according to the file system's clock.
     pub changed: SystemTime,
-    /// Its writer has closed it or renamed it in.
+    /// Whether its writer has closed it or renamed it into the directory.
     pub complete: bool,
-    /// As far as events tell somebody may still write to it; it only has been still for long.
+    /// Whether a program may still have it open for writing, as far as events show. It is taken because it has been still for a
+    /// long time.
     pub open: bool,
     place: Arc<Place>,
 }
 
-/// As long as it stays the same, nobody writes to the file.
+/// Size and time of a file. As long as they stay the same, nobody is writing to the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Bytes.
+    /// In bytes.
     pub size: u64,
-    /// When the contents changed last, by the file system's clock.
+    /// When the contents last changed, according to the file system's clock.
     pub modified: SystemTime,
 }
 
 impl Inbox {
-    /// The inbox at `root` with a directory per dataset; those that are missing are made. `settle` is how long a file must be
-    /// still to count as complete where no event says that it is. `stage` makes progress while a file is copied to its place.
+    /// Opens the inbox at `root`, with one directory per dataset. Missing directories are created. `settle` is how long a file
+    /// must be still to count as complete if no event reports that it is. `stage` reports progress while a file is copied.
     ///
     /// # Errors
-    /// If a directory cannot be made.
+    /// If a directory cannot be created.
     pub fn open(root: &Path, datasets: &[Arc<Dataset>], settle: Duration, stage: &Stage) -> Result<Self> {
         let root = std::path::absolute(root).cannot(format_args!("find {}", root.display()))?;
         let place = |dataset: &Arc<Dataset>| {
@@ -119,10 +120,10 @@ impl Inbox {
         Ok(inbox)
     }
 
-    /// Makes the directories that are missing, again if somebody removed them.
+    /// Creates the directories that are missing, also after somebody removed them.
     ///
     /// # Errors
-    /// If one cannot be made.
+    /// If a directory cannot be created.
     pub fn make_directories(&self) -> Result<()> {
         for place in &self.places {
             for dir in [&place.loading, &place.processed, &place.failed] {
@@ -132,7 +133,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Removes the unfinished files that dead processes left behind. It lists `processed/` and `failed/`, which may hold much.
+    /// Removes the unfinished files of dead processes. This lists `processed/` and `failed/`, which may contain many files.
     ///
     /// # Errors
     /// If a directory cannot be listed.
@@ -153,7 +154,7 @@ impl Inbox {
         self.places.iter().map(|place| place.dir.as_path())
     }
 
-    /// All files that could be claimed now, those first that have been there longest.
+    /// All files that can be claimed now, the oldest first.
     ///
     /// # Errors
     /// If a directory cannot be listed.
@@ -172,7 +173,7 @@ impl Inbox {
         Ok(found)
     }
 
-    /// The file of this path as it is now, if it is there and is one that can be claimed.
+    /// The current state of the file at this path, if there is one and it can be claimed.
     pub fn look(&self, path: &Path) -> Option<Candidate> {
         let place = self.places.iter().find(|place| path.parent() == Some(&place.dir))?;
         if path.file_name().is_none_or(names::is_ignored) {
@@ -181,11 +182,12 @@ impl Inbox {
         candidate(place, path.to_owned(), &fs::symlink_metadata(path).ok()?)
     }
 
-    /// Makes the claims so far survive a power failure. Before anything of a claimed file is committed: else the file could be
-    /// back in the inbox afterwards, and be loaded once more under another key. Call it once after a run of claims.
+    /// Makes all claims so far survive a power failure. This must happen before any record of a claimed file is committed.
+    /// Otherwise a power failure could put the file back into the inbox, and it would be loaded again under another key. Call
+    /// it once after several claims.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk reports an error.
     pub fn sync_claims(&self) -> Result<()> {
         for place in &self.places {
             if place.unsynced.swap(false, Ordering::AcqRel) {
@@ -206,7 +208,7 @@ impl fmt::Display for Inbox {
     }
 }
 
-/// Regular files only, so neither symbolic links nor directories.
+/// Only regular files can be claimed: no symbolic links and no directories.
 fn candidate(place: &Arc<Place>, path: PathBuf, metadata: &Metadata) -> Option<Candidate> {
     metadata.is_file().then(|| Candidate {
         path,
@@ -218,7 +220,7 @@ fn candidate(place: &Arc<Place>, path: PathBuf, metadata: &Metadata) -> Option<C
     })
 }
 
-/// The time of the last write, rename or link: unlike the time of modification nobody can set it back.
+/// The time of the last write, rename or link. Unlike the modification time, it cannot be set by a program.
 fn changed(metadata: &Metadata) -> SystemTime {
     let since_epoch = |seconds: i64, nanos: i64| {
         let nanos = u32::try_from(nanos).unwrap_or(0);
@@ -233,7 +235,7 @@ impl Candidate {
         &self.place.dataset
     }
 
-    /// For how long the file has been as it is, if its file system's clock is right.
+    /// For how long the file has not changed, if its file system's clock is correct.
     pub fn untouched(&self) -> Duration {
         self.changed.elapsed().unwrap_or_default()
     }
@@ -245,7 +247,8 @@ impl Stamp {
     }
 }
 
-/// The entries of a directory, in no order; none if somebody removed it. Entries that vanish meanwhile are left out.
+/// The entries of a directory, in any order. Empty if the directory was removed. Entries that disappear during the listing are
+/// left out.
 fn list(dir: &Path) -> Result<Vec<fs::DirEntry>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries.collect::<io::Result<_>>().cannot(format_args!("list {}", dir.display())),

@@ -1,4 +1,5 @@
-//! Names of files on their way through the inbox. They are bytes, not text: any name a file system allows must survive.
+//! Names: the names of files on their way through the inbox. They are bytes, not text, because any name that a file system
+//! allows must survive.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -6,25 +7,25 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-/// The longest name of a file, in bytes, on every file system that matters.
+/// The maximum length of a file name in bytes, on all common file systems.
 pub const NAME_MAX: usize = 255;
 
-/// What follows the name of a failed file in that of its report.
+/// The report of a failed file has the file's name followed by this.
 pub const REPORT: &str = ".error.json";
 
 /// Length of `<load key>-`.
 const KEY_LEN: usize = uuid::fmt::Hyphenated::LENGTH + 1;
 
-/// Files that are still being made: their names end in one of these.
+/// The names of files that are still being written end with one of these.
 const UNFINISHED: [&[u8]; 2] = [b".tmp", b".part"];
 
-/// Whether the inbox passes over a file of this name: dot files, `*.tmp`, `*.part`.
+/// Whether the inbox ignores a file of this name: dot files, `*.tmp`, `*.part`.
 pub fn is_ignored(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name.starts_with(b".") || UNFINISHED.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// What follows the last dot of a name is an extension up to this length, dot included.
+/// What follows the last dot of a name is an extension if it is at most this long, including the dot.
 const EXTENSION_MAX: usize = 32;
 
 /// Splits `data.json.gz` into `data` and `.json.gz`; the second part is empty when there is no extension.
@@ -40,8 +41,8 @@ pub fn split_extension(name: &OsStr) -> (&OsStr, &OsStr) {
     (OsStr::from_bytes(&bytes[..start]), OsStr::from_bytes(&bytes[start..]))
 }
 
-/// The name, or when it is longer than `max` bytes, one without the end of its stem: the extension stays, and no UTF-8
-/// character is cut in two. `max` is at least 64.
+/// Returns the name, shortened to at most `max` bytes. Only the end of the stem is removed: the extension stays, and no UTF-8
+/// character is split. `max` is at least 64.
 pub fn shortened(name: &OsStr, max: usize) -> OsString {
     if name.len() <= max {
         return name.to_owned();
@@ -54,12 +55,12 @@ pub fn shortened(name: &OsStr, max: usize) -> OsString {
     OsString::from_vec([&stem[..end], extension.as_bytes()].concat())
 }
 
-/// `<load key>-<name>`, the name shortened if it must be.
+/// `<load key>-<name>`, with the name shortened if necessary.
 pub fn keyed(key: Uuid, name: &OsStr) -> OsString {
     keyed_within(NAME_MAX, key, name)
 }
 
-/// The same with room for [`REPORT`] behind it.
+/// Like [`keyed`], but leaves room for [`REPORT`] at the end.
 pub fn keyed_for_report(key: Uuid, name: &OsStr) -> OsString {
     keyed_within(NAME_MAX - REPORT.len(), key, name)
 }
@@ -75,25 +76,25 @@ pub fn is_shortened(name: &OsStr) -> bool {
     name.len() > NAME_MAX - KEY_LEN
 }
 
-/// Takes `<load key>-<name>` apart; none if it is something else.
+/// Splits `<load key>-<name>`. Returns `None` if the name has another form.
 pub fn split_key(name: &OsStr) -> Option<(Uuid, &OsStr)> {
     let (key, rest) = name.as_bytes().split_at_checked(KEY_LEN)?;
-    // Of all ways to write a UUID only the hyphenated one is this long.
+    // Only the hyphenated form of a UUID has this length.
     let key = Uuid::try_parse_ascii(key.strip_suffix(b"-")?).ok()?;
     (!rest.is_empty()).then(|| (key, OsStr::from_bytes(rest)))
 }
 
-/// The dot file beside a claim that keeps a name which was shortened.
+/// The dot file beside a claim that contains the full name of a file whose name was shortened.
 pub fn kept_name(key: Uuid) -> String {
     format!(".{key}.name")
 }
 
-/// The dot file beside a claim that is a byte longer after each crash.
+/// The dot file beside a claim that grows by one byte with each crash.
 pub fn crash_marks(key: Uuid) -> String {
     format!(".{key}.crashes")
 }
 
-/// The dot file that becomes another file of this load when it is complete.
+/// The dot file for incomplete data of this load. It is renamed when it is complete.
 pub fn unfinished(key: Uuid) -> String {
     format!(".{key}.part")
 }
@@ -104,8 +105,8 @@ pub fn is_unfinished(name: &OsStr) -> bool {
     key.is_some_and(|key| key.len() == uuid::fmt::Hyphenated::LENGTH && Uuid::try_parse_ascii(key).is_ok())
 }
 
-/// The path as text, from which it can be told again: a byte that is not UTF-8 becomes `\xNN`, and the backslash of a name that
-/// looks like this becomes `\x5c`. All other paths stay as they are.
+/// The path as text that can be converted back. A byte that is not UTF-8 becomes `\xNN`. In a name that looks like this, the
+/// backslash becomes `\x5c`. All other paths stay as they are.
 pub fn path_text(path: &Path) -> String {
     let mut text = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
@@ -122,7 +123,7 @@ pub fn path_text(path: &Path) -> String {
     text
 }
 
-/// Whether the text begins with what stands for one byte, as in `\xff`.
+/// Whether the text begins with an escape for one byte, such as `\xff`.
 fn is_escape(text: &[u8]) -> bool {
     matches!(text, [b'\\', b'x', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
 }
@@ -133,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// What a reader of the ledger does to get the path back.
+    /// Converts the text back into a path, as a reader of the ledger would.
     fn path_of(text: &str) -> Vec<u8> {
         let mut rest = text.as_bytes();
         let mut path = Vec::new();

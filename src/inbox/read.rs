@@ -1,4 +1,4 @@
-//! Reads a claimed file to its real end: a writer may still be at work on it.
+//! Read: reads a claimed file to its real end. A program may still be writing to it.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -11,21 +11,22 @@ use std::time::Duration;
 use super::{Claim, Stamp};
 use crate::error::io_text;
 
-/// The bytes of a claimed file, as stored. It ends when the file does and nobody writes to it: if the file has changed since it
-/// was found, its end waits until it has been still for the settle time. What cannot be read is tried again for some seconds,
-/// and then is a [`CannotRead`]. So reading blocks; it wants a thread of its own.
+/// A reader of the stored bytes of a claimed file. It ends at the end of the file, when nobody writes to the file any more: if
+/// the file has changed since it was found, the reader waits at its end until the file has been still for the settle time. A
+/// read error is retried for some seconds, and then returned as [`CannotRead`]. Because reading blocks, it needs its own
+/// thread.
 #[derive(Debug)]
 pub struct ClaimReader {
     claim: Claim,
     position: u64,
-    /// What the file looked like when it was last known to be still.
+    /// Size and time of the file when it was last known to be still.
     still: Stamp,
 }
 
-/// A disk that cannot be read, in the [`io::Error`] of a [`ClaimReader`].
+/// A read error of the disk, inside the [`io::Error`] of a [`ClaimReader`].
 #[derive(Debug)]
 pub struct CannotRead {
-    /// In the file as it is stored.
+    /// The position in the stored file.
     position: u64,
     cause: io::Error,
 }
@@ -42,31 +43,31 @@ impl std::error::Error for CannotRead {
     }
 }
 
-/// Where the reading of a file came to its end, and what the file looked like then.
+/// Where reading reached the end of a file, with size and time of the file then.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {
     pub position: u64,
     pub stamp: Stamp,
 }
 
-/// How long to wait before each attempt to read what could not be read.
+/// The pauses between the attempts after a read error.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_000), Duration::from_millis(2_500)];
 
 impl Claim {
-    /// A reader from the beginning of the file.
+    /// Returns a reader that starts at the beginning of the file.
     pub fn open(&self) -> ClaimReader {
         self.held.position.store(0, Ordering::Relaxed);
         self.set_end(None);
         ClaimReader { claim: self.clone(), position: 0, still: self.held.stamp }
     }
 
-    /// Whether the file, which was read to its end, grows. To be asked when the text ended inside a record: waits for more, twenty
-    /// times the settle time if somebody may have the file open, not at all if its writer has closed it, else once, and at most
-    /// until more is there.
+    /// Whether a file that was read to its end has grown. Call it when the text ended inside a record. It waits until there is
+    /// more, but only for a time: twenty times the settle time if a program may have the file open, no time if its writer has
+    /// closed it, otherwise the settle time.
     ///
     /// # Errors
-    /// If the file cannot be looked at.
+    /// If the file's size cannot be read.
     pub fn more_coming(&self) -> io::Result<bool> {
         let position = self.bytes_read();
         if self.end().is_none_or(|end| end.position != position) {
@@ -75,7 +76,7 @@ impl Claim {
         Ok(still(position, self.held.grace_period, || self.stamp(), thread::sleep)?.is_none())
     }
 
-    /// Whether somebody has written to the file since it was read to its end.
+    /// Whether the file was written to after it was read to its end.
     pub(super) fn has_changed(&self) -> io::Result<bool> {
         let stamp = self.stamp()?;
         Ok(self.end().is_some_and(|end| end.stamp != stamp))
@@ -132,7 +133,8 @@ impl Read for ClaimReader {
     }
 }
 
-/// Waits until the file is longer than `position` (none) or has been still for `settle` (what it then looks like).
+/// Waits until the file is longer than `position`, and returns `None`, or until it has been still for `settle`, and returns its
+/// size and time.
 fn still(
     position: u64,
     settle: Duration,
@@ -191,7 +193,7 @@ mod tests {
     #[test]
     fn every_change_starts_the_wait_again() {
         let mut waited = Duration::ZERO;
-        // Truncated and written again, up to where it was read.
+        // Truncated and written again, up to the position that was read.
         assert!(still(5, Duration::from_millis(250), looks(&[5, 5, 5, 0, 0, 5]), |pause| waited += pause).unwrap().is_some());
         assert_eq!(waited, Duration::from_millis(5 * 50 + 250));
         assert!(still(5, Duration::from_millis(250), looks(&[5, 5, 5, 5, 6]), |_| ()).unwrap().is_none());

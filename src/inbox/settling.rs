@@ -1,4 +1,5 @@
-//! Which files have been still for long enough: pure, it gets the time and what the files look like from outside.
+//! Settling: decides which files have been still for long enough. Pure: it gets the time and the state of the files from
+//! outside.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Candidate, OPEN_FILE_FACTOR, Stamp};
 
-/// The files of which no event has said yet that they are complete.
+/// The files that no event has reported as complete yet.
 #[derive(Debug)]
 pub struct Settling {
     settle: Duration,
@@ -17,27 +18,27 @@ pub struct Settling {
 #[derive(Debug)]
 struct Still {
     since: Instant,
-    /// None if it was not looked at since.
+    /// `None` if the file was not looked at since the last event.
     stamp: Option<Stamp>,
-    /// Somebody has opened it or written to it, and its closing will be an event.
+    /// A program has opened it or written to it. An event will report its closing.
     open: bool,
 }
 
 impl Settling {
-    /// Nothing settles yet; `settle` is how long a file must be still.
+    /// Starts with no files. `settle` is how long a file must be still.
     pub fn new(settle: Duration) -> Self {
         Self { settle, files: HashMap::new() }
     }
 
-    /// An event: the file was created or changed, or, when `open`, somebody may be writing to it.
+    /// Handles an event: the file was created or changed. `open` means that a program may be writing to it.
     pub fn touched(&mut self, path: PathBuf, open: bool, now: Instant) {
         let file = self.files.entry(path).or_insert(Still { since: now, stamp: None, open });
         *file = Still { since: now, stamp: None, open: open || file.open };
     }
 
-    /// A file found by listing the directory. `untouched` is for how long it is known to be as it is: at the start
-    /// [`Candidate::untouched`], later zero, as clocks may differ and this process has time to watch. Of a file that is known
-    /// already only what changed counts.
+    /// Adds a file found by listing the directory. `untouched` is how long it is known not to have changed:
+    /// [`Candidate::untouched`] at the start, and zero later, because clocks may differ and this process can watch the file
+    /// itself. A file that is already known is updated only if it has changed.
     pub fn found(&mut self, candidate: &Candidate, untouched: Duration, now: Instant) {
         let stamp = Some(candidate.stamp);
         match self.files.get_mut(&candidate.path) {
@@ -55,20 +56,20 @@ impl Settling {
         self.files.contains_key(path)
     }
 
-    /// The file was claimed, or is gone.
+    /// Removes a file that was claimed or is gone.
     pub fn forget(&mut self, path: &Path) {
         self.files.remove(path);
     }
 
-    /// Events were lost: what seems to be open may have been closed since.
+    /// Handles lost events: a file that seems open may have been closed.
     pub fn events_lost(&mut self, now: Instant) {
         for file in self.files.values_mut() {
             *file = Still { since: now, stamp: file.stamp, open: false };
         }
     }
 
-    /// The files that are complete now; they are forgotten. `look` says what a file looks like, as [`super::Inbox::look`]: one
-    /// that has changed without an event waits again, one that is gone is forgotten.
+    /// Returns the files that are complete now, and removes them. `look` returns the current state of a file, like
+    /// [`super::Inbox::look`]. A file that has changed without an event waits again, and a file that is gone is removed.
     pub fn ready(&mut self, now: Instant, mut look: impl FnMut(&Path) -> Option<Candidate>) -> Vec<Candidate> {
         let mut ready = Vec::new();
         let settle = self.settle;
@@ -83,7 +84,7 @@ impl Settling {
                 return true;
             }
             file.stamp = stamp;
-            // Of an empty file that waits longer this is known only now.
+            // Only now it is known that the file is empty, and an empty file waits longer.
             if file.deadline(settle).is_none_or(|deadline| deadline > now) {
                 return true;
             }
@@ -95,25 +96,25 @@ impl Settling {
         ready
     }
 
-    /// When to ask for [`Settling::ready`] again, if no event comes before.
+    /// When to call [`Settling::ready`] again if no event arrives before.
     pub fn next_look(&self) -> Option<Instant> {
         self.files.values().filter_map(|file| file.deadline(self.settle)).min()
     }
 
-    /// Whether nothing settles: with `--once`, whether all that the inbox holds is claimed.
+    /// Whether no file is settling. With `--once` this means that everything in the inbox is claimed.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 }
 
 impl Still {
-    /// When the file is complete if it stays as it is; none if only its closing can tell.
+    /// When the file counts as complete if it does not change. `None` if only its closing can show that.
     fn deadline(&self, settle: Duration) -> Option<Instant> {
         let empty = self.stamp.is_some_and(|stamp| stamp.size == 0);
         match (self.open, empty) {
-            // `program > inbox/events/x.json`: the shell makes the file, the program writes when it has something to say.
+            // `program > inbox/events/x.json`: the shell creates the file, and the program writes to it much later.
             (true, true) => None,
-            // A slow writer, or one that forgot to close: in the end the file is taken.
+            // The writer is slow or forgot to close the file. It is taken in the end.
             (true, false) | (false, true) => Some(self.since + settle * OPEN_FILE_FACTOR),
             (false, false) => Some(self.since + settle),
         }
@@ -137,7 +138,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// A file that looks as it did when it had `size` bytes.
+    /// A file as it looks when it has `size` bytes.
     fn file(name: &str, size: u64) -> Candidate {
         let dataset = Arc::new(Dataset {
             name: "events".into(),
@@ -212,7 +213,7 @@ mod tests {
         settling.touched(file("x", 0).path, true, now);
         assert_eq!(settling.ready(now + ms(5_000), |_| Some(file("x", 0))).len(), 0);
         assert_eq!(settling.next_look(), None);
-        // If the event of its closing was lost, it is an empty file like any other.
+        // If the event of its closing was lost, it is treated like any other empty file.
         settling.events_lost(now + ms(6_000));
         assert_eq!(settling.next_look(), Some(now + ms(11_000)));
         assert_eq!(names(&settling.ready(now + ms(11_000), |_| Some(file("x", 0)))), ["x"]);

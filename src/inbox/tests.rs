@@ -1,4 +1,4 @@
-//! The inbox's promises, on real files: what is claimed, by whom, and where it ends up.
+//! Tests of the inbox on real files: which process gets a file, and where the file ends up.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -17,10 +17,10 @@ use super::*;
 use crate::dataset::Model;
 use crate::vitals::Vitals;
 
-/// Long enough that a test which waited for it would be noticed.
+/// So long that a test which really waits for it is noticed.
 const SETTLE: Duration = Duration::from_secs(3_600);
 
-/// An inbox in its own directory.
+/// An inbox in a temporary directory.
 pub(super) struct Sandbox {
     pub inbox: Inbox,
     root: TempDir,
@@ -32,7 +32,7 @@ impl Sandbox {
         Self { inbox: open(root.path()), root }
     }
 
-    /// What another process that shares the inbox has.
+    /// The inbox of another process that shares the directories.
     fn another(&self) -> Inbox {
         open(self.root.path())
     }
@@ -48,20 +48,20 @@ impl Sandbox {
         self.inbox.claim(&self.inbox.look(&path).unwrap()).unwrap().unwrap()
     }
 
-    /// What a process that is started now resumes.
+    /// The claims that a newly started process resumes.
     fn resume(&self) -> Vec<Claim> {
         let inbox = self.another();
         inbox.leftovers().unwrap().iter().filter_map(|leftover| inbox.reclaim(leftover).unwrap()).collect()
     }
 
-    /// The names in a directory, dot files too.
+    /// The names in a directory, including dot files.
     fn names(&self, dir: &str) -> Vec<std::ffi::OsString> {
         let mut names: Vec<_> = fs::read_dir(self.path(dir)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
     }
 
-    /// Asserts that the claim's file is in `dir`, alone, under its key.
+    /// Asserts that the claim's file is the only one in `dir`, under its key.
     fn assert_only(&self, dir: &str, claim: &Claim, contents: &str) {
         let names = self.names(dir);
         assert_eq!(names.len(), 1, "{names:?}");
@@ -92,7 +92,7 @@ fn append(path: &Path, text: &str) {
     OpenOptions::new().append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
-/// Where the claim's file is before it is finished.
+/// The path of the claim's file in `.loading/`.
 fn loading(claim: &Claim) -> &Path {
     &claim.held.path
 }
@@ -148,7 +148,7 @@ fn a_file_is_claimed_once() {
     assert_eq!((text(&claim).as_str(), claim.bytes_read(), claim.size()), ("[1]", 3, 3));
     assert!(sandbox.another().claim(&candidate).unwrap().is_none());
 
-    // The same name again is another file.
+    // A second file of the same name is another file.
     let again = sandbox.claim("x.json", "[2]");
     assert_ne!(again.key, claim.key);
     for claim in [&claim, &again] {
@@ -237,7 +237,7 @@ fn files_of_other_origin_and_other_datasets_are_left_alone() {
     fs::write(sandbox.path(".loading/notes.txt"), "").unwrap();
     fs::create_dir(sandbox.path(format!(".loading/{key}-directory"))).unwrap();
     symlink("/dev/null", sandbox.path(format!(".loading/{key}-link"))).unwrap();
-    // Killed between the note of a long name and the rename.
+    // The process was killed between writing the note of a long name and the rename.
     fs::write(sandbox.path(format!(".loading/.{key}.name")), "x").unwrap();
     let unknown = sandbox.root.path().join("unknown/.loading");
     fs::create_dir_all(&unknown).unwrap();
@@ -255,7 +255,7 @@ fn two_processes_claim_every_file_exactly_once_whoever_dies_meanwhile() {
     }
     let loaded = Mutex::new(BTreeMap::<String, u32>::new());
     let taken = AtomicU32::new(0);
-    // Every seventh claim is dropped, as if its process was killed: somebody resumes it.
+    // Every seventh claim is dropped, as if its process was killed. Another process resumes it.
     let load = |inbox: &Inbox, claim: Claim| {
         if taken.fetch_add(1, Ordering::Relaxed).is_multiple_of(7) {
             return;
@@ -305,7 +305,8 @@ fn a_name_that_is_given_to_file_after_file_gives_each_at_most_once_and_the_last(
         for candidate in inbox.scan().unwrap() {
             inbox.claim(&candidate).unwrap().into_iter().for_each(|claim| load(inbox, claim));
         }
-        // Two that see different files of the name can both go away empty-handed; the file is claimed, by nobody.
+        // Two processes that see different files of one name can both fail to claim. The file then has a claim without an
+        // owner.
         for leftover in inbox.leftovers().unwrap() {
             inbox.reclaim(&leftover).unwrap().into_iter().for_each(|claim| load(inbox, claim));
         }
@@ -371,7 +372,7 @@ fn more_is_waited_for_when_the_text_ended_too_early() {
     assert!(!claim.more_coming().unwrap());
     thread::scope(|scope| {
         let waits = scope.spawn(|| {
-            // The writer may take longer than the settle time on a busy machine; it is still one that is waited for.
+            // On a busy machine the writer may take longer than the settle time. It is still waited for.
             while !claim.more_coming().unwrap() {}
         });
         append(loading(&claim), ",2]");
@@ -388,7 +389,7 @@ fn a_file_that_was_written_to_since_it_was_read_is_not_done() {
     fs::write(&path, "[1]").unwrap();
     let claim = inbox.claim(&inbox.look(&path).unwrap()).unwrap().unwrap();
     let mut expected = "[1]".to_owned();
-    // Longer, then as long as before.
+    // First longer than before, then as long as before.
     for change in [|path: &Path| append(path, "[2]"), |path: &Path| fs::write(path, "[3][4]").unwrap()] {
         assert_eq!(text(&claim), expected);
         change(loading(&claim));
@@ -438,7 +439,8 @@ fn a_file_whose_error_was_written_before_a_crash_still_fails() {
     assert!(failed.exists() && sandbox.names(".loading").is_empty());
 }
 
-/// `processed/` and `failed/` of the sandbox on another file system; none, with the reason printed, where there is no other.
+/// A sandbox whose `processed/` and `failed/` are on another file system. Where there is no other file system, prints that and
+/// returns `None`.
 fn across_file_systems() -> Option<(Sandbox, TempDir)> {
     let sandbox = Sandbox::new();
     let elsewhere = tempfile::tempdir_in("/dev/shm").ok().filter(|elsewhere| {
@@ -461,7 +463,7 @@ fn across_file_systems() -> Option<(Sandbox, TempDir)> {
 fn a_file_moves_to_another_file_system() {
     let Some((sandbox, _elsewhere)) = across_file_systems() else { return };
     let claim = sandbox.claim("y".repeat(255), "[1]");
-    // What a copy that was killed left behind.
+    // The copy of a process that was killed.
     fs::write(sandbox.path(format!("processed/.{}.part", claim.key)), "[").unwrap();
     sandbox.inbox.done(&claim).unwrap();
     sandbox.assert_only("processed", &claim, "[1]");
@@ -477,7 +479,7 @@ fn a_file_that_was_copied_before_a_crash_is_not_loaded_again() {
     let Some((sandbox, _elsewhere)) = across_file_systems() else { return };
     let claim = sandbox.claim("x", "[1]");
     sandbox.inbox.done(&claim).unwrap();
-    fs::write(loading(&claim), "[1]").unwrap(); // as if killed before it was removed
+    fs::write(loading(&claim), "[1]").unwrap(); // as if the process was killed before it was removed
     drop(claim.clone());
     assert!(sandbox.resume().is_empty());
     sandbox.assert_only("processed", &claim, "[1]");
@@ -489,7 +491,7 @@ fn a_copy_of_less_than_the_file_is_not_taken_for_it() {
     let Some((sandbox, _elsewhere)) = across_file_systems() else { return };
     let claim = sandbox.claim("x", "[1]");
     sandbox.inbox.done(&claim).unwrap();
-    fs::write(loading(&claim), "[1] [2]").unwrap(); // somebody still wrote to it
+    fs::write(loading(&claim), "[1] [2]").unwrap(); // written to meanwhile
     let resumed = sandbox.resume();
     assert_eq!(text(&resumed[0]), "[1] [2]");
     sandbox.inbox.done(&resumed[0]).unwrap();
@@ -514,7 +516,7 @@ fn only_what_nobody_is_at_work_on_is_swept() {
 }
 
 mod events {
-    //! What is watched arrives, with the inotify of this system.
+    //! Tests that real inotify events of this system arrive.
 
     use std::sync::mpsc::{Receiver, channel};
 
@@ -524,12 +526,12 @@ mod events {
 
     fn watch(sandbox: &Sandbox) -> (Watcher, Receiver<Event>) {
         let (sender, events) = channel();
-        // The test may have gone before the last event.
+        // The test may end before the last event.
         let watcher = Watcher::start(&sandbox.inbox, move |event| drop(sender.send(event))).unwrap();
         (watcher, events)
     }
 
-    /// The events until one says that this file is complete, of which no other may be.
+    /// Returns all events up to the one that says that this file is complete. No other file may be complete.
     fn until_complete(events: &Receiver<Event>, path: &Path) -> Vec<Event> {
         let mut before = Vec::new();
         loop {
@@ -572,7 +574,7 @@ mod events {
         fs::hard_link(sandbox.path(".original"), &path).unwrap();
         assert_eq!(events.recv_timeout(TIMEOUT).unwrap(), Event::Touched { path: path.clone(), open: false });
         let _claim = sandbox.inbox.claim(&sandbox.inbox.look(&path).unwrap()).unwrap().unwrap();
-        // The claim opens the file, which is told unless it has gone already.
+        // Claiming opens the file. The watcher reports that, unless the file has already gone.
         let opened = Event::Touched { path: path.clone(), open: true };
         let told = events.iter().find(|event| *event != opened);
         assert_eq!(told, Some(Event::Gone(path)));

@@ -1,5 +1,5 @@
-//! What the file system says about the inbox, in the inbox's words. Network file systems say nothing, and events can be lost:
-//! who watches also scans now and then.
+//! Watch: translates events of the file system into events of the inbox. Network file systems report no events, and events can
+//! be lost, so the inbox must also be scanned regularly.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,41 +13,42 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use super::{Inbox, names};
 use crate::error::{Error, Result, io_text};
 
-/// Something happened to a file in a dataset's directory. Its path may be that of a link or a directory: [`Inbox::look`] tells.
+/// An event for a file in a dataset's directory. The path may be that of a link or a directory; [`Inbox::look`] finds out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Its writer closed it, or somebody renamed it in: it is complete.
+    /// The file is complete: its writer closed it, or it was renamed into the directory.
     Complete(PathBuf),
-    /// It was created or changed; `open` if somebody has opened it or writes to it.
+    /// The file was created or changed. `open` means that a program has opened it or writes to it.
     Touched { path: PathBuf, open: bool },
-    /// It is no longer there.
+    /// The file is no longer there.
     Gone(PathBuf),
-    /// Events were lost, or a directory has gone: [`Watcher::renew`], then list the inbox.
+    /// Events were lost, or a directory is gone. Call [`Watcher::renew`], then list the inbox.
     Rescan,
 }
 
-/// Watches the directories of an inbox, not below them, until it is dropped.
+/// Watches the directories of an inbox, without their subdirectories, until it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     notify: RecommendedWatcher,
     watched: Vec<Watched>,
-    /// Set with every [`Event::Rescan`]: a directory that was removed and made anew can have its predecessor's number.
+    /// Set with every [`Event::Rescan`]. A directory that was removed and created again may have the same inode number as
+    /// before.
     stale: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 struct Watched {
     dir: PathBuf,
-    /// Device and number of the directory that is watched; none if it is not.
+    /// Device and inode number of the watched directory. `None` if it is not watched.
     inode: Option<(u64, u64)>,
 }
 
 impl Watcher {
-    /// Watches from now on; `on_event` is called on a thread of the watcher's and must not block. List the inbox after this,
-    /// so that nothing is missed in between.
+    /// Starts watching. `on_event` is called on a thread of the watcher and must not block. List the inbox after this call, so
+    /// that no file is missed.
     ///
     /// # Errors
-    /// If the system has no watch left to give. The inbox can do with [`Inbox::scan`] alone.
+    /// If the system has no more watches. The inbox can then use [`Inbox::scan`] alone.
     pub fn start(inbox: &Inbox, mut on_event: impl FnMut(Event) + Send + 'static) -> Result<Self> {
         let dirs: Arc<[PathBuf]> = inbox.directories().map(Path::to_owned).collect();
         let watched = dirs.iter().map(|dir| Watched { dir: dir.clone(), inode: None }).collect();
@@ -67,11 +68,11 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// Watches the directories again that were removed and made anew, or may have been, and says whether there were any: then
-    /// list the inbox. To be called after each [`Event::Rescan`] and now and then.
+    /// Watches again the directories that were or may have been removed and created again. Returns whether there were any: then
+    /// list the inbox. Call it after each [`Event::Rescan`] and also regularly.
     ///
     /// # Errors
-    /// If the system has no watch left to give.
+    /// If the system has no more watches.
     pub fn renew(&mut self) -> Result<bool> {
         let mut renewed = false;
         if self.stale.swap(false, Ordering::AcqRel) {
@@ -82,7 +83,7 @@ impl Watcher {
             if found.is_some() && *inode == found {
                 continue;
             }
-            // One that was moved away would still be watched, and its files be taken for those of its successor.
+            // A directory that was moved away would stay watched, and its events would be taken for those of the new directory.
             let _ = self.notify.unwatch(dir);
             *inode = None;
             if found.is_some() {
@@ -104,13 +105,13 @@ fn cannot_watch(what: &str, error: &notify::Error) -> Error {
     Error::failed(format!("cannot watch {what}: {reason}")).hint(hint)
 }
 
-/// What an event means for the inbox, if it means anything.
+/// The inbox event for an event of the file system, if there is one.
 fn interpret(event: notify::Result<notify::Event>, dirs: &[PathBuf]) -> Option<Event> {
     let Ok(event) = event else { return Some(Event::Rescan) };
     if event.need_rescan() {
         return Some(Event::Rescan);
     }
-    // A rename within the inbox is told as From, To and then Both.
+    // A rename within the inbox is reported as From, To and then Both. Both has two paths and is ignored.
     let [path] = &event.paths[..] else { return None };
     if dirs.contains(path) {
         let gone = matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
@@ -126,7 +127,7 @@ fn interpret(event: notify::Result<notify::Event>, dirs: &[PathBuf]) -> Option<E
         }
         EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => None,
         EventKind::Create(_) => Some(Event::Touched { path, open: false }),
-        // Who lists processed/ opens it: only files count.
+        // Listing a directory opens it, so events of directories are ignored.
         EventKind::Modify(ModifyKind::Data(_)) | EventKind::Access(AccessKind::Open(_)) => {
             fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()).then_some(Event::Touched { path, open: true })
         }
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn lost_events_and_lost_directories_ask_for_a_rescan() {
-        // As notify tells that the queue has overflowed.
+        // This is how notify reports an overflow of its queue.
         assert_eq!(interpreted(notify::Event::new(EventKind::Other).set_flag(Flag::Rescan)), Some(Event::Rescan));
         assert_eq!(interpret(Err(notify::Error::generic("read failed")), &[]), Some(Event::Rescan));
         let removed = notify::Event::new(EventKind::Remove(RemoveKind::Folder)).add_path("/inbox/events".into());
