@@ -61,8 +61,8 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], inde
                 // Unlocking would fail in the aborted transaction, and hide why it was.
                 drop(connection.rollback().await);
             }
-            lock::release(connection, Lock::Schema).await?;
-            done
+            let released = lock::release(connection, Lock::Schema).await;
+            done.and(released)
         }
         Dialect::Sqlite => migrate_and_apply(connection, datasets, indexes).await,
     }

@@ -182,7 +182,10 @@ impl Link {
                 continue;
             }
             let pause = pauses.next().expect("the pauses never end");
-            let pause = self.retry_policy.pause(since, pause).filter(|_| self.can_wait(&error));
+            // A statement that only takes long, a refresh of many rows for one, is no absence: with more time it gets there. If
+            // the server is away, the next connection tells.
+            let policy = if error.class() == Class::Silent { RetryPolicy::Forever } else { self.retry_policy };
+            let pause = policy.pause(since, pause).filter(|_| self.can_wait(&error));
             let Some(pause) = pause else { return Err(self.database.explain(error)) };
             let waits_for = match error.class() {
                 Class::Full => format!("{}, which is full: {error}", self.database),

@@ -122,6 +122,19 @@ fn a_day_is_exact_while_it_is_loaded_beside_the_stream() {
     }));
 }
 
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn a_refresh_that_takes_longer_than_a_statement_may_at_first_ends_no_run() {
+    let sandbox = Sandbox::new(Store::Postgres);
+    let defaults = include_str!("../../dataloader.toml");
+    sandbox.write("dataloader.toml", format!("{defaults}\n[stream]\ndatabase_timeout_ms = 100\n"));
+    busy_day(&sandbox, 2 * ROWS);
+    sandbox.drop_in("events", "new.jsonl", known_events("new"));
+    let log = sandbox.run_once().ok().stderr;
+    assert!(log.contains("no answer for"), "the refresh took longer than that: {log}");
+    sandbox.assert_settled();
+}
+
 /// When a line of the log was written.
 fn written_at(line: &str) -> Option<Timestamp> {
     line.split(' ').next()?.parse().ok()
