@@ -100,10 +100,12 @@ pub async fn page(
         Records::With => "r.record",
         Records::Without => "null",
     };
+    // The page first, by the index alone: without statistics the join would read all the rest for each page.
     let sql = format!(
-        "select r.load_id, r.dataset, l.source, r.ordinal, r.byte_offset, r.reason, r.detail, {record} \
-         from {rejects} r join {loads} l on l.id = r.load_id \
-         where (r.load_id, r.ordinal) > ($1, $2){filter} order by r.load_id, r.ordinal limit {limit}"
+        "select r.load_id, r.dataset, l.source, r.ordinal, r.byte_offset, r.reason, r.detail, r.record \
+         from (select r.load_id, r.dataset, r.ordinal, r.byte_offset, r.reason, r.detail, {record} as record from {rejects} r \
+         where (r.load_id, r.ordinal) > ($1, $2){filter} order by r.load_id, r.ordinal limit {limit}) r \
+         join {loads} l on l.id = r.load_id order by r.load_id, r.ordinal"
     );
     let rows = connection.fetch(sql, &args).await?;
     Ok(rows
