@@ -180,7 +180,7 @@ const MOST_FAILURES: usize = 16;
 /// refused range is tried again in halves until the row is alone.
 ///
 /// # Errors
-/// If the database fails in any other way. After an error of class [`Class::Other`] the transaction can go on without these
+/// If the database fails in any other way. After an error of class [`Class::Other`] or [`Class::Changed`] the transaction can go on without these
 /// rows, and the error says whether it comes with some of them only ([`StoreError::is_of_a_row`]); after others it is lost.
 pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
@@ -193,7 +193,7 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
         connection.run("savepoint rows").await?;
         match append_parts(connection, dataset, &[(rows, range.clone())]).await {
             Ok(()) => is_any_accepted = true,
-            Err(error) if matches!(error.class(), Class::BadRow | Class::Other) => {
+            Err(error) if matches!(error.class(), Class::BadRow | Class::Changed | Class::Other) => {
                 connection.run("rollback to savepoint rows").await?;
                 if range.len() > 1 {
                     let middle = range.start + range.len() / 2;

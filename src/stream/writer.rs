@@ -187,7 +187,7 @@ async fn append(
                     }
                     Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
                     // If the rows of other loads are accepted, this load is the cause. Otherwise the table is.
-                    Err(error) if error.class() == Class::Other => {
+                    Err(error) if matches!(error.class(), Class::Changed | Class::Other) => {
                         failure.get_or_insert((*load_id, error));
                     }
                     Err(error) => return Err((None, error)),
@@ -304,6 +304,12 @@ async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Comm
             .repeat(async |connection| match write(connection, pieces, mode).await {
                 // Repeating the same work would fail again, so this error leaves the loop that waits.
                 Err(failure) if matches!(failure.error.class(), Class::BadRow | Class::Other) => Ok(Err(failure)),
+                // A table that is missing may be missed by a trigger only, and for some rows.
+                Err(failure)
+                    if failure.error.class() == Class::Changed && (mode == WriteMode::Bulk || failure.culprit.is_some()) =>
+                {
+                    Ok(Err(failure))
+                }
                 Err(failure) => Err(failure.error),
                 Ok(committed) => Ok(Ok(committed)),
             })

@@ -187,7 +187,7 @@ fn with_rejects(sandbox: &Sandbox, count: u64) {
 }
 
 fn very_many_rejects_are_listed_in_constant_memory(sandbox: &Sandbox) {
-    const REJECTS: u64 = 100_000;
+    const REJECTS: u64 = 50_000;
     /// What the program takes with a page of them is far below, what it takes with all of them far above.
     const MOST_KB: u64 = 64_000;
     with_rejects(sandbox, REJECTS);
