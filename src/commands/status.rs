@@ -31,7 +31,7 @@ pub async fn run(config: &Config, output: Output) -> Result<u8> {
 pub struct Status {
     pub datasets: Vec<DatasetStatus>,
     /// Loads that are in flight or failed, the latest first.
-    pub loads: Vec<LoadStatus>,
+    pub loads: Vec<ListedLoad>,
     /// What there is to say besides.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -57,7 +57,7 @@ pub struct DatasetStatus {
 
 /// A load of the ledger.
 #[derive(Debug, Clone, Serialize)]
-pub struct LoadStatus {
+pub struct ListedLoad {
     pub id: i64,
     pub dataset: String,
     pub source: String,
@@ -122,7 +122,7 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
         .fetch(sql, &[])
         .await?
         .iter()
-        .map(|row| LoadStatus {
+        .map(|row| ListedLoad {
             id: row[0].int(),
             dataset: text(&row[1]),
             source: text(&row[2]),
