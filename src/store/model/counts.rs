@@ -8,7 +8,7 @@ use crate::store::sql::{Dialect, Schema, quote};
 
 /// The temporary tables that hold what the modelled tables of a dataset are computed from; only one refresh at a time makes
 /// them on a connection.
-pub(super) struct Counts<'a> {
+pub(super) struct DayCounts<'a> {
     dialect: Dialect,
     dataset: &'a Dataset,
     /// `… from raw where <filter>`.
@@ -21,7 +21,7 @@ const TOTALS: &str = "model_totals";
 const REPEATED: &str = "model_repeated";
 const SURPLUS: &str = "model_surplus";
 
-impl<'a> Counts<'a> {
+impl<'a> DayCounts<'a> {
     pub(super) fn new(dialect: Dialect, dataset: &'a Dataset, days: &DayFilter) -> Self {
         let day = dataset.day_column().expect("only datasets with a day have modelled tables");
         let column = format!("r.{}", quote(&day.name));

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::counts::Counts;
+use super::counts::DayCounts;
 use super::{DayFilter, Days, definition, tables};
 use crate::dataset::Dataset;
 use crate::store::append::RawTable;
@@ -195,7 +195,7 @@ pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days
             (if others > 0 { DayFilter::In(list) } else { DayFilter::All }, Some(count))
         }
     };
-    let counts = Counts::new(dialect, dataset, &filter);
+    let counts = DayCounts::new(dialect, dataset, &filter);
     for statement in counts.prepare() {
         connection.run(statement).await?;
     }
