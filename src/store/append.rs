@@ -1,5 +1,5 @@
-//! Appending encoded rows to a raw table: many of them by one binary `COPY`, a pipeline's batch by one `INSERT`. SQLite knows
-//! `INSERT` only.
+//! Appends encoded rows to a raw table. PostgreSQL takes many rows by one binary `COPY`, and the stream's batches by one
+//! `INSERT`. SQLite has only `INSERT`.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,17 +19,17 @@ use super::watch::Watch;
 use crate::dataset::Dataset;
 use crate::error::io_text;
 
-/// Which of a dataset's raw tables.
+/// One of a dataset's two raw tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RawTable {
     /// All rows.
     Master,
-    /// The rows of the latest batch run.
+    /// The rows of the latest batch load.
     Delta,
 }
 
 impl RawTable {
-    /// Its quoted name.
+    /// The quoted name of the table.
     pub fn of(self, dialect: Dialect, dataset: &Dataset) -> String {
         match self {
             Self::Master => dialect.table(Schema::Raw, &dataset.name),
@@ -38,7 +38,8 @@ impl RawTable {
     }
 }
 
-/// An append of many rows in progress; nothing is there before [`Appender::finish`]. Dropped before, the statement fails.
+/// An append of many rows in progress. No row is visible before [`Appender::finish`]. If it is dropped before that, the
+/// statement fails.
 pub struct Appender<'c> {
     table: String,
     columns: String,
@@ -52,7 +53,8 @@ enum Target<'c> {
     Insert { connection: &'c mut SqliteConnection, waiting: WaitingRows },
 }
 
-/// Rows that are not enough for a full-sized statement yet: files of a few records would take one each.
+/// Rows that are collected until they fill a statement. Without this, every file of a few records would cost a statement of its
+/// own.
 #[derive(Default)]
 struct WaitingRows {
     rows: Vec<Rows>,
@@ -61,7 +63,7 @@ struct WaitingRows {
 }
 
 impl WaitingRows {
-    /// Records can be large: no more than this waits.
+    /// The limit in bytes, because records can be large.
     const MOST_BYTES: usize = 1 << 20;
 
     fn push(&mut self, rows: Rows) {
@@ -80,11 +82,11 @@ impl WaitingRows {
 }
 
 impl<'c> Appender<'c> {
-    /// Begins. With `stage_dir` the rows are written to a file there, which a PostgreSQL server that shares the directory
-    /// reads at the end.
+    /// Begins the append. With `stage_dir`, the rows are written to a file in that directory, and a PostgreSQL server that
+    /// shares the directory reads the file at the end.
     ///
     /// # Errors
-    /// If the database refuses or the file cannot be made.
+    /// If the database refuses the statement or the file cannot be created.
     pub async fn begin(
         connection: &'c mut Connection,
         dataset: &Dataset,
@@ -111,10 +113,10 @@ impl<'c> Appender<'c> {
         Ok(Self { table, columns, target, watch })
     }
 
-    /// Appends rows, whose load is set.
+    /// Appends rows. Their load id must be set.
     ///
     /// # Errors
-    /// If the database fails; on PostgreSQL a row that it refuses shows only in [`Appender::finish`].
+    /// If the database fails. PostgreSQL reports a refused row only in [`Appender::finish`].
     pub async fn push(&mut self, rows: Rows) -> StoreResult<()> {
         match &mut self.target {
             Target::Copy(copy) => self.watch.answer(copy.send(postgres(&rows).bytes())).await.map(drop),
@@ -130,7 +132,7 @@ impl<'c> Appender<'c> {
         }
     }
 
-    /// Gives the append up and leaves the connection fit for a rollback.
+    /// Cancels the append. The connection can then roll back.
     pub async fn abort(self) {
         if let Target::Copy(copy) = self.target
             && let Err(error) = self.watch.answer(copy.abort("the load was given up")).await
@@ -169,19 +171,19 @@ impl<'c> Appender<'c> {
 pub struct Refused {
     /// Index among the rows.
     pub row: usize,
-    /// In the database's words.
+    /// The database's error message.
     pub message: String,
 }
 
-/// So many rows that fail with an error of nobody's are tried, to see whether the others do as well.
+/// How many rows may fail with [`Class::Other`] before the search for a row that is accepted ends.
 const MOST_FAILURES: usize = 16;
 
-/// Inside a transaction: appends rows to a master table, all but those that the database refuses. It names no row, so a
-/// refused range is tried again in halves until the row is alone.
+/// Inside a transaction: appends rows to a master table, except those that the database refuses. The database does not say
+/// which row it refused, so a refused range is split in halves until the row is alone.
 ///
 /// # Errors
-/// If the database fails in any other way. After an error of class [`Class::Other`] or [`Class::Changed`] the transaction can go on without these
-/// rows, and the error says whether it comes with some of them only ([`StoreError::is_of_a_row`]); after others it is lost.
+/// If the database fails in any other way. After an error of [`Class::Other`] or [`Class::Changed`] the transaction is still
+/// usable; [`StoreError::is_of_a_row`] says whether other rows were accepted. After any other error the transaction is lost.
 pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
     let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
@@ -219,7 +221,7 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
     }
 }
 
-/// Inside a transaction: appends rows, whose load is set, to a master table.
+/// Inside a transaction: appends rows to a master table. Their load id must be set.
 ///
 /// # Errors
 /// If the database refuses a row or fails.
@@ -228,7 +230,7 @@ pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Row
     append_parts(connection, dataset, &parts).await
 }
 
-/// Some of the rows.
+/// A range of encoded rows.
 type Part<'r> = (&'r Rows, std::ops::Range<usize>);
 
 async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>]) -> StoreResult<()> {
@@ -244,8 +246,8 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
             let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
             let mut arguments = PgArguments::default();
             arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
-            // Not by COPY: its end follows its data in a packet of its own, which TCP holds back until the server has
-            // acknowledged the data, by default 40 ms later. That is more than an INSERT of thousands of rows takes.
+            // COPY would be slower here. Its end follows its data in a separate packet, which TCP holds back until the server
+            // has acknowledged the data, by default 40 ms later. An INSERT of thousands of rows takes less time.
             let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
             watch.answer(sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection)).await?;
         }
@@ -257,8 +259,8 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
     Ok(())
 }
 
-/// The columns of a table in its own order, which is not the definition's once some were added to it: the index of each among
-/// the dataset's, and the OID of its type. They stay so until the transaction ends.
+/// The columns of a table in the table's order, which differs from the definition's order after columns were added. Each has
+/// its index among the dataset's columns and the OID of its type. The lock keeps them unchanged until the transaction ends.
 async fn row_type(connection: &mut PgConnection, dataset: &Dataset, table: &str) -> StoreResult<Vec<(Option<usize>, u32)>> {
     sqlx::raw_sql(AssertSqlSafe(format!("lock table {table} in row exclusive mode"))).execute(&mut *connection).await?;
     let attributes: Vec<(String, Oid)> = sqlx::query_as(
@@ -286,12 +288,12 @@ fn sqlite(rows: &Rows) -> &BoundRows {
     }
 }
 
-/// How many rows one INSERT of SQLite holds. More than this gains nothing, fewer cost a change of threads each.
+/// How many rows one INSERT of SQLite holds. More rows gain nothing; fewer rows cost more thread switches.
 const INSERT_ROWS: usize = 500;
-/// SQLite's limit.
+/// SQLite's limit of parameters per statement.
 const MAX_PARAMETERS: usize = 32_766;
 
-/// Some of the rows, as SQLite takes them.
+/// A range of rows that are encoded for SQLite.
 type BoundPart<'r> = (&'r BoundRows, std::ops::Range<usize>);
 
 async fn insert_bound(connection: &mut SqliteConnection, table: &str, columns: &str, parts: &[BoundPart<'_>]) -> StoreResult<()> {
@@ -320,13 +322,13 @@ async fn insert_bound(connection: &mut SqliteConnection, table: &str, columns: &
         }
         let tuples = vec![tuple.as_str(); count].join(", ");
         let sql = AssertSqlSafe(format!("insert into {table} ({columns}) values {tuples}"));
-        // Only the full-sized statement comes again.
+        // Only the full-sized statement is used again, so only that one is cached.
         sqlx::query_with(sql, arguments).persistent(count == most).execute(&mut *connection).await?;
     }
     Ok(())
 }
 
-/// A file in the directory that the server shares; locked while it is in use and removed afterwards.
+/// A file in the directory that the server shares. It is locked while it is in use and removed afterwards.
 struct StageFile {
     path: PathBuf,
     file: std::io::BufWriter<File>,
@@ -345,7 +347,7 @@ impl StageFile {
         let path = dir.join(format!("{STAGE_PREFIX}{}{STAGE_SUFFIX}", Uuid::now_v7()));
         let mut options = File::options();
         options.write(true).create_new(true);
-        // The server runs as another user: it reads, nobody else writes.
+        // The server runs as another user and must be able to read the file. Only this user may write it.
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
         let file = options.open(&path).map_err(|e| fail("create the stage file", &path, e))?;
         file.lock().map_err(|e| fail("lock", &path, e))?;
@@ -383,7 +385,7 @@ impl Drop for StageFile {
     }
 }
 
-/// Removes stage files of processes that were killed: nobody holds their lock.
+/// Removes the stage files of processes that were killed. Their locks are free.
 fn sweep(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();

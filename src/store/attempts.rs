@@ -1,11 +1,12 @@
-//! Messages that were taken alone and not answered: how often.
+//! Counts how often processing of a message was started and not finished. Such a message may be one that ends the process.
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::sql::{Dialect, Schema};
 
-/// Counts one more attempt at the message; returns how many there were by now. That outlives this process, but not always a crash
-/// of the database's machine: a count that is too low costs another attempt, and waiting for the disk more.
+/// Counts one more attempt at the message and returns the number of attempts so far. The count survives the end of this
+/// process. It may be lost when the database's machine crashes, because the commit does not wait for the disk: one more attempt
+/// costs less than that wait.
 ///
 /// # Errors
 /// If the database fails.
@@ -23,7 +24,7 @@ pub async fn begin(connection: &mut Connection, message: &[u8]) -> StoreResult<u
     Ok(connection.fetch_int(sql, &[Arg::Bytes(message)]).await?.unsigned_abs())
 }
 
-/// Forgets the message, likewise.
+/// Deletes the count of the message. This commit does not wait for the disk either.
 ///
 /// # Errors
 /// If the database fails.

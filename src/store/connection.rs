@@ -1,5 +1,5 @@
-//! One connection to either database, with the little that the rest needs: statements with arguments, rows as plain fields,
-//! transactions. SQL is made in this directory only, from checked and quoted names: the one place that asserts it is safe.
+//! One connection to either database: statements with arguments, rows as plain fields, and transactions. All SQL is made in
+//! this directory from checked and quoted names, so only this directory asserts that SQL is safe.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,36 +17,36 @@ use super::watch::Watch;
 use crate::config::DatabaseUrl;
 use crate::vitals::Stage;
 
-/// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls back.
+/// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls the transaction back.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) kind: Kind,
     pub(super) watch: Watch,
-    /// To SQLite.
+    /// The place among this process's writers; only for SQLite.
     turn: Option<Turn>,
 }
 
-/// Which database it is.
+/// The connection of either database.
 #[derive(Debug)]
 pub(super) enum Kind {
     Postgres(PgConnection),
     Sqlite(SqliteConnection),
 }
 
-/// The connections of a process take turns at writing to a SQLite file, in the order in which they ask. Without that a busy
-/// one hardly ever leaves the file's own lock to the others, and what they would then report as a locked database is this
-/// process itself.
+/// The queue of a process's connections that want to write to a SQLite file, in the order of their requests. Without it, a busy
+/// connection would hardly ever leave the file's lock to the others. They would report a locked database, although this process
+/// itself holds the lock.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<Mutex<()>>);
 
-/// A connection's place among them: held from the beginning of a transaction that writes to its end.
+/// A connection's place in the queue. It holds the mutex from the beginning to the end of a transaction that writes.
 #[derive(Debug)]
 struct Turn {
     turns: Turns,
     held: Option<OwnedMutexGuard<()>>,
 }
 
-/// A statement's argument. `None` is null, of the variant's type.
+/// A statement's argument. `None` is null of the variant's type.
 #[derive(Debug, Clone)]
 pub enum Arg<'a> {
     Int(Option<i64>),
@@ -54,7 +54,7 @@ pub enum Arg<'a> {
     Bytes(&'a [u8]),
     Uuid(Uuid),
     Day(Day),
-    /// Stored to the microsecond.
+    /// Stored with microseconds.
     Time(Option<jiff::Timestamp>),
 }
 
@@ -69,7 +69,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// The integer in it, for columns that are never null.
+    /// The integer. For columns that are never null.
     pub fn int(&self) -> i64 {
         match self {
             Self::Int(value) => *value,
@@ -77,12 +77,12 @@ impl Field {
         }
     }
 
-    /// The integer in it, zero for null: what a sum over no rows means.
+    /// The integer; zero for null, which is the result of a sum over no rows.
     pub fn int_or_zero(&self) -> i64 {
         if *self == Self::Null { 0 } else { self.int() }
     }
 
-    /// The text in it, `None` for null.
+    /// The text; `None` for null.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Null => None,
@@ -91,7 +91,7 @@ impl Field {
         }
     }
 
-    /// Takes the bytes out of it, empty for null.
+    /// The bytes; empty for null.
     pub fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Null => Vec::new(),
@@ -109,25 +109,26 @@ pub enum ConnectionOptions {
     Sqlite(Box<SqliteConnectOptions>, Turns),
 }
 
-/// A client that is gone without a word must not keep its locks for hours: the server asks it, and ends its session after half
-/// a minute without an answer. sqlx itself asks for no keepalive.
+/// TCP keepalive of the server's session. A client that disappears without closing the connection must not keep its locks for
+/// hours. The server ends the session after half a minute without an answer. sqlx itself sets no keepalive.
 const KEEPALIVE: [(&str, &str); 3] =
     [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "4")];
-/// The same while the server sends, or works on a statement whose client is gone. Servers before version 14 know only part of it.
+/// The same limit while the server sends data, and while it executes a statement whose client has disappeared. Servers before
+/// version 14 do not have the second setting.
 const NOTICE_GONE_CLIENT: &str = "set tcp_user_timeout = '30s'; set client_connection_check_interval = '10s'";
 const KNOWS_GONE_CLIENTS: u32 = 140_000;
-/// How long a goodbye may take.
+/// How long closing a connection may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 impl ConnectionOptions {
-    /// The options for that URL. `lock_wait`: how long a statement waits for another process's SQLite lock.
+    /// The options for a URL. `lock_wait` says how long a statement waits for the SQLite lock of another process.
     ///
     /// # Errors
-    /// If the rest of the URL does not fit its scheme.
+    /// If the URL is not valid for its scheme.
     pub fn new(url: &DatabaseUrl, lock_wait: Duration) -> StoreResult<Self> {
         match url {
-            // WAL: readers never wait for the writer. FULL: a commit survives a power cut, as it must before the file that it
-            // loaded moves, or its message is acknowledged; NORMAL would keep the move and lose the rows.
+            // FULL: a commit survives a power cut. It must, because after the commit the loaded file is moved or its message is
+            // acknowledged. With NORMAL the move could survive while the rows are lost.
             DatabaseUrl::Sqlite(path) => {
                 let options = SqliteConnectOptions::new()
                     .filename(path)
@@ -139,7 +140,7 @@ impl ConnectionOptions {
                     .disable_statement_logging();
                 Ok(Self::Sqlite(Box::new(options), Turns::default()))
             }
-            // Compiling our statements takes longer than running them.
+            // JIT compilation of these statements takes longer than running them.
             DatabaseUrl::Postgres(url) => Ok(Self::Postgres(Box::new(
                 url.expose()
                     .parse::<PgConnectOptions>()?
@@ -151,23 +152,25 @@ impl ConnectionOptions {
         }
     }
 
-    /// The same, for connections that change nothing: they make no file, and leave the one that is there as it is.
+    /// The same options for connections that change nothing: they do not create the database file and do not change an existing
+    /// one.
     #[must_use]
     pub fn read_only(self) -> Self {
         match self {
-            // Whoever may only read says so by transaction: poolers do not know all that could be said at the start.
+            // On PostgreSQL each transaction is declared read-only instead: connection poolers do not support every startup
+            // parameter.
             Self::Postgres(options) => Self::Postgres(options),
-            // Not opened as read-only: then SQLite could not remove the files beside it that it needs for reading.
+            // The file is not opened as read-only: SQLite could then not remove the auxiliary files that it needs for reading.
             Self::Sqlite(options, turns) => {
                 Self::Sqlite(Box::new(options.create_if_missing(false).pragma("query_only", "on")), turns)
             }
         }
     }
 
-    /// Opens a connection; one attempt.
+    /// Opens a connection in one attempt.
     ///
     /// # Errors
-    /// If the database is away, refuses, or is not there.
+    /// If the database is not reachable, refuses the connection, or does not exist.
     pub async fn connect(&self) -> StoreResult<Connection> {
         match self {
             Self::Postgres(options) => {
@@ -187,12 +190,12 @@ impl ConnectionOptions {
     }
 }
 
-/// Switches a database file to WAL, which then stays in the file. Not through the connect options: those would write to a
-/// file that is already in WAL mode, or read-only, or locked.
+/// Switches a database file to WAL mode, in which readers do not wait for the writer. The file keeps the mode. The connect
+/// options are not used for this: they would write to files that are already in WAL mode, read-only, or locked.
 async fn set_write_ahead_log(connection: &mut SqliteConnection) -> StoreResult<()> {
     let mode: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
     if mode != "wal" {
-        // A read-only file, and one that is only to be read, stay readable; the first write says that they are read-only.
+        // A read-only file, or one that is opened only to read, stays readable. The first write reports that it is read-only.
         if let Err(error) = sqlx::raw_sql("pragma journal_mode = wal").execute(connection).await.map_err(StoreError::from)
             && error.class() != Class::ReadOnly
         {
@@ -203,7 +206,7 @@ async fn set_write_ahead_log(connection: &mut SqliteConnection) -> StoreResult<(
 }
 
 impl Connection {
-    /// Which SQL it speaks.
+    /// The SQL dialect of the database.
     pub fn dialect(&self) -> Dialect {
         match self.kind {
             Kind::Postgres(_) => Dialect::Postgres,
@@ -211,13 +214,13 @@ impl Connection {
         }
     }
 
-    /// Says whose work the statements from now on are, and that none of them may take longer than `deadline`. Without it a
-    /// statement may take as long as the server answers others. SQLite, which has no server, knows no deadline.
+    /// Sets the stage that the following statements belong to, and the time limit of each. Without a limit, a statement may
+    /// take as long as the server answers on other connections. SQLite has no server and ignores the limit.
     pub fn attend(&mut self, stage: &Stage, deadline: Duration) {
         self.watch.attend(stage.clone(), deadline);
     }
 
-    /// Runs a statement with arguments `$1`, `$2`, …; returns the number of rows that it changed.
+    /// Runs a statement with arguments `$1`, `$2`, … and returns the number of changed rows.
     ///
     /// # Errors
     /// What the database says.
@@ -235,10 +238,10 @@ impl Connection {
         })
     }
 
-    /// Runs statements without arguments, separated by semicolons, each planned anew.
+    /// Runs statements without arguments, separated by semicolons. The database plans each of them anew.
     ///
     /// # Errors
-    /// What the database says of the first that fails.
+    /// The database's error for the first statement that fails.
     pub async fn run(&mut self, sql: impl Into<String>) -> StoreResult<u64> {
         let sql = AssertSqlSafe(sql.into());
         Ok(match &mut self.kind {
@@ -247,8 +250,8 @@ impl Connection {
         })
     }
 
-    /// Runs a query with arguments; returns its rows. Columns are integers, floats, texts, bytes or UUIDs; anything else is
-    /// cast to text in the query.
+    /// Runs a query with arguments and returns its rows. Columns must be integers, floats, texts, bytes or UUIDs; the query
+    /// casts other types to text.
     ///
     /// # Errors
     /// What the database says.
@@ -268,7 +271,7 @@ impl Connection {
         }
     }
 
-    /// Runs a query that gives one row of one integer.
+    /// Runs a query whose result is one integer.
     ///
     /// # Errors
     /// What the database says.
@@ -277,13 +280,13 @@ impl Connection {
         Ok(rows.first().and_then(|row| row.first()).map_or(0, Field::int_or_zero))
     }
 
-    /// Inserts rows, many to a statement. `into` is the table with its columns: `raw.loads (id, source)`; `on_conflict` is
-    /// appended to each statement.
+    /// Inserts many rows per statement. `into` is the table with its columns, for example `raw.loads (id, source)`.
+    /// `on_conflict` is appended to each statement.
     ///
     /// # Errors
     /// What the database says.
     pub async fn insert(&mut self, into: &str, on_conflict: &str, rows: &[Vec<Arg<'_>>]) -> StoreResult<()> {
-        /// SQLite's limit of parameters to a statement; PostgreSQL's is twice that.
+        /// SQLite's limit of parameters per statement; PostgreSQL's limit is twice as high.
         const MAX_PARAMETERS: usize = 32_766;
         let Some(width) = rows.first().map(Vec::len) else { return Ok(()) };
         for rows in rows.chunks(MAX_PARAMETERS / width) {
@@ -294,11 +297,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Begins a transaction that will write. SQLite takes its write lock at once: one that upgrades later fails instead of
-    /// waiting.
+    /// Begins a transaction that will write. SQLite takes its write lock at once: a transaction that takes it later fails
+    /// instead of waiting.
     ///
     /// # Errors
-    /// What the database says; on SQLite also that another process did not free the lock in time.
+    /// The database's error. On SQLite also if another process did not release the lock in time.
     pub async fn begin(&mut self) -> StoreResult<()> {
         let begin = match &mut self.turn {
             None => "begin",
@@ -314,15 +317,15 @@ impl Connection {
         begun.map(drop)
     }
 
-    /// Lets the next connection of this process write.
+    /// Gives the write turn to the next connection of this process.
     fn end_turn(&mut self) {
         if let Some(turn) = &mut self.turn {
             turn.held = None;
         }
     }
 
-    /// Begins a transaction that moves or groups many rows: PostgreSQL may keep its hash tables in memory, for this transaction
-    /// only.
+    /// Begins a transaction that moves or groups many rows. PostgreSQL may use more memory for its hash tables in this
+    /// transaction.
     ///
     /// # Errors
     /// As [`Connection::begin`].
@@ -334,8 +337,8 @@ impl Connection {
         }
     }
 
-    /// Begins such a transaction in which all statements see the same rows: what others commit after the first of them is in
-    /// none. On SQLite it does not write to the file, so that others can meanwhile.
+    /// Begins a bulk transaction in which all statements see one snapshot of the rows. On SQLite it does not write to the file,
+    /// so other connections can write meanwhile.
     ///
     /// # Errors
     /// As [`Connection::begin`].
@@ -349,7 +352,7 @@ impl Connection {
         }
     }
 
-    /// Begins a transaction that only reads, and sees the same rows in all statements.
+    /// Begins a transaction that only reads. All its statements see one snapshot of the rows.
     ///
     /// # Errors
     /// As [`Connection::begin`].
@@ -369,8 +372,8 @@ impl Connection {
     /// Commits the transaction.
     ///
     /// # Errors
-    /// What the database says. After a lost connection the outcome is unknown: whoever repeats the work must be able to see
-    /// whether it was done.
+    /// The database's error. After a lost connection the outcome is unknown: a caller that repeats the work must be able to
+    /// find out whether it was committed.
     pub async fn commit(&mut self) -> StoreResult<()> {
         self.run("commit").await?;
         self.end_turn();
@@ -380,14 +383,15 @@ impl Connection {
     /// Rolls the transaction back.
     ///
     /// # Errors
-    /// If the connection is lost, in which case the database rolls back by itself.
+    /// If the connection is lost. The database then rolls back by itself.
     pub async fn rollback(&mut self) -> StoreResult<()> {
         let rolled_back = self.run("rollback").await;
         self.end_turn();
         rolled_back.map(drop)
     }
 
-    /// Says goodbye. A connection that is only dropped leaves a line in PostgreSQL's log and SQLite's log unmerged.
+    /// Closes the connection. If it is only dropped, PostgreSQL logs an error and SQLite does not merge its WAL into the
+    /// database file.
     pub async fn close(self) {
         if self.watch.is_lost() {
             return;
@@ -499,7 +503,7 @@ fn sqlite_fields(row: &SqliteRow) -> StoreResult<Vec<Field>> {
         fields.push(if value.is_null() {
             Field::Null
         } else {
-            // The value's own storage class: SQLite's declared types say little about computed columns.
+            // The type is the value's storage class: the declared type of a computed column says little in SQLite.
             match value.type_info().name() {
                 "INTEGER" => Field::Int(row.try_get_unchecked(i)?),
                 "REAL" => Field::Real(row.try_get_unchecked(i)?),
@@ -517,7 +521,7 @@ mod tests {
 
     use super::*;
 
-    /// How long it takes to insert that many rows of ten columns, so many to a statement.
+    /// Inserts `rows` rows of ten columns, `at_once` rows per statement, and returns the time that this took.
     async fn insert_rows(connection: &mut Connection, rows: usize, at_once: usize) -> Duration {
         let row = vec![Arg::Int(Some(7)); 10];
         let started = Instant::now();

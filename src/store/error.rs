@@ -1,4 +1,4 @@
-//! What a database can answer besides "done", sorted by what the caller can do about it.
+//! Database errors, classified by what the caller can do about them.
 
 use std::time::Duration;
 
@@ -10,23 +10,25 @@ pub type StoreResult<T> = Result<T, StoreError>;
 /// What the caller can do about a failed statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// A state of the server that passes: it is away, restarting, busy or read-only, it cancelled the statement, ended the session,
-    /// or chose this transaction to end a deadlock. Connect again, repeat all of it.
+    /// A temporary state of the server: it is not reachable, restarting, busy or read-only, it cancelled the statement, it
+    /// ended the session, or it chose this transaction as a deadlock victim. The caller connects again and repeats the whole
+    /// transaction.
     Unavailable,
-    /// A statement took longer than it may, though the server answers others: the same, with more time.
+    /// A statement took longer than its limit, although the server answers on other connections. The caller repeats the
+    /// transaction with more time.
     Silent,
-    /// Wrong user or password, no such database, or no place for its file: repeating does not help.
+    /// The user or password is wrong, the database does not exist, or its file cannot be opened. Repeating does not help.
     Refused,
-    /// A row does not fit the table's types, constraints, indexes or triggers: without it the others load.
+    /// A row does not fit the table's types, constraints, indexes or triggers. The other rows can be loaded without it.
     BadRow,
-    /// No space (or memory) left: repeating helps once there is some.
+    /// The disk (or memory) is full. Repeating helps when there is space again.
     Full,
-    /// The database's file or this user may not write.
+    /// The database file is read-only, or this user may not write.
     ReadOnly,
-    /// A table or a column is not there, or the modelled tables were made for another definition: another configuration was
-    /// at work, or somebody by hand. Making the tables again may help.
+    /// A table or column is missing, or the modelled tables were made for another definition. Another configuration or a person
+    /// has changed them. Making the tables again may help.
     Changed,
-    /// Anything else, our own mistakes among it.
+    /// Any other error, including faults of this program.
     Other,
 }
 
@@ -36,34 +38,34 @@ pub struct StoreError {
     class: Class,
     message: String,
     hint: Option<String>,
-    /// How long an answer was waited for that did not come.
+    /// How long the caller waited for an answer that did not come.
     waited: Duration,
-    /// Other rows of the same kind were accepted.
+    /// Whether other rows were accepted in the same transaction.
     is_of_a_row: bool,
 }
 
 impl StoreError {
-    /// An error of our own finding.
+    /// An error that this program found itself.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
         Self { class, message: message.into(), hint: None, waited: Duration::ZERO, is_of_a_row: false }
     }
 
-    /// An error of our own finding that nothing but people can mend.
+    /// An error that this program found itself and that only a person can correct.
     pub fn other(message: impl Into<String>) -> Self {
         Self::new(Class::Other, message)
     }
 
-    /// Nobody answered in that time.
+    /// The database did not answer in that time.
     pub fn no_answer(class: Class, waited: Duration) -> Self {
         Self { waited, ..Self::new(class, format!("no answer for {waited:.0?}")) }
     }
 
-    /// How long an answer was waited for that did not come; zero if the database said something.
+    /// How long the caller waited for an answer that did not come; zero if the database answered.
     pub fn waited(&self) -> Duration {
         self.waited
     }
 
-    /// Whether the error comes with some rows only, while the table takes others.
+    /// Whether only some rows cause the error, while the table accepts others.
     pub fn is_of_a_row(&self) -> bool {
         self.is_of_a_row
     }
@@ -80,7 +82,7 @@ impl StoreError {
         self
     }
 
-    /// What can be done about it.
+    /// What the caller can do about the error.
     pub fn class(&self) -> Class {
         self.class
     }
@@ -103,7 +105,7 @@ impl From<sqlx::Error> for StoreError {
         };
         let class = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => Class::Unavailable,
-            // The server's goodbye can be cut off in the middle of a message.
+            // The server can end the session in the middle of a message.
             sqlx::Error::Protocol(_) => Class::Unavailable,
             sqlx::Error::Database(database) => {
                 let code = database.code().unwrap_or_default();
@@ -119,38 +121,39 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// By SQLSTATE, <https://www.postgresql.org/docs/current/errcodes-appendix.html>. The server's own codes that a row can cause
-/// count as the row's fault, and so does every code that is not the server's: only a trigger of the table can have raised it. A
-/// missing table or right (42), a schema (3F) or an internal error (XX) never does: that would make rejects of whole files.
+/// Classifies by SQLSTATE, <https://www.postgresql.org/docs/current/errcodes-appendix.html>. A server code that a row can cause
+/// counts as the fault of the row. A code that the server does not define counts so too, because only a trigger of the table
+/// can raise it. A missing table or permission (42), a missing schema (3F) or an internal error (XX) is never the fault of a
+/// row: all records of a file would become rejects.
 fn postgres_class(code: &str) -> Class {
     match (code.get(..2).unwrap_or_default(), code) {
         ("53", "53100" | "53200") => Class::Full,
-        // 25006: read-only; 25P03, 25P04: too long in a transaction; 55P03: a lock was not free.
+        // 25006: read-only; 25P03, 25P04: transaction or session timeout; 55P03: lock not available.
         ("08" | "40" | "53" | "57", _) | (_, "25006" | "25P03" | "25P04" | "55P03") => Class::Unavailable,
         ("28", _) | (_, "3D000") => Class::Refused,
         ("20" | "21" | "22" | "23" | "27" | "2F" | "38" | "39" | "44" | "54" | "P0", _) => Class::BadRow,
         (_, "42501") => Class::ReadOnly,
-        // No such table, column or schema; a prepared statement whose result has other columns now.
+        // No such table, column or schema; or a prepared statement whose result columns have changed.
         (_, "42P01" | "42703" | "3F000" | "0A000") => Class::Changed,
         (class, _) if SERVER_CLASSES.contains(&class) => Class::Other,
         _ => Class::BadRow,
     }
 }
 
-/// The classes of the server's own codes that are not named above.
+/// The SQLSTATE classes that the server defines and that the match above does not name.
 const SERVER_CLASSES: [&str; 27] = [
     "00", "01", "02", "03", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "24", "25", "26", "2B", "2D", "34", "3B", "3D", "3F", "42",
     "55", "58", "72", "F0", "HV", "XX",
 ];
 
-/// Of SQLite, which has no code of its own for what is not there.
+/// SQLite has no error code for a missing table or column, only the message.
 fn says_missing(message: &str) -> bool {
     ["no such table", "no such column", "has no column"].iter().any(|text| message.contains(text))
 }
 
-/// By result code, <https://www.sqlite.org/rescode.html>.
+/// Classifies by result code, <https://www.sqlite.org/rescode.html>.
 fn sqlite_class(code: &str) -> Class {
-    /// The file of shared memory cannot grow.
+    /// The shared memory file cannot grow.
     const IOERR_SHMSIZE: u32 = 4874;
     let extended = code.parse::<u32>().unwrap_or_default();
     match extended & 0xff {

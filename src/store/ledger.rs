@@ -1,4 +1,4 @@
-//! The ledger: one row per load (a file, once), one line per chunk.
+//! The ledger: one row per load of a file, and one line per chunk.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use super::error::StoreResult;
 use super::sql::{Dialect, Schema};
 use crate::record::chunk::Digest;
 
-/// What became of a load's records. For a finished load `read == loaded + rejected + skipped`.
+/// The counts of a load's records. For a finished load, `read == loaded + rejected + skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     pub read: u64,
     pub loaded: u64,
     pub rejected: u64,
-    /// Outside the requested dates.
+    /// Records outside the requested dates.
     pub skipped: u64,
 }
 
@@ -29,14 +29,14 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// Where a load stands.
+/// The result of a finished load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadStatus {
     Loaded,
     Failed,
 }
 
-/// A load that is over.
+/// A finished load, as it is written to the ledger.
 #[derive(Debug, Clone)]
 pub struct FinishedLoad<'a> {
     pub id: i64,
@@ -44,7 +44,7 @@ pub struct FinishedLoad<'a> {
     pub dataset: &'a str,
     /// The file, or `-` for standard input.
     pub source: &'a str,
-    /// Of the decompressed text, as far as it was read.
+    /// Length of the decompressed text, as far as it was read.
     pub bytes: u64,
     pub counts: Counts,
     pub started_at: Timestamp,
@@ -52,7 +52,7 @@ pub struct FinishedLoad<'a> {
     pub error: Option<&'a str>,
 }
 
-/// A chunk's line.
+/// A chunk's line in `raw.batches`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkLine {
     pub load_id: i64,
@@ -71,16 +71,16 @@ impl ChunkLine {
 /// The columns of [`ChunkLine::args`].
 const LINE_COLUMNS: &str = "load_id, seq, first_ordinal, records, digest";
 
-/// What the ledger knows of a chunk that comes again.
+/// The stored line of a chunk that was delivered before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownChunk {
     pub first_ordinal: u64,
     pub records: u64,
-    /// `None` in lines that an earlier version wrote.
+    /// `None` in lines from an earlier version of the program.
     pub digest: Option<Digest>,
 }
 
-/// Inside a transaction that writes: numbers for loads that are written when they are over.
+/// Inside a transaction that writes: reserves ids for loads. Their rows are written when the loads are finished.
 ///
 /// # Errors
 /// If the database fails.
@@ -92,7 +92,7 @@ pub async fn reserve_ids(connection: &mut Connection, count: usize) -> StoreResu
             let rows = connection.fetch(sql, &[Arg::Int(Some(count))]).await?;
             Ok(rows.iter().map(|row| row[0].int()).collect())
         }
-        // The transaction holds the only write lock; AUTOINCREMENT remembers numbers that were deleted.
+        // The transaction holds the only write lock. AUTOINCREMENT does not use the ids of deleted rows again.
         Dialect::Sqlite => {
             let last = connection.fetch_int("select max(seq) from sqlite_sequence where name = 'raw_loads'", &[]).await?;
             Ok((last + 1..=last + count).collect())
@@ -100,7 +100,7 @@ pub async fn reserve_ids(connection: &mut Connection, count: usize) -> StoreResu
     }
 }
 
-/// Writes loads that are over.
+/// Writes the rows of finished loads.
 ///
 /// # Errors
 /// If the database fails.
@@ -148,12 +148,12 @@ pub async fn insert_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> 
     connection.insert(&format!("{batches} ({LINE_COLUMNS})"), "", &rows).await
 }
 
-/// A count as an argument; counts of records and bytes stay far below 2⁶³.
+/// A count as an argument. Counts of records and bytes stay far below 2⁶³.
 pub(super) fn int(value: u64) -> Arg<'static> {
     Arg::Int(Some(i64::try_from(value).unwrap_or(i64::MAX)))
 }
 
-/// A load that is in flight, as whoever writes its first chunk books it.
+/// A load in progress, as the first transaction that writes a chunk of it adds it to the ledger.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenLoad<'a> {
     pub load_key: Uuid,
@@ -161,18 +161,18 @@ pub struct OpenLoad<'a> {
     pub source: &'a str,
 }
 
-/// A load that takes chunks, or does not.
+/// A load in progress or void, as the ledger knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedLoad {
     pub id: i64,
-    /// Its file has changed: nothing more of it is loaded.
+    /// Its file has changed, so no more of it is loaded.
     pub is_void: bool,
 }
 
-/// A load that [`void`] has ended.
+/// The condition that [`void`] has ended a load.
 const IS_VOID: &str = "status = 'failed' and bytes is null";
 
-/// Inside a transaction: makes the rows of loads that have none yet; returns all, in their order.
+/// Inside a transaction: creates the rows of loads that have none yet. Returns all the loads, in the given order.
 ///
 /// # Errors
 /// If the database fails.
@@ -181,7 +181,7 @@ pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreRe
         return Ok(Vec::new());
     }
     let loads = connection.dialect().table(Schema::Raw, "loads");
-    // In the order of their keys: two consumers that open the same loads wait for each other, and never in a circle.
+    // Sorted by key: two consumers that open the same loads wait for each other and do not deadlock.
     let mut sorted: Vec<&OpenLoad<'_>> = open.iter().collect();
     sorted.sort_by_key(|load| load.load_key);
     let rows: Vec<Vec<Arg<'_>>> = sorted
@@ -208,8 +208,8 @@ pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreRe
     Ok(open.iter().map(|load| opened[&load.load_key.to_string()]).collect())
 }
 
-/// Inside a transaction: writes chunk lines that are not there yet. Of each that is, returns what it says; such a chunk came
-/// before. Nobody changes these lines until the transaction ends.
+/// Inside a transaction: writes the chunk lines that are not there yet. For each chunk that was delivered before, returns its
+/// stored line. No other transaction can change these lines until this one ends.
 ///
 /// # Errors
 /// If the database fails.
@@ -225,7 +225,7 @@ pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> S
         );
         let rows = connection.fetch(sql, &args).await?;
         let mut new: HashSet<(i64, i64)> = rows.iter().map(|row| (row[0].int(), row[1].int())).collect();
-        // Taken out when found: of two equal chunks in one transaction only the first is new.
+        // A key is removed when it is found: of two equal chunks in one transaction, only the first is new.
         let again: Vec<bool> = lines.iter().map(|line| !new.remove(&key(line))).collect();
         let keys: Vec<(i64, i64)> = lines.iter().zip(&again).filter(|(_, again)| **again).map(|(line, _)| key(line)).collect();
         let found = known_chunks(connection, &keys).await?;
@@ -234,7 +234,7 @@ pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> S
     Ok(known)
 }
 
-/// The lines of chunks by load and `seq`, locked until the transaction ends.
+/// The stored lines of chunks, by load and `seq`. They are locked until the transaction ends.
 async fn known_chunks(connection: &mut Connection, keys: &[(i64, i64)]) -> StoreResult<HashMap<(i64, i64), KnownChunk>> {
     if keys.is_empty() {
         return Ok(HashMap::new());
@@ -260,7 +260,7 @@ async fn known_chunks(connection: &mut Connection, keys: &[(i64, i64)]) -> Store
     Ok(known.collect())
 }
 
-/// Inside the transaction of [`claim_chunks`]: writes more records into the line of a chunk.
+/// Inside the transaction of [`claim_chunks`]: updates the line of a chunk that now has more records.
 ///
 /// # Errors
 /// If the database fails.
@@ -270,7 +270,7 @@ pub async fn extend_chunk(connection: &mut Connection, line: &ChunkLine) -> Stor
     connection.execute(sql, &line.args()).await.map(drop)
 }
 
-/// Inside the transaction of [`claim_chunks`]: takes lines back that it wrote.
+/// Inside the transaction of [`claim_chunks`]: deletes lines that it wrote.
 ///
 /// # Errors
 /// If the database fails.
@@ -283,16 +283,17 @@ pub async fn give_up_chunks(connection: &mut Connection, lines: &[ChunkLine]) ->
     Ok(())
 }
 
-/// What a transaction adds to a load that is in flight.
+/// What a transaction adds to a load in progress.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadProgress<'a> {
     pub id: i64,
-    /// Of these `loaded` and `rejected` are added.
+    /// Only `loaded` and `rejected` are added.
     pub counts: Counts,
     pub end: Option<LoadEnd<'a>>,
 }
 
-/// The totals of a load whose file was read to its end, or as far as it goes. Until they are known its `bytes` are null.
+/// The totals of a load. They are known when its file was read to the end or to the point where it failed. Until then, `bytes`
+/// in the ledger is null.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadEnd<'a> {
     pub records: u64,
@@ -301,7 +302,7 @@ pub struct LoadEnd<'a> {
     pub error: Option<&'a str>,
 }
 
-/// A load that is over, as the ledger has it.
+/// A closed load, as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClosedLoad {
     pub id: i64,
@@ -312,18 +313,18 @@ pub struct ClosedLoad {
 /// The columns of a [`ClosedLoad`].
 const CLOSED_COLUMNS: &str = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
 
-/// All of a load's records that the ledger accounts for.
+/// How many of a load's records the ledger accounts for.
 const ACCOUNTED: &str = "rows_loaded + rows_rejected + records_skipped";
 
-/// Inside a transaction: books what it adds to each load, and closes those whose end is known and whose records are all in, in
-/// whatever order they came. The latest end counts: a file that is read again may have grown, or fail where it did not before.
-/// More records than the end tells of are those of a file that was cut off. Returns the loads that this closed, and of those
-/// that end here also those that were closed before.
+/// Inside a transaction: adds to the counts of each load. A load is closed when its end is known and all its records are
+/// counted, in any order of arrival. The latest end counts: a file that is read again may have grown, or may fail where it did
+/// not fail before. If there are more records than the end names, the file was truncated. Returns the loads that this call
+/// closed, and the loads with an end in this call that were closed before.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) -> StoreResult<Vec<ClosedLoad>> {
-    // Where all pieces are other programs' messages; no database has an empty list.
+    // The list is empty when all pieces are messages of other programs. SQL does not allow an empty list.
     if loads.is_empty() {
         return Ok(Vec::new());
     }
@@ -331,7 +332,7 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
     let table = dialect.table(Schema::Raw, "loads");
     let ids = id_list(loads.iter().map(|load| load.id));
     if dialect == Dialect::Postgres && loads.len() > 1 {
-        // In the order of their numbers: whoever adds to the same loads waits, and never in a circle.
+        // Sorted by id: transactions that add to the same loads wait for each other and do not deadlock.
         connection.run(format!("select id from {table} where id in ({ids}) order by id for update")).await?;
     }
     for loads in loads.chunks(1_000) {
@@ -348,8 +349,8 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
     Ok(closed)
 }
 
-/// Adds to the counts, and takes over the ends. A load that was closed is open again when an end says something new, or when
-/// records come that its end did not tell of: the end that does will follow.
+/// Adds to the counts and stores the ends. A closed load is opened again when a different end arrives, or when records arrive
+/// that its end does not include. The end that includes them will follow.
 async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>]) -> StoreResult<()> {
     let args: Vec<Arg<'_>> = loads
         .iter()
@@ -379,10 +380,10 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
     connection.execute(sql, &args).await.map(drop)
 }
 
-/// Closes those of the loads that are complete. `ended` are those whose end came with this transaction.
+/// Closes the loads that are complete. `ended` are the loads whose end is in this transaction.
 async fn close(connection: &mut Connection, table: &str, ids: &str, ended: &[i64]) -> StoreResult<Vec<ClosedLoad>> {
     let now = connection.dialect().now();
-    // Nothing but a file's own end says that no more of it is to come.
+    // Only the end of the file proves that no more records follow.
     let is_cut_off = match ended {
         [] => "1 = 0".to_owned(),
         ended => format!("error is null and {ACCOUNTED} > records_read and id in ({})", id_list(ended.iter().copied())),
@@ -402,8 +403,8 @@ async fn close(connection: &mut Connection, table: &str, ids: &str, ended: &[i64
     Ok(rows.iter().map(|row| ClosedLoad::of(row)).collect())
 }
 
-/// Inside a transaction: ends a load whose file is no longer the one that was loaded before. What was loaded stays, nothing is
-/// added any more: such a load has failed and no length. Nothing if it had been ended so.
+/// Inside a transaction: ends a load whose file was replaced by another one. The loaded rows stay, and no more are added. Such
+/// a load has status `failed` and null `bytes`. Returns `None` if the load was void before.
 ///
 /// # Errors
 /// If the database fails.
@@ -420,7 +421,7 @@ pub async fn void(connection: &mut Connection, id: i64, error: &str) -> StoreRes
 }
 
 impl ClosedLoad {
-    /// From [`CLOSED_COLUMNS`].
+    /// Reads a row of [`CLOSED_COLUMNS`].
     fn of(row: &[Field]) -> Self {
         let count = |column: usize| row[column].int().unsigned_abs();
         let counts = Counts { read: count(1), loaded: count(2), rejected: count(3), skipped: count(4) };

@@ -1,19 +1,18 @@
-//! Locks between processes, by name. PostgreSQL's advisory locks; SQLite needs none: its transactions that write exclude each
-//! other anyway.
+//! Named locks between processes, by PostgreSQL's advisory locks. SQLite needs none: only one transaction can write at a time.
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::sql::Dialect;
 
-/// What only one process does at a time.
+/// Work that only one process may do at a time.
 #[derive(Debug, Clone, Copy)]
 pub enum Lock<'a> {
     /// Creating and altering tables.
     Schema,
     /// A batch load.
     Load,
-    /// Refreshing the modelled tables of a dataset. Taken before the rows are read, so that the later of two refreshes sees
-    /// what the earlier saw.
+    /// Refreshing the modelled tables of a dataset. The lock is taken before the rows are read, so that a later refresh sees at
+    /// least the rows that the earlier one saw.
     Model(&'a str),
 }
 

@@ -1,4 +1,4 @@
-//! Messages of other programs: which of them are loaded, and the ledger row that they are booked on.
+//! Messages of other programs: which of them are loaded, and the ledger row that counts their records.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,10 +9,10 @@ use super::error::StoreResult;
 use super::ledger::{Counts, int};
 use super::sql::{Dialect, Schema};
 
-/// A message that its sender gave an id.
+/// A message with an id from its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageId<'a> {
-    /// The sender; empty if it does not say.
+    /// The sender's name; empty if the message has none.
     pub app_id: &'a str,
     pub message_id: &'a str,
     /// SHA-256 of the body.
@@ -22,18 +22,18 @@ pub struct MessageId<'a> {
 /// Whether a message was loaded before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageState {
-    /// It was not; it is from this transaction on.
+    /// It was not loaded before. This transaction loads it.
     New,
-    /// It was: nothing is to be done.
+    /// The same message was loaded before. It must not be loaded again.
     SeenSame,
-    /// Another one was under the same id: the sender's mistake.
+    /// Another message with the same id was loaded before, which is an error of the sender.
     SeenOther,
 }
 
-/// Inside the transaction that writes the messages' records: marks those as loaded that were not. One state for each message,
-/// in their order; of two with the same id the first counts.
+/// Inside the transaction that writes the messages' records: marks new messages as loaded. Returns one state per message, in
+/// the order of the messages. If two messages have the same id, the first one is the new one.
 ///
-/// Waits for another transaction that is about to load one of them.
+/// Waits for any other transaction that is loading one of the messages.
 ///
 /// # Errors
 /// If the database fails.
@@ -42,12 +42,12 @@ pub async fn claim_messages(
     dataset: &str,
     messages: &[MessageId<'_>],
 ) -> StoreResult<Vec<MessageState>> {
-    /// Parameters of a statement are limited, to 32,766 in SQLite.
+    /// The number of parameters per statement is limited; in SQLite to 32,766.
     const AT_ONCE: usize = 1_000;
     let table = connection.dialect().table(Schema::Dataloader, "messages");
     let mut states = Vec::with_capacity(messages.len());
     for messages in messages.chunks(AT_ONCE) {
-        // Sorted, so that two transactions with the same messages wait for each other instead of ending in a deadlock.
+        // Sorted, so that two transactions with the same messages wait for each other and do not deadlock.
         let mut sorted: Vec<&MessageId<'_>> = messages.iter().collect();
         sorted.sort_by_key(|message| (message.app_id, message.message_id));
         let args: Vec<Arg<'_>> = sorted
@@ -65,7 +65,7 @@ pub async fn claim_messages(
             if new.len() < messages.len() { digests(connection, &table, dataset, &sorted).await? } else { HashMap::new() };
         states.extend(messages.iter().map(|message| {
             let key = (message.app_id.to_owned(), message.message_id.to_owned());
-            // A stable sort: of two with the same id the first was inserted.
+            // The sort is stable: of two messages with the same id, the first one was inserted.
             if new.remove(&key) {
                 MessageState::New
             } else if digests.get(&key).is_some_and(|digest| digest == message.digest) {
@@ -78,7 +78,7 @@ pub async fn claim_messages(
     Ok(states)
 }
 
-/// The digests under which these ids are known.
+/// The stored digests of these message ids.
 async fn digests(
     connection: &mut Connection,
     table: &str,
@@ -111,18 +111,19 @@ fn text(value: &str) -> Arg<'_> {
     Arg::Text(Some(value))
 }
 
-/// The ledger row of another program's messages, and where the next of them is booked.
+/// The ledger row of another program's messages, and the positions of its next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForeignLoad {
     pub id: i64,
     /// The `seq` of its next line in `raw.batches`.
     pub next_seq: u64,
-    /// The ordinal of its next record: records are counted over all its messages.
+    /// The ordinal of its next record. Records are counted across all its messages.
     pub next_ordinal: u64,
 }
 
-/// Inside the transaction that writes the messages' records: the row of that key, made when it is missing. It stays locked
-/// until the end of the transaction, so that `next_seq` and `next_ordinal` are nobody else's.
+/// Inside the transaction that writes the messages' records: returns the ledger row of that key and creates it if it is
+/// missing. The row stays locked until the end of the transaction, so no other process uses the same `next_seq` and
+/// `next_ordinal`.
 ///
 /// # Errors
 /// If the database fails.
@@ -150,7 +151,7 @@ pub async fn open_foreign(connection: &mut Connection, load_key: Uuid, dataset: 
     Ok(ForeignLoad { id, next_seq: next_seq.unsigned_abs(), next_ordinal: records_read.unsigned_abs() + 1 })
 }
 
-/// Adds what became of more messages' records to the ledger row that [`open_foreign`] locked.
+/// Adds the counts of more messages to the ledger row that [`open_foreign`] locked.
 ///
 /// # Errors
 /// If the database fails.

@@ -1,20 +1,20 @@
-//! The seam to the databases: one set of statements for both, and what differs between them in `connection`, `sql`, `rows`
-//! and `append`.
+//! The database layer. Both databases share the same statements; their differences are in `connection`, `sql`, `rows` and
+//! `append`.
 
 pub mod append; // rows into a raw table
 pub mod connection; // one connection to either database
-pub mod error; // what went wrong, by what can be done about it
+pub mod error; // errors, classified by what the caller can do
 pub mod ledger; // loads and chunks
-pub mod lock; // what one process does at a time
-pub mod messages; // of other programs: which are loaded
-pub mod attempts; // messages that may end the process
+pub mod lock; // named locks between processes
+pub mod messages; // messages of other programs: which are loaded
+pub mod attempts; // how often processing of a message was started
 pub mod model; // the modelled tables
 pub mod rejects; // records that could not be loaded
-pub mod rows; // rows as each store takes them
-pub mod schema; // tables made and upgraded
+pub mod rows; // rows encoded for each database
+pub mod schema; // creates and upgrades the tables
 pub mod sql; // the two dialects
-pub mod upsert; // delta into master
-mod watch; // over the answers of a server
+pub mod upsert; // moves the delta into the master
+mod watch; // detects a server that no longer answers
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::retry::{RetryPolicy, short_pauses};
 
-/// A database that can be connected to.
+/// A database that connections can be opened to.
 #[derive(Debug, Clone)]
 pub struct Database {
     url: DatabaseUrl,
@@ -39,18 +39,18 @@ pub struct Database {
 }
 
 impl Database {
-    /// The database of that URL, not yet connected. `lock_wait`: how long a statement waits while another process holds
+    /// The database of a URL, not yet connected. `lock_wait` says how long a statement waits while another process holds
     /// SQLite's write lock.
     ///
     /// # Errors
-    /// If the URL is wrong in more than its scheme.
+    /// If the URL is not valid for its scheme.
     pub fn new(url: &DatabaseUrl, lock_wait: Duration) -> Result<Self> {
         let options = ConnectionOptions::new(url, lock_wait)
             .map_err(|error| Error::usage(format!("the database URL {url} is wrong: {error}")))?;
         Ok(Self { url: url.clone(), options })
     }
 
-    /// Which SQL it speaks.
+    /// The SQL dialect of the database.
     pub fn dialect(&self) -> Dialect {
         match self.options {
             ConnectionOptions::Postgres(_) => Dialect::Postgres,
@@ -58,7 +58,7 @@ impl Database {
         }
     }
 
-    /// One attempt to connect.
+    /// Opens a connection in one attempt.
     ///
     /// # Errors
     /// If it fails.
@@ -66,7 +66,7 @@ impl Database {
         self.options.connect().await
     }
 
-    /// The same, and no longer than that.
+    /// Opens a connection in one attempt that takes no longer than `limit`.
     ///
     /// # Errors
     /// If it fails, or if there is no answer in time.
@@ -75,19 +75,18 @@ impl Database {
         connected.unwrap_or_else(|_| Err(StoreError::no_answer(Class::Unavailable, limit)))
     }
 
-    /// Connects; while the database is away, tries again with jittered backoff for ten seconds.
+    /// Connects. While the database is unavailable, it tries again for ten seconds with jittered backoff.
     ///
     /// # Errors
-    /// If the database refuses this user or stays away.
+    /// If the database refuses this user or stays unavailable.
     pub async fn connect(&self) -> Result<Connection> {
         self.open_with(async |_| Ok(())).await
     }
 
-    /// Connects and makes sure that the tables are there. Until then nothing is done that could not be repeated: states of the
-    /// server that pass, as that it is read-only, are waited for like its absence.
+    /// Connects and ensures that the tables exist and fit the datasets.
     ///
     /// # Errors
-    /// If the database refuses or stays away, or its tables do not fit the datasets.
+    /// If the database refuses the connection or stays unavailable, or if its tables do not fit the datasets.
     pub async fn open(&self, datasets: &[Arc<Dataset>], indexes: Indexes) -> Result<Connection> {
         self.open_with(async |connection| schema::ensure(connection, datasets, indexes).await).await
     }
@@ -114,11 +113,12 @@ impl Database {
         unreachable!("the pauses never end")
     }
 
-    /// Connects for a command that only reads: it makes nothing, changes nothing, and needs no more than the right to read.
-    /// `None` where nothing was ever loaded: no file, or no tables of ours; [`Database::says_nothing_is_there`] says so.
+    /// Connects for a command that only reads. It creates nothing, changes nothing, and needs only the right to read. Returns
+    /// `None` if nothing was ever loaded: the file or the tables do not exist. [`Database::says_nothing_is_there`] is the
+    /// message for that case.
     ///
     /// # Errors
-    /// If the database refuses or stays away.
+    /// If the database refuses the connection or stays unavailable.
     pub async fn open_to_read(&self) -> Result<Option<Connection>> {
         if let DatabaseUrl::Sqlite(file) = &self.url
             && !file.exists()
@@ -139,12 +139,12 @@ impl Database {
         Ok(None)
     }
 
-    /// For people, when there is nothing to read.
+    /// The message for the user when the database has no tables to read.
     pub fn says_nothing_is_there(&self) -> String {
         format!("{self} has no tables of dataloader yet: `dataloader load`, `dataloader run` and `dataloader migrate` make them")
     }
 
-    /// The error for the user, with the URL in front.
+    /// The error for the user, prefixed with the URL.
     pub fn explain(&self, error: StoreError) -> Error {
         Error::from(error).context(&self.url)
     }

@@ -1,4 +1,4 @@
-//! The rejects: records that could not be loaded, kept with their original bytes until they can.
+//! The rejects: records that could not be loaded. Their original bytes are kept until they can be.
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
@@ -30,12 +30,13 @@ pub async fn insert(connection: &mut Connection, load_id: i64, dataset: &Dataset
     connection.insert(&format!("{rejects} (load_id, dataset, ordinal, byte_offset, reason, detail, record)"), "", &rows).await
 }
 
-/// Deletes the rejects of earlier loads of these sources: a new load of one says anew what is wrong with it.
+/// Deletes the rejects of earlier loads of these sources, because the new load reports them again.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn supersede(connection: &mut Connection, dataset: &Dataset, sources: &[&str]) -> StoreResult<()> {
-    /// Parameters of a statement are limited, and one for each source would take longer than the load of many small files.
+    /// The number of parameters per statement is limited. One statement per source would take longer than the load of many
+    /// small files.
     const AT_ONCE: usize = 1_000;
     let dialect = connection.dialect();
     let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
@@ -66,17 +67,17 @@ pub struct OpenReject {
     pub record: Vec<u8>,
 }
 
-/// Where a page of rejects begins: behind this load and ordinal.
+/// The start of a page of rejects: it begins after this load and ordinal.
 pub type Cursor = (i64, i64);
 
-/// Whether the records themselves are read, or only where they are and what is wrong.
+/// Whether a page includes the bytes of the records, or only their positions and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Records {
     With,
     Without,
 }
 
-/// A page of the open rejects of the named datasets (of all without names), in the order of load and ordinal.
+/// A page of the open rejects of the named datasets, sorted by load and ordinal. Without names, the rejects of all datasets.
 ///
 /// # Errors
 /// If the database fails.
@@ -128,7 +129,7 @@ pub async fn page(
         .collect())
 }
 
-/// Deletes rejects that were loaded.
+/// Deletes rejects that are loaded now.
 ///
 /// # Errors
 /// If the database fails.

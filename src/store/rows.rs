@@ -1,5 +1,6 @@
-//! Rows in the form in which a store takes them, made by the parser threads: for PostgreSQL the bytes of binary `COPY`, of
-//! which the argument of an `INSERT` is made too, for SQLite values ready to bind. The load that they belong to is filled in later, when the ledger has given it its number.
+//! Rows encoded for a database by the parser threads. For PostgreSQL they are the bytes of binary `COPY`, from which the
+//! argument of an `INSERT` is made too. For SQLite they are values ready to bind. The load id is filled in later, when the
+//! ledger has assigned it.
 
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ impl Rows {
         self.len() == 0
     }
 
-    /// Fills in the load of every row.
+    /// Sets the load id of every row.
     pub fn set_load(&mut self, load_id: i64) {
         match self {
             Self::Postgres(rows) => rows.set_load(load_id),
@@ -73,9 +74,9 @@ pub struct CopyRows {
 /// The length of a field that is null.
 const NULL: i32 = -1;
 
-/// What begins a binary `COPY`: signature, flags, no header extension.
+/// The start of a binary `COPY`: signature, flags, no header extension.
 pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// What ends it.
+/// The end of a binary `COPY`.
 pub const COPY_TRAILER: &[u8] = &(-1i16).to_be_bytes();
 
 impl CopyRows {
@@ -84,7 +85,7 @@ impl CopyRows {
         &self.bytes
     }
 
-    /// The tuples of some of the rows.
+    /// The tuples of a range of rows.
     pub fn slice(&self, rows: std::ops::Range<usize>) -> &[u8] {
         let start = if rows.start == 0 { 0 } else { self.ends[rows.start - 1] };
         let end = if rows.is_empty() { start } else { self.ends[rows.end - 1] };
@@ -134,8 +135,8 @@ impl CopyRows {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// PostgreSQL's wire format of `numeric`: digits to the base 10,000, the first one's weight, sign, and the number of
-    /// decimals to show.
+    /// PostgreSQL's wire format of `numeric`: digits to base 10,000, the weight of the first digit, the sign, and the number of
+    /// decimals to display.
     fn numeric(&mut self, text: &str) {
         let (negative, digits) = match text.strip_prefix('-') {
             Some(digits) => (true, digits),
@@ -144,7 +145,7 @@ impl CopyRows {
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let whole = whole.trim_start_matches('0').as_bytes();
         let fraction = fraction.as_bytes();
-        // Groups of four digits stand on both sides of the point: pad the front and the end.
+        // The digits are grouped by four on both sides of the decimal point, so the front and the end are padded.
         let mut groups: Vec<i16> = Vec::with_capacity((whole.len() + fraction.len()) / 4 + 2);
         let head = whole.len() % 4;
         if head > 0 {
@@ -161,7 +162,7 @@ impl CopyRows {
         let significant = &groups[leading..groups.len() - trailing];
 
         let small = |n: usize| u16::try_from(n).expect("the parser keeps numerics within PostgreSQL's limits");
-        // Of the first group: how many groups stand between it and the point. At least −4,096 and at most 32,767.
+        // The weight of the first group is the number of groups between it and the point: at least −4,096 and at most 32,767.
         let weight = if significant.is_empty() { 0 } else { i64::from(small(whole_groups)) - i64::from(small(leading)) - 1 };
         let weight = i16::try_from(weight).expect("the parser keeps numerics within PostgreSQL's limits");
         let sign: u16 = if negative && !significant.is_empty() { 0x4000 } else { 0 };
@@ -177,20 +178,20 @@ impl CopyRows {
 }
 
 /// Rows as one argument of a statement: an array of a table's row type in PostgreSQL's binary format (`array_recv`,
-/// `record_recv`), whose fields are written as those of a tuple are.
+/// `record_recv`). A field is encoded as in a `COPY` tuple.
 pub struct RowArray(Vec<u8>);
 
 impl RowArray {
-    /// The rows of these tuples, for a table with these columns: of each the index of its field in the tuples, where they have
-    /// it, and the OID of its type.
+    /// Makes an array of these tuples for a table with these columns. Each column has the index of its field in the tuples, if
+    /// they have it, and the OID of its type.
     pub fn new(tuples: &[&[u8]], columns: &[(Option<usize>, u32)]) -> Self {
         const LEN: std::ops::Range<usize> = 12..16;
         let mut array = Vec::with_capacity(tuples.iter().map(|tuples| tuples.len()).sum::<usize>() * 3 / 2);
         array.extend_from_slice(&1i32.to_be_bytes()); // dimensions
         array.extend_from_slice(&0i32.to_be_bytes()); // no element is null
-        array.extend_from_slice(&0i32.to_be_bytes()); // the elements' type: the statement says it
-        array.extend_from_slice(&0i32.to_be_bytes()); // how many there are, known in the end
-        array.extend_from_slice(&1i32.to_be_bytes()); // the first one's index
+        array.extend_from_slice(&0i32.to_be_bytes()); // the elements' type: the statement's cast names it
+        array.extend_from_slice(&0i32.to_be_bytes()); // the number of elements, filled in at the end
+        array.extend_from_slice(&1i32.to_be_bytes()); // the index of the first element
 
         let width = i32::try_from(columns.len()).expect("PostgreSQL has at most 1,600 columns").to_be_bytes();
         let mut len = 0i32;
@@ -228,7 +229,7 @@ impl RowArray {
 
 impl sqlx::Type<sqlx::Postgres> for RowArray {
     fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_oid(Oid(0)) // the statement says it
+        PgTypeInfo::with_oid(Oid(0)) // the statement's cast names the type
     }
 }
 
@@ -244,7 +245,7 @@ fn group(digits: &[u8]) -> i16 {
     digits.iter().fold(0, |value, digit| value * 10 + i16::from(digit - b'0'))
 }
 
-/// Values ready to bind, row after row; texts are shared, so that binding them again after a refused row copies nothing.
+/// Values ready to bind, row by row. Texts are shared, so that binding them again after a refused row does not copy them.
 #[derive(Debug, Clone, Default)]
 pub struct BoundRows {
     values: Vec<SqliteValue>,
@@ -267,17 +268,17 @@ impl BoundRows {
         self.values.len().checked_div(self.width).unwrap_or(0)
     }
 
-    /// Values per row, `_load_id` not among them.
+    /// Values per row, without `_load_id`.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The values of some of the rows.
+    /// The values of a range of rows.
     pub fn slice(&self, rows: std::ops::Range<usize>) -> &[SqliteValue] {
         &self.values[rows.start * self.width..rows.end * self.width]
     }
 
-    /// How much memory the values take, about.
+    /// The approximate memory size of the values.
     pub(super) fn bytes(&self) -> usize {
         let text = |value: &SqliteValue| if let SqliteValue::Text(text) = value { text.len() } else { 0 };
         size_of_val(self.values.as_slice()) + self.values.iter().map(text).sum::<usize>()
@@ -303,10 +304,10 @@ impl BoundRows {
     }
 }
 
-/// `YYYY-MM-DD HH:MM:SS.ffffff`, always 26 characters, so that texts sort and compare as times.
+/// `YYYY-MM-DD HH:MM:SS.ffffff`, always 26 characters, so that texts sort like times.
 fn time_text(micros: i64) -> Arc<str> {
     const EPOCH: DateTime = datetime(1970, 1, 1, 0, 0, 0, 0);
-    // Civil: time stamps with a zone end before the year 9999 does.
+    // A civil time is used because `jiff::Timestamp` ends before the year 9999 does.
     let time = EPOCH.checked_add(SignedDuration::from_micros(micros)).expect("the parser keeps times within the years 1 to 9999");
     let mut text = *b"0000-00-00 00:00:00.000000";
     let mut put = |at: usize, width: usize, mut value: u32| {

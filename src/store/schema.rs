@@ -1,5 +1,5 @@
-//! The tables: the fixed ones by migrations, the datasets' own from their definitions. A table that does not fit its
-//! definition any more gets the columns that are new; any other difference is an error that says what differs.
+//! Creates and upgrades the tables: the fixed tables by migrations, the tables of the datasets from their definitions. If a
+//! table differs from its definition, new columns are added; any other difference is an error that names it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -17,20 +17,21 @@ use crate::dataset::{ColumnType, Dataset};
 static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations"));
 static SQLITE: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/sqlite"), "dataloader_migrations"));
 
-/// Not in `public` and not under sqlx's own name: PostgreSQL 15 lets nobody create there, and other programs use sqlx too.
+/// The migrations table has its own schema and name: PostgreSQL 15 lets ordinary users create nothing in `public`, and other
+/// programs use sqlx's default name.
 fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
     migrator.dangerous_set_table_name(name);
-    // We hold a lock of our own.
+    // This program holds its own lock.
     migrator.set_locking(false);
     migrator
 }
 
-/// What becomes of an index that is missing. A batch run makes it when the rows are there, by [`index_days`]: to build one takes
-/// half as long as to keep it up to date. Others that write or refresh need it at once.
+/// What to do about a missing day index. A batch load creates it by [`index_days`] after the rows are inserted, which takes
+/// half as long as updating it row by row. Other commands that write or refresh need it at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
-    /// Made where the table has rows: `migrate` leaves those of an empty table to the first load.
+    /// Create it if the table has rows. `migrate` leaves the index of an empty table to the first load.
     MakeOverRows,
     Leave,
 }
@@ -43,22 +44,24 @@ pub async fn has_rows(connection: &mut Connection, table: &str) -> StoreResult<b
     Ok(connection.fetch_int(format!("select count(*) from (select 1 from {table} limit 1) t"), &[]).await? > 0)
 }
 
-/// Brings the database to what this program and these datasets need; does nothing, and locks nothing, where it is so already.
+/// Creates and upgrades the tables that this program and these datasets need. If nothing is missing, it changes nothing and
+/// takes no lock.
 ///
 /// # Errors
-/// If a table differs from its definition in more than missing columns, if the database was made by a newer version of the
-/// program, or if it fails.
+/// If a table differs from its definition in more than missing columns, if a newer version of the program made the database, or
+/// if the database fails.
 pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
     if is_migrated(connection).await? && plan(connection, datasets, indexes).await?.statements.is_empty() {
         return Ok(());
     }
     match connection.dialect() {
-        // DDL of two sessions at once fails even with IF NOT EXISTS: one at a time.
+        // Concurrent DDL of two sessions fails even with IF NOT EXISTS, so only one session at a time runs it.
         Dialect::Postgres => {
             lock::session(connection, Lock::Schema).await?;
             let done = migrate_and_apply(connection, datasets, indexes).await;
             if done.is_err() {
-                // Unlocking would fail in the aborted transaction, and hide why it was.
+                // The transaction is rolled back first: unlocking would fail in an aborted transaction and hide the first
+                // error.
                 drop(connection.rollback().await);
             }
             let released = lock::release(connection, Lock::Schema).await;
@@ -109,11 +112,11 @@ fn migration_error(error: MigrateError) -> StoreError {
     }
 }
 
-/// Whether a newer version of the program made the tables: then what is in them may mean something else. Says nothing where
-/// this user may not look.
+/// Fails if a newer version of the program made the tables, because their content may have another meaning. Skips the check if
+/// this user may not read the migrations table.
 ///
 /// # Errors
-/// If it is so, or the database fails.
+/// If a newer version made the tables, or the database fails.
 pub async fn refuse_newer(connection: &mut Connection) -> StoreResult<()> {
     let dialect = connection.dialect();
     let may_look = match dialect {
@@ -154,7 +157,7 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
     Ok(newest == newest_known(dialect))
 }
 
-/// What brings the tables to their definitions.
+/// The statements that bring the tables to their definitions.
 #[derive(Debug, Default)]
 struct Plan {
     statements: Vec<String>,
@@ -162,7 +165,7 @@ struct Plan {
     replaced: Vec<String>,
 }
 
-/// What is missing between the catalogue and the definitions.
+/// Compares the catalogue with the definitions and returns what is missing.
 async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Plan> {
     let dialect = connection.dialect();
     let modelled = catalogue(connection, Schema::Modelled).await?;
@@ -176,7 +179,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         .collect();
 
     let mut plan = Plan::default();
-    // In the order of their names, as all go who lock several.
+    // Sorted by name: every transaction that locks several datasets takes them in this order, so none deadlocks.
     let mut datasets: Vec<&Arc<Dataset>> = datasets.iter().collect();
     datasets.sort_by(|a, b| a.name.cmp(&b.name));
     for dataset in datasets {
@@ -204,18 +207,18 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
                 plan.replaced.push(dataset.name.clone());
             }
             if dialect == Dialect::Postgres {
-                // A refresh and a batch load go from the raw table to the modelled ones, too.
+                // The raw table is locked before the modelled tables, in the same order as in a refresh and a batch load.
                 let raw = dialect.table(Schema::Raw, &dataset.name);
                 statements.push(format!("lock table {raw} in share row exclusive mode"));
             }
             if is_indexed {
-                // Of a day that may be another one now.
+                // The new definition may have another day column.
                 statements.push(format!("drop index {}", day_index(dialect, dataset)));
                 is_indexed = false;
             }
             statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
             let name = &dataset.name;
-            // A definition is made of identifiers and punctuation: nothing to escape.
+            // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
             statements.push(format!(
                 "insert into {definitions} (name, definition) values ('{name}', '{definition}') \
                  on conflict (name) do update set definition = excluded.definition"
@@ -231,7 +234,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
 /// Tables, each with its columns and their types in order.
 pub type Catalogue = HashMap<String, Vec<(String, String)>>;
 
-/// The tables of a schema, by their bare names. To ask needs no right to the tables.
+/// The tables of a schema, by their bare names. Reading the catalogue needs no permission on the tables.
 ///
 /// # Errors
 /// If the database fails.
@@ -259,12 +262,12 @@ pub async fn catalogue(connection: &mut Connection, schema: Schema) -> StoreResu
 fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) -> String {
     let columns: Vec<String> =
         raw_columns(dataset).map(|(name, column_type)| format!("{} {}", quote(name), dialect.column_type(column_type))).collect();
-    // The delta can be made again from the files: not worth a log.
+    // The delta can be loaded again from the files, so it needs no write-ahead log.
     let unlogged = if is_delta && dialect == Dialect::Postgres { "unlogged " } else { "" };
     format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
 }
 
-/// Inside a transaction that wrote the dataset's rows: makes the index of their days, where it is missing.
+/// Inside a transaction that wrote the dataset's rows: creates the day index if it is missing.
 ///
 /// # Errors
 /// If the database fails.
@@ -277,20 +280,20 @@ pub async fn index_days(connection: &mut Connection, dataset: &Dataset) -> Store
     Ok(())
 }
 
-/// With it the refresh of a day reads that day only.
+/// The day index lets the refresh of a day read only the rows of that day.
 fn create_day_index(dialect: Dialect, dataset: &Dataset) -> Option<String> {
     let day = dialect.day(dataset.day_column()?);
     let name = quote(&day_index_name(dialect, dataset));
-    // Another process may have made it while this one waited for the table.
+    // Another process may have created it while this one waited for the table.
     Some(format!("create index if not exists {name} on {} (({day}))", dialect.table(Schema::Raw, &dataset.name)))
 }
 
-/// Without its schema. A dot cannot be in a dataset's name, so no table has this one.
+/// The index name without its schema. A dataset's name contains no dot, so no table has this name.
 fn day_index_name(dialect: Dialect, dataset: &Dataset) -> String {
     format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name))
 }
 
-/// Its quoted name, ready for SQL.
+/// The quoted name of the day index, ready for SQL.
 fn day_index(dialect: Dialect, dataset: &Dataset) -> String {
     let name = quote(&day_index_name(dialect, dataset));
     match dialect {
@@ -308,10 +311,10 @@ async fn has_day_index(connection: &mut Connection, dataset: &Dataset) -> StoreR
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
 }
 
-/// Whether the raw table of a dataset, where it is there, is one that its definition can be brought to.
+/// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.
 ///
 /// # Errors
-/// If it is not, with what differs; or if the database fails.
+/// If it cannot, with the differences; or if the database fails.
 pub async fn check_fit(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
     let dialect = connection.dialect();
     let raw = catalogue(connection, Schema::Raw).await?;
@@ -321,7 +324,7 @@ pub async fn check_fit(connection: &mut Connection, dataset: &Dataset) -> StoreR
     }
 }
 
-/// `ALTER TABLE` for each column that the definition has and the table has not.
+/// `ALTER TABLE` statements for the columns that the definition has and the table does not have.
 fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(String, String)]) -> StoreResult<Vec<String>> {
     let raw = dialect.table(Schema::Raw, table);
     let defined: Vec<(&str, ColumnType)> = raw_columns(dataset).collect();

@@ -1,23 +1,23 @@
-//! The two dialects: how names, types and days are written in each. All SQL with outside names is made from these pieces;
-//! identifiers were checked when the configuration was read and are always quoted.
+//! The two SQL dialects: how each writes names, types and days. All SQL with names from outside is made from these pieces.
+//! Identifiers are checked when the configuration is read, and they are always quoted.
 
 use crate::dataset::{Column, ColumnType, Dataset};
 
-/// Which SQL is spoken.
+/// The SQL dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     Postgres,
     Sqlite,
 }
 
-/// Where a table lives: a schema in PostgreSQL, a prefix of its name in SQLite.
+/// The schema of a table in PostgreSQL; a prefix of its name in SQLite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schema {
-    /// The rows as they came and the ledger of loads.
+    /// The raw rows and the ledger of loads.
     Raw,
     /// The totals per day.
     Modelled,
-    /// What the program keeps for itself: applied migrations, known datasets, days to refresh.
+    /// The program's own data: applied migrations, known datasets, days to refresh.
     Dataloader,
 }
 
@@ -41,7 +41,7 @@ impl Dialect {
         }
     }
 
-    /// The name of a table as the catalogue knows it, without its schema and unquoted.
+    /// The name of a table in the catalogue, unquoted and without its schema.
     pub fn bare_table(self, schema: Schema, name: &str) -> String {
         match self {
             Self::Postgres => name.to_owned(),
@@ -49,8 +49,8 @@ impl Dialect {
         }
     }
 
-    /// The type of a column in `CREATE TABLE`. SQLite takes any type name and derives the storage from it: the second word
-    /// keeps exact decimals and times as text, the first lets [`super::schema`] see when a definition changes.
+    /// The type of a column in `CREATE TABLE`. SQLite accepts any type name and derives the storage from it. The second word
+    /// keeps exact decimals and times as text. The first word lets [`super::schema`] detect a changed definition.
     pub fn column_type(self, column_type: ColumnType) -> &'static str {
         match (self, column_type) {
             (_, ColumnType::Text) => "text",
@@ -73,12 +73,12 @@ impl Dialect {
         }
     }
 
-    /// The UTC date of a date or time column, as the modelled tables group by it and the day index holds it.
+    /// The UTC date of a date or time column, as the modelled tables and the day index use it.
     pub fn day(self, column: &Column) -> String {
         self.day_of(&quote(&column.name), column.column_type)
     }
 
-    /// The same, of an expression of that type.
+    /// The UTC date of an expression of that type.
     pub fn day_of(self, time: &str, column_type: ColumnType) -> String {
         match (self, column_type) {
             (_, ColumnType::Date) => time.to_owned(),
@@ -88,7 +88,8 @@ impl Dialect {
         }
     }
 
-    /// Compares two expressions with nulls equal. Neither hashes nor uses an index in PostgreSQL: not for large joins.
+    /// Compares two expressions; nulls are equal. PostgreSQL can neither hash this comparison nor use an index for it, so it is
+    /// not for large joins.
     pub fn same(self, left: &str, right: &str) -> String {
         match self {
             Self::Postgres => format!("{left} is not distinct from {right}"),
@@ -96,13 +97,13 @@ impl Dialect {
         }
     }
 
-    /// The first placeholders of a statement, so many, separated by commas. SQLite finds `$1` by searching the names of all:
-    /// with thousands of them that takes longer than the statement, so there they have none.
+    /// The first `count` placeholders of a statement, separated by commas. In SQLite they are `?`, because SQLite searches a
+    /// numbered one among the names of all: with thousands of them that takes longer than the statement.
     pub fn placeholders(self, count: usize) -> String {
         self.tuple(1..=count)
     }
 
-    /// The first placeholders of a statement as so many rows of so many: `($1, $2), ($3, $4), …`.
+    /// The first placeholders of a statement as `rows` tuples of `width`: `($1, $2), ($3, $4), …`.
     pub fn tuples(self, rows: usize, width: usize) -> String {
         let tuple = |row: usize| format!("({})", self.tuple(row * width + 1..=(row + 1) * width));
         (0..rows).map(tuple).collect::<Vec<_>>().join(", ")
@@ -116,7 +117,7 @@ impl Dialect {
         numbers.map(placeholder).collect::<Vec<_>>().join(", ")
     }
 
-    /// The time of the clock, to the precision that the database has.
+    /// The current time, in the precision of the database.
     pub fn now(self) -> &'static str {
         match self {
             Self::Postgres => "clock_timestamp()",
@@ -125,7 +126,7 @@ impl Dialect {
     }
 }
 
-/// The columns of a dataset's raw tables besides its own, in order.
+/// The columns that every raw table has after the dataset's own columns, in order.
 pub const GENERATED_COLUMNS: [(&str, ColumnType); 2] = [("_extra", ColumnType::Jsonb), ("_load_id", ColumnType::BigInt)];
 
 /// Every column of a dataset's raw tables with its type, in order.
@@ -143,7 +144,7 @@ pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A list of days as SQL literals, for `IN (…)`: both dialects read them as dates in that place.
+/// A list of days as SQL literals for `IN (…)`. Both dialects read them there as dates.
 pub fn day_literals(days: impl IntoIterator<Item = Day>) -> String {
     days.into_iter().map(|day| format!("'{day}'")).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! The batch upsert: what the master has under a key of the delta goes, then all of the delta comes in.
+//! The batch upsert: the master's rows whose keys are in the delta are deleted, then all rows of the delta are inserted.
 
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
@@ -21,8 +21,8 @@ pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> Stor
     connection.run(sql).await.map(drop)
 }
 
-/// Inside a transaction: moves the delta's rows into the master; returns how many rows of the master they replace. Days that
-/// lose rows are marked as changed where the delta's own days do not tell.
+/// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. If the
+/// day is not part of the key, the days that lose rows are marked as changed.
 ///
 /// # Errors
 /// If the database fails or refuses a row.
@@ -35,7 +35,8 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
         replaced = connection.run(format!("delete from {master}")).await?;
     } else if has_rows {
         if dialect == Dialect::Postgres {
-            // So that the join hashes; the sample of 3,000 rows that this makes of 30,000 is enough to see that keys differ.
+            // Statistics let the planner choose a hash join. A sample of 3,000 rows instead of 30,000 is enough to see that the
+            // keys differ.
             connection.run("set local default_statistics_target = 10").await?;
             connection.run(format!("analyze {delta}")).await?;
         }
@@ -46,7 +47,8 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
                 let day = dialect.day(day);
                 let args = [Arg::Text(Some(&dataset.name))];
                 if dialect == Dialect::Postgres {
-                    // The days of the rows that are really deleted: a stream may have added some, and they may be modelled.
+                    // The days come from the rows that are really deleted: a stream may have added rows meanwhile, and they may
+                    // be modelled already.
                     let sql = format!(
                         "with gone as (delete from {master} where {condition} returning {day} as d), \
                          marked as (insert into {marks} (dataset, day) select distinct $1, d from gone where d is not null) \
@@ -68,9 +70,9 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResu
     Ok(replaced)
 }
 
-/// Conditions on a master row, one for each combination of nulls that the delta's keys have; together they hold for the rows
-/// whose key, nulls equal, is in the delta. Each compares the columns that are not null by plain equality, which both
-/// databases hash or index: `IS NOT DISTINCT FROM` would compare every row with every other.
+/// Conditions on a master row, one for each combination of nulls in the delta's keys. Together they match the rows whose key is
+/// in the delta, where nulls are equal. Each compares the columns that are not null by plain equality, which both databases can
+/// hash or index. `IS NOT DISTINCT FROM` would compare every row with every other row.
 async fn same_key(connection: &mut Connection, dataset: &Dataset, delta: &str) -> StoreResult<Vec<String>> {
     let keys: Vec<String> = dataset.key.iter().map(|k| quote(&dataset.columns[*k].name)).collect();
     let nullable: Vec<usize> = (0..keys.len()).filter(|i| !dataset.columns[dataset.key[*i]].required).collect();
@@ -96,8 +98,8 @@ fn condition(keys: &[String], pattern: &[bool], delta: &str) -> String {
     let nulls: Vec<String> = keys.iter().zip(pattern).filter(|(_, null)| **null).map(|(key, _)| format!("{key} is null")).collect();
     let values: Vec<&str> = keys.iter().zip(pattern).filter(|(_, null)| !**null).map(|(key, _)| key.as_str()).collect();
     let filter = if nulls.is_empty() { String::new() } else { format!(" where {}", nulls.join(" and ")) };
-    // Where all are null the delta has such a row, or it would not have the pattern: to ask for it again makes SQLite search the
-    // whole delta for every row.
+    // If all columns of the pattern are null, the delta has such a row, because the pattern came from it. Asking for it again
+    // would make SQLite search the whole delta for every row.
     let matching = (!values.is_empty()).then(|| {
         let values = values.join(", ");
         format!("({values}) in (select {values} from {delta}{filter})")

@@ -1,5 +1,5 @@
-//! Watches over the answers of a database server, which can stay away for ever without a word: the network drops packets, the
-//! machine is gone, the server's process hangs. sqlx knows no deadline.
+//! Time limits for the answers of a database server, because sqlx has none. A server may never answer: the network drops
+//! packets, the machine has failed, or the server process hangs.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,50 +12,50 @@ use super::error::{Class, StoreError, StoreResult};
 use crate::retry::GIVE_UP_AFTER;
 use crate::vitals::Stage;
 
-/// A server that has said nothing for this long is asked on a second connection whether it is still there.
+/// After this time without an answer, a second connection checks whether the server still answers.
 const ASK_AFTER: Duration = Duration::from_secs(3);
-/// How long it may take to answer that.
+/// How long that check may take.
 const ASK_FOR: Duration = GIVE_UP_AFTER.saturating_sub(ASK_AFTER);
-/// While a statement takes long, the server is asked again this often.
+/// How often the check is repeated while a statement runs.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
-/// A command that waits for so long says so, and again now and then.
+/// When a command reports that a statement takes long, and how often it repeats the report.
 const SAY_AFTER: Duration = Duration::from_secs(10);
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
-/// Watches over one connection.
+/// The time limits of one connection.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// How to ask the server on a second connection; `None` for SQLite, which has none.
+    /// The options of the second connection; `None` for SQLite, which has no server.
     server: Option<Box<PgConnectOptions>>,
-    /// Longer than this no statement may take, whether the server answers others or not.
+    /// The longest time that a statement may take, whether or not the server answers on other connections.
     deadline: Option<Duration>,
-    /// Makes progress with each answer.
+    /// The stage that makes progress with each answer.
     stage: Option<Stage>,
     is_lost: bool,
 }
 
 impl Watch {
-    /// Over a connection to that server.
+    /// Watches a connection to that server.
     pub fn new(server: Option<Box<PgConnectOptions>>) -> Self {
         Self { server, deadline: None, stage: None, is_lost: false }
     }
 
-    /// Sets whose work the statements are, and how long one may take.
+    /// Sets the stage that the statements belong to, and the time limit of each.
     pub fn attend(&mut self, stage: Stage, deadline: Duration) {
         self.stage = Some(stage);
         self.deadline = Some(deadline);
     }
 
-    /// Whether an answer stayed away: the connection is of no use any more, not even for a goodbye.
+    /// Whether an answer did not come. The connection can then not be used again, not even to close it.
     pub fn is_lost(&self) -> bool {
         self.is_lost
     }
 
-    /// Waits for an answer, for as long as the server answers on another connection, and no longer than the deadline.
+    /// Waits for an answer for as long as the server answers on another connection, but no longer than the time limit.
     ///
     /// # Errors
-    /// The answer's own, or that there is none.
+    /// The error of the answer, or that there is no answer.
     pub async fn answer<T, E: Into<StoreError>>(&mut self, answer: impl Future<Output = Result<T, E>>) -> StoreResult<T> {
         if self.is_lost {
             return Err(StoreError::new(Class::Unavailable, "the connection is lost"));
@@ -73,7 +73,7 @@ impl Watch {
         }
     }
 
-    /// The answer, or that it does not come.
+    /// Waits for the answer; fails if it does not come.
     async fn within<T>(&self, answer: impl Future<Output = T>) -> StoreResult<T> {
         tokio::pin!(answer);
         let began = Instant::now();
@@ -98,7 +98,7 @@ impl Watch {
             }
             let now = Instant::now();
             ask_at = now + ASK_EVERY;
-            // A stage says by itself what it waits for.
+            // A stage reports by itself what it waits for.
             if self.stage.is_none() && say_at <= now {
                 let took = now - began;
                 tracing::info!("a statement has taken {took:.0?} so far: the database is at work, or another program holds a lock");
@@ -108,7 +108,7 @@ impl Watch {
     }
 }
 
-/// Whether the server answers. One that refuses a connection in so many words does.
+/// Whether the server answers. A refusal that the server sends is an answer too.
 async fn is_there(server: &PgConnectOptions) -> bool {
     match tokio::time::timeout(ASK_FOR, server.connect()).await {
         Ok(Ok(_)) | Ok(Err(sqlx::Error::Database(_))) => true,
@@ -120,7 +120,7 @@ async fn is_there(server: &PgConnectOptions) -> bool {
 mod tests {
     use super::*;
 
-    /// A server that takes connections and says nothing.
+    /// A server that accepts connections and never answers.
     fn silent_server() -> (std::net::TcpListener, Box<PgConnectOptions>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! Whether the modelled tables are right: compared with a recomputation of all rows, the plain way.
+//! Compares the modelled tables with a full recomputation from the raw rows, which uses simpler queries.
 
 use super::refresh::{Computed, alone, begin, compute, finish};
 use super::{DayFilter, Days, ModelTable, tables};
@@ -11,13 +11,13 @@ use crate::store::sql::{Dialect, Schema, quote};
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Difference {
     pub table: String,
-    /// Rows that the table has and should not have.
+    /// Rows in the table that should not be there.
     pub surplus: i64,
-    /// Rows that it should have and has not.
+    /// Rows that are missing in the table.
     pub missing: i64,
 }
 
-/// Refreshes as [`super::refresh`] does, and compares every modelled table, as it then is, with a full recomputation from the
+/// Refreshes as [`super::refresh`] does. It compares every modelled table after the refresh with a full recomputation from the
 /// same snapshot.
 ///
 /// # Errors
@@ -37,12 +37,12 @@ pub async fn refresh_and_check(
     .await
 }
 
-/// Compares the modelled tables, with what was computed in place of the days it was computed for.
+/// Compares the modelled tables with a recomputation. The computed days replace the stored rows of these days.
 async fn compare(connection: &mut Connection, dataset: &Dataset, computed: Option<&Computed>) -> StoreResult<Vec<Difference>> {
     let dialect = connection.dialect();
     let mut differences = Vec::new();
     for (i, table) in tables(dataset).iter().enumerate() {
-        // Rows are counted before they are compared: EXCEPT alone would not see a row that is there twice.
+        // Rows are counted before they are compared: EXCEPT alone would not notice a duplicate row.
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
         let stored = format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name()));
@@ -66,8 +66,9 @@ async fn compare(connection: &mut Connection, dataset: &Dataset, computed: Optio
 }
 
 impl ModelTable<'_> {
-    /// The rows of this table, in the order of the columns, the plain way: for checking what [`super::counts`] makes. Raw rows without
-    /// a day, which a table has from the time before its dataset had one, are in none.
+    /// The query for the rows of this table in the order of its columns, in the simplest way, to check the result of
+    /// [`super::counts`]. Raw rows without a day are not counted; a table has such rows from the time before its dataset had a
+    /// day.
     fn recompute(&self, dialect: Dialect) -> String {
         let dataset = self.dataset;
         let raw = dialect.table(Schema::Raw, &dataset.name);
@@ -75,14 +76,15 @@ impl ModelTable<'_> {
         let filter = format!(" where {day} is not null");
         let column = |index: usize| quote(&dataset.columns[index].name);
 
-        // Inside, the grouping columns are called d and g, whatever the dataset calls its own.
+        // In the query, the grouping columns are named d and g, independent of the dataset's column names.
         let group = if self.dimension.is_some() { "d, g" } else { "d" };
         let grouped = match self.dimension {
             None => format!("{day} as d"),
             Some(dimension) => format!("{day} as d, {} as g", column(dimension)),
         };
         let count = dataset.model.distinct.len();
-        // One column per distinct count: the part that counts it says how many, the others add nothing.
+        // One column per distinct count. The part of the query that computes this count gives its value; the other parts give
+        // 0.
         let counts = |counted: Option<usize>| -> String {
             (0..count).map(|i| format!(", {} as c{i}", if Some(i) == counted { "count(*)" } else { "0" })).collect()
         };

@@ -1,13 +1,13 @@
-//! How the modelled tables are computed. Distinct values are counted by exception: most keys, and most users of a day, occur
-//! once, so the rows are the count, less what those that occur more often have too many. That reads the rows three times
-//! whatever the number of dimensions; grouping them by key for every table would sort or hash all of them for each.
+//! The queries that compute the modelled tables. Distinct values are counted as the number of rows minus the surplus of
+//! repeated values: most keys, and most users of a day, occur only once. This reads the rows three times, whatever the number
+//! of dimensions. Grouping the rows by key for every table would sort or hash all of them for each table.
 
 use super::{DayFilter, ModelTable};
 use crate::dataset::{ColumnType, Dataset};
 use crate::store::sql::{Dialect, Schema, quote};
 
-/// The temporary tables that hold what the modelled tables of a dataset are computed from; only one refresh at a time makes
-/// them on a connection.
+/// The temporary tables from which the modelled tables of a dataset are computed. Only one refresh at a time creates them on a
+/// connection.
 pub(super) struct DayCounts<'a> {
     dialect: Dialect,
     dataset: &'a Dataset,
@@ -27,21 +27,21 @@ impl<'a> DayCounts<'a> {
         let column = format!("r.{}", quote(&day.name));
         let day = dialect.day_of(&column, day.column_type);
         let filter = match days {
-            // The same as the day's being there, and cheaper.
+            // The day of a row is null exactly if the column is null, and the column is cheaper to test.
             DayFilter::All => format!("{column} is not null"),
             DayFilter::In(list) => format!("{day} in ({list})"),
         };
-        // SQLite would read all rows in the order of the index, each from another place of the file.
+        // With the index, SQLite would read all rows in index order, each from another place in the file.
         let hint = if dialect == Dialect::Sqlite && matches!(days, DayFilter::All) { " not indexed" } else { "" };
         let source = format!("from {} r{hint} where {filter}", dialect.table(Schema::Raw, &dataset.name));
         Self { dialect, dataset, source, day }
     }
 
-    /// The statements that make the temporary tables, in order.
+    /// The statements that create the temporary tables, in order.
     pub(super) fn prepare(&self) -> Vec<String> {
         let mut statements = Vec::new();
         if self.dialect == Dialect::Postgres {
-            // Where nobody has analyzed the new rows yet, PostgreSQL expects far too many groups to hand over between processes.
+            // Without current statistics, PostgreSQL overestimates the number of groups that parallel workers return.
             statements.push("set local parallel_tuple_cost = 0".to_owned());
         }
         statements.push(self.create(TOTALS, &self.totals()));
@@ -50,15 +50,15 @@ impl<'a> DayCounts<'a> {
             let find = self.create(&repeated, &self.repeated(values));
             match self.dialect {
                 Dialect::Postgres => statements.extend([
-                    // Sorting goes to all processors; filling a hash table with what mostly occurs once does not.
+                    // Sorting uses parallel workers. A hash table of values that mostly occur once does not gain from them.
                     "set local enable_hashagg = off".to_owned(),
                     find,
                     "set local enable_hashagg to default".to_owned(),
-                    // So that the join hashes this and not the rows.
+                    // Statistics make the join hash this table and not the rows.
                     format!("analyze {repeated}"),
                 ]),
-                // SQLite knows nothing of a new table's size: without these it may search all of it for each row, or all of a
-                // day's rows for each of it.
+                // SQLite has no statistics of a new table. Without the index it may search the whole table for each row, or all
+                // rows of a day for each row of the table.
                 Dialect::Sqlite => {
                     let columns = names("i", self.identity(values).len());
                     statements.extend([find, format!("create index temp.{repeated}_index on {repeated} ({columns})")]);
@@ -69,19 +69,19 @@ impl<'a> DayCounts<'a> {
         statements
     }
 
-    /// The statements that remove them.
+    /// The statements that drop the temporary tables.
     pub(super) fn clean_up(&self) -> Vec<String> {
         let sets = (0..self.counted().len()).flat_map(|i| [format!("{REPEATED}_{i}"), format!("{SURPLUS}_{i}")]);
         std::iter::once(TOTALS.to_owned()).chain(sets).map(|table| format!("drop table {table}")).collect()
     }
 
-    /// The rows of a modelled table, in the order of its columns, which are called `r0, r1, …`.
+    /// The query for the rows of a modelled table, in the order of its columns, which are named `r0, r1, …`.
     pub(super) fn rows_of(&self, table: &ModelTable<'_>) -> String {
         let dimensions = &self.dataset.model.dimensions;
         let dimension = table.dimension.and_then(|column| dimensions.iter().position(|d| *d == column));
         let group = dimension.map_or_else(|| "d".to_owned(), |i| format!("d, g{i}"));
         let counted = self.counted();
-        // c0 counts the rows, c1… the rows with a value to count; s… what of these is too much.
+        // c0 counts the rows, c1… the rows with a value to count. s0… are the surpluses to subtract.
         let zeros = |set: usize, value: &str| -> String {
             (0..counted.len()).map(|i| format!(", {} as s{i}", if i == set { value } else { "0" })).collect()
         };
@@ -101,14 +101,14 @@ impl<'a> DayCounts<'a> {
         format!("select {} from ({}) p group by {group}", columns.join(", "), parts.join(" union all "))
     }
 
-    /// What is counted: the keys, then each `distinct` entry.
+    /// The values to count: the keys, then each `distinct` entry.
     fn counted(&self) -> Vec<Counted> {
         let keys = Counted { columns: self.dataset.key.clone(), is_key: true };
         let distinct = self.dataset.model.distinct.iter().map(|(_, column)| Counted { columns: vec![*column], is_key: false });
         std::iter::once(keys).chain(distinct).collect()
     }
 
-    /// Rows, and rows with a value, per day and combination of dimensions.
+    /// The query for the number of rows, and of rows with a value, per day and combination of dimensions.
     fn totals(&self) -> String {
         let counts: String = self
             .counted()
@@ -123,7 +123,7 @@ impl<'a> DayCounts<'a> {
         format!("select {select}{counts} {} group by {by}", self.source)
     }
 
-    /// The identities that more than one row has.
+    /// The query for the identities that more than one row has.
     fn repeated(&self, values: &Counted) -> String {
         let identity = self.identity(values);
         let select: Vec<String> = identity.iter().enumerate().map(|(i, part)| format!("{part} as i{i}")).collect();
@@ -136,16 +136,16 @@ impl<'a> DayCounts<'a> {
         )
     }
 
-    /// How often the values of those rows occur per day and combination of dimensions.
+    /// The query for how often the repeated values occur per day and combination of dimensions.
     fn surplus(&self, values: &Counted, repeated: &str) -> String {
         let (select, by) = self.grouping();
         let columns: Vec<String> = values.columns.iter().map(|column| self.sortable(*column)).collect();
         let select_values: String = columns.iter().enumerate().map(|(i, column)| format!(", {column} as v{i}")).collect();
-        // In a key nulls are equal.
+        // In a key, nulls are equal.
         let equals = if self.dialect == Dialect::Sqlite && values.is_key { "is" } else { "=" };
         let conditions: Vec<String> =
             self.identity(values).iter().enumerate().map(|(i, part)| format!("{part} {equals} x.i{i}")).collect();
-        // SQLite takes the tables of a cross join in this order.
+        // SQLite does not reorder the tables of a cross join.
         let join = if self.dialect == Dialect::Sqlite { "cross join" } else { "join" };
         let from = self.source.replacen(" where ", &format!(" {join} {repeated} x on {} where ", conditions.join(" and ")), 1);
         format!(
@@ -155,12 +155,12 @@ impl<'a> DayCounts<'a> {
         )
     }
 
-    /// What rows of a day with the same values have in common. In PostgreSQL a hash, never null and quick to sort: that others
-    /// may have it too does not matter, since it only picks the rows that are then grouped by their values. In SQLite, which has
-    /// no such function, the values and the day.
+    /// The expressions that are equal for rows of a day with the same values. In PostgreSQL this is one hash, which is never
+    /// null and fast to sort. A collision does no harm: the hash only selects rows, which are then grouped by their values.
+    /// SQLite has no such function, so there it is the values and the day.
     fn identity(&self, values: &Counted) -> Vec<String> {
         let mut parts: Vec<String> = values.columns.iter().map(|column| self.sortable(*column)).collect();
-        // Where the day is made of one of the values, they are the same on that day only.
+        // If the day comes from one of the values, equal values imply the same day.
         if !self.dataset.day.is_some_and(|day| values.columns.contains(&day)) {
             parts.push(self.day.clone());
         }
@@ -170,7 +170,7 @@ impl<'a> DayCounts<'a> {
         }
     }
 
-    /// The day and the dimensions, as a select list with the names `d, g0, g1, …` and as a `group by`.
+    /// The day and the dimensions, as a select list with the names `d, g0, g1, …` and as a `group by` list.
     fn grouping(&self) -> (String, String) {
         let dimensions = &self.dataset.model.dimensions;
         let select: String =
@@ -187,7 +187,7 @@ impl<'a> DayCounts<'a> {
         format!("r.{}", quote(&self.dataset.columns[index].name))
     }
 
-    /// The column, in an order that is cheap to sort by: equal stays equal.
+    /// The column in a collation that is cheap to sort. It does not change which values are equal.
     fn sortable(&self, index: usize) -> String {
         match (self.dialect, self.dataset.columns[index].column_type) {
             (Dialect::Postgres, ColumnType::Text) => format!("{} collate \"C\"", self.column(index)),
@@ -195,13 +195,13 @@ impl<'a> DayCounts<'a> {
         }
     }
 
-    /// Nulls are no value of a distinct count; of a key they are.
+    /// The filter for rows with a value. A distinct count ignores nulls; a key counts them.
     fn only_values(&self, values: &Counted) -> String {
         if values.is_key { String::new() } else { format!(" and {} is not null", self.column(values.columns[0])) }
     }
 }
 
-/// Values of which the distinct ones are counted.
+/// Columns whose distinct values are counted.
 struct Counted {
     /// Indexes into the dataset's columns.
     columns: Vec<usize>,

@@ -1,7 +1,7 @@
 //! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
 
-mod refresh; // when they are computed, from which snapshot
-mod check; // whether they are right
+mod refresh; // when they are computed, and from which snapshot
+mod check; // whether they equal a recomputation
 mod counts; // how they are computed
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ pub enum Days {
 }
 
 impl Days {
-    /// No day of its own: those that are marked are refreshed in any case.
+    /// No additional day. The marked days are refreshed in any case.
     pub fn none() -> Self {
         Self::These(BTreeSet::new())
     }
@@ -99,7 +99,8 @@ impl ModelTable<'_> {
     }
 }
 
-/// What the modelled tables were made for: their names, then all that their rows depend on. Identifiers, commas, semicolons.
+/// The definition that the modelled tables are made for: their names, then everything that their rows depend on. It contains
+/// only identifiers, spaces, commas and semicolons.
 pub fn definition(dataset: &Dataset) -> String {
     let Some(day) = dataset.day_column() else { return String::new() };
     let name = |index: &usize| dataset.columns[*index].name.clone();
@@ -123,8 +124,8 @@ pub fn definition(dataset: &Dataset) -> String {
     )
 }
 
-/// The statements that replace the modelled tables of an `old` definition by those of the dataset's own, still empty, with a
-/// mark on every day that has raw rows.
+/// The statements that replace the modelled tables of the `old` definition by those of the dataset's definition. The new tables
+/// are empty, and every day that has raw rows is marked.
 pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<String> {
     let mut statements =
         vec![format!("drop view if exists {}", dialect.table(Schema::Modelled, &format!("fact_{}", dataset.name)))];
@@ -156,7 +157,7 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
     statements
 }
 
-/// The view for queries that know one wide table.
+/// The statement that creates the view with one wide table, for queries that expect it.
 fn fact_view(dialect: Dialect, dataset: &Dataset) -> Option<String> {
     let columns = dataset.model.fact_view.columns()?;
     let day = dialect.day(dataset.day_column()?);
@@ -190,7 +191,7 @@ fn fact_view(dialect: Dialect, dataset: &Dataset) -> Option<String> {
     ))
 }
 
-/// Appends a mark for each day, in the transaction that changes its rows.
+/// Marks days as changed, in the transaction that changes their rows.
 ///
 /// # Errors
 /// If the database fails.

@@ -1,9 +1,9 @@
-//! A refresh: the days that changed are computed from one snapshot of the rows, and stored so that of two refreshes the later
-//! has seen all that the earlier saw. So a reader finds, at every moment, rows that were exact at some moment.
+//! A refresh computes the changed days from one snapshot of the rows and stores the result. Of two refreshes, the later one has
+//! seen all rows that the earlier one saw. So a reader always finds rows that were exact at some moment.
 //!
-//! PostgreSQL: one refresh of a dataset at a time, by a lock that comes before the snapshot. SQLite: the snapshot is taken and
-//! all is computed while others write; what was computed is stored by a short transaction, unless another refresh has stored
-//! meanwhile: then it is computed again.
+//! PostgreSQL: only one refresh of a dataset runs at a time; its lock is taken before the snapshot. SQLite: the result is
+//! computed from a snapshot while others write, and a short transaction stores it. If another refresh has stored its result
+//! meanwhile, it is computed again.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,8 @@ use crate::store::error::{Class, StoreError, StoreResult};
 use crate::store::lock::{self, Lock};
 use crate::store::sql::{Day, Dialect, Schema, day_literals};
 
-/// Refreshes the given days and all marked ones, in a transaction of its own; returns how many, `None` for all there are. A
-/// mark that is committed while this runs stays, and is refreshed next time.
+/// Refreshes the given days and all marked days in its own transaction. Returns the number of days, or `None` for all days. A
+/// mark that is committed while this runs stays and is handled by the next refresh.
 ///
 /// # Errors
 /// If the modelled tables were made for another definition, or the database fails.
@@ -33,8 +33,9 @@ pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days)
     .await
 }
 
-/// Does work while no other refresh of the dataset runs, or on SQLite none that stores unseen. The lock comes before the work's
-/// transaction: within one that sees one snapshot it would wait after the snapshot is taken.
+/// Runs `work` while no other refresh of the dataset runs. On SQLite there is no lock; a refresh detects there that another one
+/// has stored its result. The lock is taken before the transaction of `work`: inside a snapshot transaction, the wait would
+/// come after the snapshot.
 pub(super) async fn alone<T>(
     connection: &mut Connection,
     dataset: &Dataset,
@@ -44,7 +45,7 @@ pub(super) async fn alone<T>(
     lock::session(connection, lock).await?;
     let done = work(connection).await;
     if done.is_err() {
-        // Unlocking would fail in the aborted transaction, and hide why it was.
+        // The transaction is rolled back first: unlocking would fail in an aborted transaction and hide the first error.
         drop(connection.rollback().await);
     }
     let released = lock::release(connection, lock).await;
@@ -52,15 +53,15 @@ pub(super) async fn alone<T>(
     released.map(|()| done)
 }
 
-/// Inside a transaction: nobody else refreshes the dataset or changes rows of it until the transaction ends. Of several
-/// datasets in the order of their names, as the stream's writers go: whoever waits for one then never holds a later one.
+/// Inside a transaction: blocks other refreshes of the dataset and other changes of its rows until the transaction ends. A
+/// caller takes several datasets in the order of their names, as the stream's writers do, so that no deadlock is possible.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    // On SQLite nobody else writes anyway.
+    // On SQLite the transaction already holds the only write lock.
     if connection.dialect() == Dialect::Postgres && dataset.day.is_some() {
-        // Refreshes first: one that runs takes its time, and writers need not wait for it.
+        // The lock against refreshes comes first: a running refresh may take long, and writers need not wait for it.
         lock::transaction(connection, Lock::Model(&dataset.name)).await?;
         let raw = RawTable::Master.of(Dialect::Postgres, dataset);
         connection.run(format!("lock table {raw} in share row exclusive mode")).await?;
@@ -68,8 +69,8 @@ pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> Store
     Ok(())
 }
 
-/// Inside a transaction that [holds the dataset still](hold_still): refreshes the given days and all marked ones. Its
-/// statements need not see one snapshot: nothing happens between them.
+/// Inside a transaction that [holds the dataset still](hold_still): refreshes the given days and all marked days. Its
+/// statements need no common snapshot, because the rows do not change between them.
 ///
 /// # Errors
 /// As [`refresh`].
@@ -83,23 +84,25 @@ pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset, days
     Ok(())
 }
 
-/// How often what was computed may be outdated by other refreshes. One of the marked days is made again as often as that
-/// happens: the others have refreshed what was marked, so less and less is left to do. One of all days then holds the lock.
+/// How often a refresh of all days on SQLite may find its result outdated by another refresh. After that it computes while it
+/// holds the write lock. A refresh of the marked days has no such limit: the other refreshes have removed marks, so less is
+/// left to do each time.
 const MOST_ATTEMPTS: usize = 3;
 
 /// Begins a transaction in which all statements see one snapshot.
 pub(super) async fn begin(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
     connection.begin_snapshot().await?;
     if connection.dialect() == Dialect::Postgres {
-        // Whoever replaces modelled tables also goes from the raw table to the modelled ones: none waits in a circle.
+        // The raw table is locked before the modelled tables, in the same order as when the modelled tables are replaced, so
+        // that no deadlock is possible.
         let raw = RawTable::Master.of(Dialect::Postgres, dataset);
         connection.run(format!("lock table {raw} in access share mode")).await?;
     }
     Ok(())
 }
 
-/// Stores what was computed and ends the transaction; computes again what others have outdated. Returns how many days that
-/// were.
+/// Stores the computed rows and ends the transaction. Computes them again if another refresh has outdated them. Returns the
+/// number of days.
 pub(super) async fn finish(
     connection: &mut Connection,
     dataset: &Dataset,
@@ -109,7 +112,7 @@ pub(super) async fn finish(
     if connection.dialect() == Dialect::Sqlite {
         let mut attempts = 1;
         while let Some(done) = &computed {
-            // So far nothing was written. What was computed is in temporary tables, which stay.
+            // Nothing was written to the file so far. The computed rows are in temporary tables, which stay after the commit.
             connection.commit().await?;
             connection.begin().await?;
             if version(connection, dataset).await? == done.version {
@@ -135,15 +138,15 @@ pub(super) async fn finish(
     Ok(computed.map_or(Some(0), |done| done.count))
 }
 
-/// The rows that days should have, in temporary tables, with the marks that led to them.
+/// The computed rows of the days, in temporary tables, with the marks that were read.
 pub(super) struct Computed {
     pub(super) filter: DayFilter,
-    /// How many days; `None` for all.
+    /// The number of days; `None` for all days.
     count: Option<usize>,
     version: Version,
 }
 
-/// What the modelled tables of a dataset were made for, and how often they were refreshed (on SQLite).
+/// The definition that the modelled tables of a dataset were made for, and (on SQLite) the number of refreshes so far.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     definition: String,
@@ -154,13 +157,13 @@ struct Version {
 const MARKS: &str = "model_marks";
 
 impl Computed {
-    /// The temporary table of the rows of a modelled table, by its place among those of the dataset.
+    /// The temporary table with the rows of a modelled table, by the table's index among those of the dataset.
     pub(super) fn rows_of(table: usize) -> String {
         format!("model_rows_{table}")
     }
 }
 
-/// Inside a transaction: computes the given days and all marked ones; `None` if there is none.
+/// Inside a transaction: computes the given days and all marked days. Returns `None` if there are none.
 pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days: &Days) -> StoreResult<Option<Computed>> {
     let dialect = connection.dialect();
     let version = version(connection, dataset).await?;
@@ -187,8 +190,8 @@ pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days
             }
             let count = days.len();
             let list = day_literals(days);
-            // A day with rows is in the tables, or marked and so in the list: where no other is in the tables, these are all
-            // there are. The database need not find that out from a long list and an index.
+            // A day with rows is in the tables or in the list. If the tables have no other day, the list has all days. A
+            // computation of all days then spares the database a long list and an index.
             let by_date = dialect.table(Schema::Modelled, &tables(dataset)[0].name());
             let others =
                 connection.fetch_int(format!("select count(*) from {by_date} where \"date\" not in ({list})"), &[]).await?;
@@ -209,7 +212,7 @@ pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days
     Ok(Some(Computed { filter, count, version }))
 }
 
-/// Inside a transaction that writes: replaces the rows of the computed days and deletes exactly the marks that were read.
+/// Inside a transaction that writes: replaces the rows of the computed days and deletes only the marks that were read.
 async fn store(connection: &mut Connection, dataset: &Dataset, computed: &Computed) -> StoreResult<()> {
     let dialect = connection.dialect();
     let replaced = match &computed.filter {
@@ -253,7 +256,7 @@ async fn version(connection: &mut Connection, dataset: &Dataset) -> StoreResult<
     })
 }
 
-/// The table of the marks, and the column that tells one of its rows from all others for as long as a refresh runs.
+/// The table of the marks, and a column that identifies each mark while a refresh runs.
 fn marks(dialect: Dialect) -> (String, &'static str) {
     let column = match dialect {
         Dialect::Postgres => "ctid",
