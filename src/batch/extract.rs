@@ -17,7 +17,7 @@ use crate::store::{Dialect, Rows};
 
 /// What the extraction hands over, chunks in no order.
 pub enum Extracted {
-    Chunk(ParsedChunk),
+    Chunk(ExtractedChunk),
     /// A file was read to its end.
     End {
         /// Index among the inputs.
@@ -36,7 +36,7 @@ pub enum Extracted {
 }
 
 /// A chunk's rows and rejects.
-pub struct ParsedChunk {
+pub struct ExtractedChunk {
     pub file: usize,
     pub seq: u64,
     pub first_ordinal: u64,
@@ -87,7 +87,7 @@ pub fn extract(dataset: &Arc<Dataset>, inputs: Vec<Input>, how: Extraction, prog
                 let records = chunk.records();
                 progress.records.fetch_add(records, Ordering::Relaxed);
                 let (seq, first_ordinal, digest) = (chunk.seq, chunk.first_ordinal, chunk.digest());
-                let chunk = ParsedChunk { file, seq, first_ordinal, records, digest, rows, parsed };
+                let chunk = ExtractedChunk { file, seq, first_ordinal, records, digest, rows, parsed };
                 if extracted.blocking_send(Extracted::Chunk(chunk)).is_err() {
                     return;
                 }

@@ -29,7 +29,7 @@ use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, rejects, schema, upsert,
 };
 
-use extract::{Extracted, Extraction, ParsedChunk, Progress, extract};
+use extract::{Extracted, ExtractedChunk, Extraction, Progress, extract};
 use input::{Input, files_of};
 use limit::RejectLimit;
 
@@ -205,7 +205,7 @@ impl DatasetRun {
     }
 
     /// Books a chunk; returns what became of its records.
-    fn add(&mut self, chunk: &ParsedChunk) -> Counts {
+    fn add(&mut self, chunk: &ExtractedChunk) -> Counts {
         let counts = Counts {
             read: chunk.records,
             loaded: chunk.parsed.rows,
@@ -213,7 +213,7 @@ impl DatasetRun {
             skipped: chunk.parsed.skipped,
         };
         let file = &mut self.files[chunk.file];
-        let &ParsedChunk { seq, first_ordinal, records, digest, .. } = chunk;
+        let &ExtractedChunk { seq, first_ordinal, records, digest, .. } = chunk;
         file.chunks.push(ChunkLine { load_id: 0, seq, first_ordinal, records, digest });
         file.counts += counts;
         self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
@@ -344,7 +344,7 @@ async fn load_dataset(
         let mut waiting: Vec<(usize, Vec<Reject>)> = Vec::new();
         let mut waiting_bytes = 0;
         let mut appender = Appender::begin(connection, &dataset, RawTable::Delta, options.stage_dir.as_deref()).await?;
-        let received = receive(&mut extracted, run, limit, async |mut chunk: ParsedChunk| {
+        let received = receive(&mut extracted, run, limit, async |mut chunk: ExtractedChunk| {
             chunk.rows.set_load(ids[chunk.file]);
             appender.push(chunk.rows).await?;
             if !chunk.parsed.rejects.is_empty() {
@@ -396,7 +396,7 @@ async fn receive(
     extracted: &mut mpsc::Receiver<Extracted>,
     run: &mut DatasetRun,
     limit: &mut RejectLimit,
-    mut take: impl AsyncFnMut(ParsedChunk) -> Result<Flow, Failure>,
+    mut take: impl AsyncFnMut(ExtractedChunk) -> Result<Flow, Failure>,
 ) -> Result<Next, Failure> {
     while let Some(message) = extracted.recv().await {
         match message {
