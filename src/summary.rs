@@ -1,4 +1,4 @@
-//! What a run loaded, in batch or in the stream: the object of `--format json`.
+//! The summary of a batch or stream run: the object of `--format json`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::dataset::Dataset;
 use crate::record::row::Reject;
 use crate::store::ledger::Counts;
 
-/// A run over all its datasets.
+/// The summary of a run over all its datasets.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadSummary {
     pub datasets: Vec<DatasetSummary>,
@@ -17,17 +17,17 @@ pub struct LoadSummary {
     pub elapsed: Duration,
     #[serde(skip)]
     pub dry_run: bool,
-    /// What a signal kept the run from doing; not there if all was done.
+    /// The work that is left after a signal; absent if everything was done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<Left>,
 }
 
-/// What a run that was interrupted leaves to the next start.
+/// The work that an interrupted run leaves to the next start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Left {
-    /// Files that are claimed and not finished, and with `--once` those that were not claimed yet.
+    /// Files that are claimed and not finished; with `--once` also files that are not claimed yet.
     pub files: u64,
-    /// Messages that were delivered and not acknowledged.
+    /// Messages that are delivered and not acknowledged.
     pub messages: u64,
 }
 
@@ -43,7 +43,7 @@ impl std::fmt::Display for Left {
     }
 }
 
-/// What became of a dataset's files.
+/// The summary of one dataset.
 #[derive(Debug, Clone, Serialize)]
 pub struct DatasetSummary {
     pub dataset: String,
@@ -52,12 +52,12 @@ pub struct DatasetSummary {
     pub counts: Counts,
     /// Master rows that the upsert deleted.
     pub replaced: u64,
-    /// Files that failed; in batch one fails the run.
+    /// Number of failed files. In batch, one failed file fails the run.
     #[serde(skip)]
     pub failed: usize,
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub elapsed: Duration,
-    /// The first rejects.
+    /// The first rejects, for the user.
     #[serde(skip)]
     pub shown: Vec<ShownReject>,
 }
@@ -72,7 +72,7 @@ pub struct ShownReject {
 }
 
 impl ShownReject {
-    /// The line for a reject of a file.
+    /// Makes the line for a reject of a file.
     pub fn new(file: usize, input: impl std::fmt::Display, reject: &Reject) -> Self {
         let Reject { ordinal, byte_offset, reason, detail, .. } = reject;
         let text = format!("{input}: record {ordinal} at byte {byte_offset}: {}: {detail}", reason.as_str());
@@ -91,7 +91,7 @@ fn seconds<S: Serializer>(elapsed: &Duration, serializer: S) -> Result<S::Ok, S:
 }
 
 impl LoadSummary {
-    /// Nothing loaded yet of these datasets.
+    /// The summary before anything of these datasets is loaded.
     pub fn empty(datasets: &[Arc<Dataset>]) -> Self {
         let nothing = |dataset: &Arc<Dataset>| DatasetSummary {
             dataset: dataset.name.clone(),
@@ -105,7 +105,7 @@ impl LoadSummary {
         Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false, left: None }
     }
 
-    /// Adds a file that is over, so long after the start of the run.
+    /// Adds a finished file. `elapsed` is the time since the start of the run.
     pub fn add_file(&mut self, dataset: &str, counts: Counts, has_failed: bool, elapsed: Duration) {
         if let Some(summary) = self.datasets.iter_mut().find(|summary| summary.dataset == dataset) {
             summary.files += 1;

@@ -1,11 +1,11 @@
-//! What the stages of this process are doing: nothing, working, or waiting for something outside, and for how long. The stages
-//! say so here; the heartbeat tells `dataloader health`, and a drain sees whether anything still moves.
+//! The state of each stage of this process: idle, busy, or waiting for something outside, and since when. The stages report it
+//! here; the heartbeat passes it to `dataloader health`, and the shutdown uses it to see whether there is still progress.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// A stage that waits for no longer than this is well: servers pause, connections are made anew.
+/// A stage that waits for less than this is healthy: short pauses of servers and new connections are normal.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// The stages of a process. Clones share them.
@@ -15,11 +15,11 @@ pub struct Vitals(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     stages: Mutex<Vec<Weak<Part>>>,
-    /// Units of work that were finished, of all stages.
+    /// Units of work that all stages have finished.
     units: AtomicU64,
 }
 
-/// One stage, or one of its threads or connections. Clones are the same stage; it is forgotten with the last of them.
+/// One stage, or one of its threads or connections. Clones are the same stage. It is removed when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Stage(Arc<Part>);
 
@@ -34,7 +34,7 @@ struct Part {
 #[derive(Debug)]
 struct Now {
     doing: Doing,
-    /// When it began to work or finished a unit of work, whichever was later.
+    /// When it began to work or last finished a unit of work, whichever was later.
     moved: Instant,
 }
 
@@ -45,11 +45,11 @@ enum Doing {
     Waiting { what: String, since: Instant },
 }
 
-/// Why a stage is not well.
+/// Why a stage is not healthy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     pub stage: &'static str,
-    /// What it waits for, in words for people; `None` if it should work and makes no progress.
+    /// What it waits for, as text for the user; `None` if it has work and makes no progress.
     pub waits_for: Option<String>,
     pub since: Instant,
 }
@@ -64,7 +64,7 @@ impl std::fmt::Display for Trouble {
 }
 
 impl Vitals {
-    /// Adds a stage that has nothing to do yet. Several may have the same name.
+    /// Adds an idle stage. Several stages may have the same name.
     pub fn stage(&self, name: &'static str) -> Stage {
         let now = Mutex::new(Now { doing: Doing::Idle, moved: Instant::now() });
         let part = Arc::new(Part { name, shared: Arc::clone(&self.0), now, in_hand: AtomicU64::new(0) });
@@ -74,18 +74,18 @@ impl Vitals {
         Stage(part)
     }
 
-    /// What is wrong: stages that wait for more than a moment, and stages that have work and made no progress for as long as
-    /// `stall`.
+    /// The stages that are not healthy: those that wait for longer than a moment, and those that have work and made no progress
+    /// for the time `stall`.
     pub fn troubles(&self, stall: Duration) -> Vec<Trouble> {
         self.stages().iter().filter_map(|stage| stage.trouble(stall)).collect()
     }
 
-    /// How many units of work all stages have finished so far: while it stays the same, nothing moves.
+    /// How many units of work all stages have finished. There is no progress while it stays the same.
     pub fn units(&self) -> u64 {
         self.0.units.load(Ordering::Relaxed)
     }
 
-    /// How many things the stages of that name have in hand.
+    /// How many files or messages the stages of that name have taken and not finished.
     pub fn in_hand(&self, name: &str) -> u64 {
         let stages = self.stages();
         stages.iter().filter(|stage| stage.name == name).map(|stage| stage.in_hand.load(Ordering::Relaxed)).sum()
@@ -97,7 +97,7 @@ impl Vitals {
 }
 
 impl Stage {
-    /// It has work.
+    /// The stage has work.
     pub fn busy(&self) {
         let mut now = lock(&self.0.now);
         if matches!(now.doing, Doing::Idle) {
@@ -105,13 +105,13 @@ impl Stage {
         }
     }
 
-    /// It has nothing to do, or can do nothing until another stage has made room.
+    /// The stage has no work, or must wait until another stage has room.
     pub fn idle(&self) {
         lock(&self.0.now).doing = Doing::Idle;
     }
 
-    /// It waits for something outside of the process: a server, a disk. `what` is for people: what it waits for and why. Said
-    /// again, it still waits, perhaps for another reason.
+    /// The stage waits for something outside of the process, such as a server or a disk. `what` is text for the user: what it
+    /// waits for and why. A repeated call may change the reason; the start of the wait stays.
     pub fn waits_for(&self, what: impl Into<String>) {
         let mut now = lock(&self.0.now);
         let since = match now.doing {
@@ -121,7 +121,7 @@ impl Stage {
         now.doing = Doing::Waiting { what: what.into(), since };
     }
 
-    /// What it waited for is there: it goes on working.
+    /// The wait is over, and the stage works again.
     pub fn goes_on(&self) {
         let mut now = lock(&self.0.now);
         if matches!(now.doing, Doing::Waiting { .. }) {
@@ -129,7 +129,7 @@ impl Stage {
         }
     }
 
-    /// It finished a unit of work, however small. What a stage does while it waits is an attempt and does not count.
+    /// The stage finished a unit of work of any size. Work during a wait is only an attempt and does not count.
     pub fn progress(&self) {
         let mut now = lock(&self.0.now);
         if !matches!(now.doing, Doing::Waiting { .. }) {
@@ -138,7 +138,7 @@ impl Stage {
         }
     }
 
-    /// How many files or messages it has taken and not finished: what a run that ends now leaves to the next.
+    /// Sets how many files or messages the stage has taken and not finished. A run that ends now leaves them to the next run.
     pub fn has_in_hand(&self, count: usize) {
         self.0.in_hand.store(count as u64, Ordering::Relaxed);
     }
@@ -156,7 +156,7 @@ impl Part {
     }
 }
 
-/// A panic elsewhere leaves the few values behind such a lock whole.
+/// The values are complete after every assignment, so a lock that a panic has poisoned is still usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -172,7 +172,7 @@ mod tests {
         vitals.troubles(stall).into_iter().map(|trouble| trouble.stage).collect()
     }
 
-    /// As if the stage had been doing what it does for a minute.
+    /// Moves the times of the stage back by one minute.
     fn a_minute_passes(stage: &Stage) {
         let minute = Duration::from_secs(60);
         let mut now = lock(&stage.0.now);

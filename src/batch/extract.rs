@@ -1,5 +1,5 @@
-//! Reads and parses files on threads of their own: one reader cuts chunks, several parsers turn them into rows, and whoever
-//! writes takes them from a bounded channel, which holds the others back.
+//! Reads and parses files on separate threads: one reader cuts chunks, and several parsers turn them into rows. The results go
+//! through a bounded channel, so a slow receiver slows the readers down.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use crate::record::parse::{DayRange, Parsed, Parser};
 use crate::record::split::{SplitError, Splitter};
 use crate::store::{Dialect, Rows};
 
-/// What the extraction hands over, chunks in no order.
+/// A message of the extraction. Chunks arrive in no particular order.
 pub enum Extracted {
     Chunk(ExtractedChunk),
     /// A file was read to its end.
     End {
-        /// Index among the inputs.
+        /// Index of the file among the inputs.
         file: usize,
         /// Length of its decompressed text.
         bytes: u64,
-        /// How many records were found in it.
+        /// Number of records in the file.
         records: u64,
     },
-    /// A file cannot be read on; nothing comes after this.
+    /// A file cannot be read to its end. No message follows this one.
     Failed {
         file: usize,
         bytes: u64,
@@ -41,22 +41,22 @@ pub struct ExtractedChunk {
     pub seq: u64,
     pub first_ordinal: u64,
     pub records: u64,
-    /// Of its records.
+    /// SHA-256 of the chunk's records.
     pub digest: Digest,
     pub rows: Rows,
     pub parsed: Parsed,
 }
 
-/// How far an extraction has come, for whoever watches.
+/// The progress of an extraction, for the progress bar.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Bytes of all files as they are stored.
+    /// Bytes of all files as stored, before decompression.
     pub stored_total: AtomicU64,
-    /// Of these, how many were read.
+    /// How many of these bytes were read.
     pub stored_read: Arc<AtomicU64>,
-    /// Records parsed.
+    /// Number of parsed records.
     pub records: AtomicU64,
-    /// Files read to their end.
+    /// Number of files that were read, to the end or to an error.
     pub files: AtomicU64,
 }
 
@@ -64,15 +64,15 @@ pub struct Progress {
 #[derive(Debug, Clone, Copy)]
 pub struct Extraction {
     pub days: DayRange,
-    /// Of the rows.
+    /// The database that the rows are encoded for.
     pub dialect: Dialect,
-    /// Threads.
+    /// Number of parser threads.
     pub parsers: usize,
-    /// The largest window of a zstd file.
+    /// The largest allowed window of a zstd file.
     pub zstd_window_mib: u32,
 }
 
-/// Starts reading `inputs`, one after the other. Dropping the receiver ends the threads.
+/// Starts to read `inputs`, one after the other. The threads end when the receiver is dropped.
 pub fn extract(dataset: &Arc<Dataset>, inputs: Vec<Input>, how: Extraction, progress: &Arc<Progress>) -> mpsc::Receiver<Extracted> {
     let Extraction { days, dialect, parsers, zstd_window_mib } = how;
     let (chunks_in, chunks_out) = crossbeam_channel::bounded::<(usize, Chunk)>(parsers);

@@ -1,4 +1,5 @@
-//! The files of a batch load: found in the datasets' directories or named on the command line, opened, decompressed.
+//! The files of a batch load: finds them in the datasets' directories or takes them from the command line, opens and
+//! decompresses them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,12 +19,12 @@ pub enum Input {
 }
 
 impl Input {
-    /// `-` is standard input, anything else a file.
+    /// `-` is standard input; any other argument is a file.
     pub fn from_argument(argument: &Path) -> Self {
         if argument == Path::new("-") { Self::StandardInput } else { Self::File(argument.to_owned()) }
     }
 
-    /// What the ledger calls it: the file's absolute path, so that the next load of the same file is known as such.
+    /// The source as the ledger names it: the file's absolute path, so that the next load of the same file is recognised.
     pub fn source(&self) -> String {
         match self {
             Self::File(path) => path.canonicalize().unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned(),
@@ -31,7 +32,7 @@ impl Input {
         }
     }
 
-    /// Its size as stored, where it is known.
+    /// The stored size; zero if it is not known.
     pub fn stored_bytes(&self) -> u64 {
         match self {
             Self::File(path) => path.metadata().map_or(0, |metadata| metadata.len()),
@@ -39,7 +40,7 @@ impl Input {
         }
     }
 
-    /// Opens it and undoes its compression, as [`decompress`] does; counts in `stored_read` the bytes as they are stored.
+    /// Opens the input and decompresses it as [`decompress`] does. Counts in `stored_read` the bytes before decompression.
     ///
     /// # Errors
     /// If it cannot be opened or read.
@@ -81,10 +82,10 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// The files of a dataset in its directory, by name; none is not an error, no directory is.
+/// The data files in a dataset's directory, sorted by name. An empty directory is no error; a missing one is.
 ///
 /// # Errors
-/// If the directory is not there or cannot be read.
+/// If the directory is missing or cannot be read.
 pub fn files_of(dataset: &Dataset, data_dir: &Path) -> Result<Vec<Input>> {
     let dir = data_dir.join(&dataset.dir);
     let cannot = |error: &io::Error| {
@@ -95,7 +96,7 @@ pub fn files_of(dataset: &Dataset, data_dir: &Path) -> Result<Vec<Input>> {
     for entry in std::fs::read_dir(&dir).map_err(|e| cannot(&e))? {
         let path = entry.map_err(|e| cannot(&e))?.path();
         if path.file_name().and_then(|name| name.to_str()).is_some_and(is_data_file) && !path.is_dir() {
-            // A file that is gone by now, or a link to nowhere, is an error when it is opened: nothing is left out in silence.
+            // A file that has disappeared, or a broken link, is an error when it is opened: no file is skipped silently.
             files.push(path);
         }
     }
@@ -103,7 +104,8 @@ pub fn files_of(dataset: &Dataset, data_dir: &Path) -> Result<Vec<Input>> {
     Ok(files.into_iter().map(Input::File).collect())
 }
 
-/// `*.json`, `*.jsonl`, `*.ndjson`, each also `.gz` or `.zst`; hidden files are somebody's unfinished business.
+/// `*.json`, `*.jsonl`, `*.ndjson`, each also with `.gz` or `.zst`. Hidden files are skipped: another program may still write
+/// them.
 fn is_data_file(name: &str) -> bool {
     let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
     !name.starts_with('.') && [".json", ".jsonl", ".ndjson"].iter().any(|suffix| stem.ends_with(suffix))

@@ -46,7 +46,7 @@ impl std::fmt::Display for MaxRejects {
     }
 }
 
-/// The limit and how near a run is to it, over all its datasets.
+/// The limit, and the counts of a run over all its datasets.
 pub(super) struct RejectLimit {
     limit: Option<MaxRejects>,
     total: Counts,
@@ -57,7 +57,7 @@ impl RejectLimit {
         Self { limit, total: Counts::default() }
     }
 
-    /// A count is checked as soon as it is exceeded, a share when everything was read.
+    /// Adds counts. A limit in records is checked at once; a percentage is checked when everything was read.
     pub(super) fn add(&mut self, counts: Counts) -> Result<()> {
         self.total += counts;
         match self.limit {
@@ -66,7 +66,7 @@ impl RejectLimit {
         }
     }
 
-    /// To be asked when everything was read.
+    /// Checks the limit when everything was read.
     pub(super) fn finish(&self) -> Result<()> {
         let Counts { read, rejected, .. } = self.total;
         match self.limit {

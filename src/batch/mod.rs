@@ -1,7 +1,7 @@
-//! Batch: reads all files of each dataset, or some dates of it, into the delta table, upserts the delta into the master table
-//! and refreshes the modelled tables. One run is one transaction: all or nothing.
+//! Batch: reads all files of each dataset, or only some dates of them, into the delta table, upserts the delta into the master
+//! table and refreshes the modelled tables. One run is one transaction: all or nothing.
 
-pub mod extract; // files → parsed chunks, on threads
+pub mod extract; // reads and parses files on threads
 pub mod input; // the files
 pub mod limit; // how many rejects a run may have
 
@@ -40,21 +40,22 @@ pub use limit::MaxRejects;
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     pub datasets: Vec<Arc<Dataset>>,
-    /// Which days of the datasets that have one.
+    /// The days to load, for datasets that have a day.
     pub days: DayRange,
-    /// Instead of the (only) dataset's directory.
+    /// Files to read instead of those in the directory of the only dataset.
     pub inputs: Option<Vec<Input>>,
     pub max_rejects: Option<MaxRejects>,
-    /// Files without a record may empty the table of a dataset without a day.
+    /// Whether files without a record may empty the table of a dataset without a day.
     pub allow_empty: bool,
-    /// Only read and validate.
+    /// Whether to read and validate only.
     pub dry_run: bool,
-    /// A directory that a PostgreSQL server shares: rows go through a file there.
+    /// A directory that a PostgreSQL server shares; rows are loaded through a file there.
     pub stage_dir: Option<PathBuf>,
 }
 
 impl LoadOptions {
-    /// The files in the directories of these datasets, of all days or of those given, first and last.
+    /// Options to load the files in the directories of these datasets: all days, or the days from the first to the last of
+    /// `days`.
     ///
     /// # Errors
     /// If a stage directory is set for a database that cannot read it.
@@ -75,18 +76,18 @@ impl LoadOptions {
     }
 }
 
-/// A load waits as long as it takes for another load's SQLite lock.
+/// How long a load waits for the SQLite lock of another load; in practice without a limit.
 const LOCK_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Rejects are kept in memory up to this many bytes, then written.
+/// Rejects are collected in memory up to this many bytes, then written.
 const REJECT_BUFFER_BYTES: usize = 4 << 20;
 /// How many rejects the summary shows per dataset.
 const SHOWN_REJECTS: usize = 5;
 
-/// Loads; returns what was done.
+/// Loads the files and returns a summary.
 ///
 /// # Errors
-/// If a directory or file cannot be read, a file's record boundaries are lost, too many records are rejected, or the
-/// database fails. Nothing of the run is loaded then; a file that failed gets a ledger row that says why.
+/// If a directory or file cannot be read, if the record boundaries in a file are lost, if too many records are rejected, or if
+/// the database fails. Nothing of the run is loaded then. A file that failed gets a ledger row with the error.
 pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progress>) -> Result<LoadSummary> {
     let started = Instant::now();
     let mut runs = Vec::new();
@@ -133,7 +134,7 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
 enum Failure {
     Store(StoreError),
     File(Box<FailedFile>),
-    /// Too many rejects, or nothing to load: a fault of no file alone.
+    /// Too many rejects, or nothing to load: not the fault of a single file.
     Run(Error),
 }
 
@@ -152,13 +153,13 @@ struct FailedFile {
     error: Error,
 }
 
-/// A dataset on its way through a run.
+/// The state of one dataset in a run.
 struct DatasetRun {
     dataset: Arc<Dataset>,
     files: Vec<FileRun>,
     days: BTreeSet<Day>,
     replaced: u64,
-    /// The first rejects, in the order of file and ordinal.
+    /// The first rejects, sorted by file and ordinal.
     shown: Vec<ShownReject>,
     elapsed: Duration,
 }
@@ -167,11 +168,11 @@ struct FileRun {
     input: Input,
     source: String,
     bytes: u64,
-    /// How many the reader found, once it is at the end.
+    /// How many records the reader found; `None` until it is at the end.
     records: Option<u64>,
     counts: Counts,
     started_at: Timestamp,
-    /// Their lines, but for the load, which has no number yet.
+    /// The chunk lines. Their load id is set later.
     chunks: Vec<ChunkLine>,
 }
 
@@ -204,7 +205,7 @@ impl DatasetRun {
         counts
     }
 
-    /// Books a chunk; returns what became of its records.
+    /// Adds a chunk to the counts of its file and returns the chunk's counts.
     fn add(&mut self, chunk: &ExtractedChunk) -> Counts {
         let counts = Counts {
             read: chunk.records,
@@ -218,7 +219,7 @@ impl DatasetRun {
         file.counts += counts;
         self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
         if let Some(first) = chunk.parsed.rejects.first() {
-            // Chunks come in no order: keep the first few of all.
+            // Chunks arrive in no order, so the first rejects of all chunks are kept.
             let is_early = |last: &ShownReject| (chunk.file, first.ordinal) < (last.file, last.ordinal);
             if self.shown.len() < SHOWN_REJECTS || self.shown.last().is_some_and(is_early) {
                 let input = &file.input;
@@ -244,7 +245,8 @@ impl DatasetRun {
         }))
     }
 
-    /// A dataset without a day is replaced in full: not by nothing because nothing of it can be loaded.
+    /// Fails if no record of a dataset without a day can be loaded. Such a dataset is replaced in full, and its table must not
+    /// be emptied only because all records are invalid.
     fn check_any_loadable(&self) -> Result<(), Failure> {
         let Counts { read, loaded, .. } = self.counts();
         if self.dataset.day.is_some() || read == 0 || loaded > 0 {
@@ -258,7 +260,7 @@ impl DatasetRun {
         ))
     }
 
-    /// Nor by nothing because its files hold no record: somebody may be about to write them.
+    /// Fails if the files of a dataset without a day hold no record: another program may be about to write them.
     fn check_any_record(&self) -> Result<()> {
         if self.dataset.day.is_some() || self.files.is_empty() || self.counts().read > 0 {
             return Ok(());
@@ -315,7 +317,7 @@ async fn load_in_transaction(
     }
     .await;
     if done.is_err() {
-        // Where the connection is lost the database rolls back by itself.
+        // If the connection is lost, the database rolls back by itself.
         drop(connection.rollback().await);
     }
     done
@@ -332,13 +334,14 @@ async fn load_dataset(
     let dataset = Arc::clone(&run.dataset);
     upsert::clear_delta(connection, &dataset).await?;
     let ids = ledger::reserve_ids(connection, run.files.len()).await?;
-    // What comes through a pipe now has nothing to do with what came through one before.
+    // Standard input is not included: the data of this pipe is not related to the data of an earlier one.
     let files = run.files.iter().filter(|file| file.input != Input::StandardInput);
     let sources: Vec<&str> = files.map(|file| file.source.as_str()).collect();
     rejects::supersede(connection, &dataset, &sources).await?;
     let how = options.extraction(config, connection.dialect());
     let mut extracted = extract(&dataset, run.inputs(), how, progress);
-    // A COPY has the connection for itself: rejects wait for its end, or end it when there are too many of them.
+    // No other statement can run during a COPY. Rejects are written after its end; if there are too many of them, the COPY ends
+    // early.
     let mut next = Next::Resume;
     while next == Next::Resume {
         let mut waiting: Vec<(usize, Vec<Reject>)> = Vec::new();
@@ -375,23 +378,23 @@ async fn load_dataset(
     Ok(())
 }
 
-/// What whoever takes chunks wants next.
+/// Whether to continue after a chunk.
 enum Flow {
     Continue,
-    /// A moment for something else.
+    /// Pause, so that other statements can run.
     Pause,
 }
 
-/// What follows a [`receive`].
+/// What to do after a [`receive`].
 #[derive(PartialEq, Eq)]
 enum Next {
-    /// Receiving again: it was paused.
+    /// Receive again after the pause.
     Resume,
-    /// Nothing: all files were read to their ends.
+    /// Stop: all files were read to their ends.
     End,
 }
 
-/// Books every chunk of an extraction and gives it to `take`, until the end or a pause.
+/// Counts every chunk of an extraction and passes it to `take`, until the end or a pause.
 async fn receive(
     extracted: &mut mpsc::Receiver<Extracted>,
     run: &mut DatasetRun,
@@ -414,7 +417,7 @@ async fn receive(
             Extracted::Failed { file, bytes, error } => return Err(run.failed(file, bytes, error)),
         }
     }
-    // A thread that panicked just ends: what it held must not count as not there.
+    // A thread that panics ends without a message. The records that it held must not be missing silently.
     if let Some(file) = run.files.iter().find(|file| file.records != Some(file.counts.read)) {
         let message = format!("{}: reading it stopped before its end; nothing was loaded", file.input);
         return Err(Failure::Run(
@@ -452,8 +455,8 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
     ledger::insert_chunks(connection, &lines).await
 }
 
-/// The ledger row of a file that failed, in a transaction of its own, after the run's was rolled back. If the database fails
-/// here too, the user already gets an error.
+/// Writes the ledger row of a failed file in its own transaction, after the run was rolled back. An error here is only logged,
+/// because the user already gets an error.
 async fn record_failure(connection: &mut Connection, failed: &FailedFile) {
     let written = async {
         connection.begin().await?;
@@ -478,13 +481,13 @@ async fn record_failure(connection: &mut Connection, failed: &FailedFile) {
     }
 }
 
-/// Reads and parses everything, writes nothing.
+/// Reads and parses everything without writing.
 async fn validate(config: &Config, options: &LoadOptions, runs: &mut [DatasetRun], progress: &Arc<Progress>) -> Result<()> {
     let mut limit = RejectLimit::new(options.max_rejects);
     let checked: Result<(), Failure> = async {
         for run in runs.iter_mut() {
             let started = Instant::now();
-            // Rows are encoded for some store and dropped: what a load would do, short of a database.
+            // The rows are encoded and dropped: the same work as a load, without a database.
             let how = options.extraction(config, Dialect::Postgres);
             let mut extracted = extract(&run.dataset, run.inputs(), how, progress);
             receive(&mut extracted, run, &mut limit, async |_| Ok(Flow::Continue)).await?;

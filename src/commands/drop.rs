@@ -1,4 +1,4 @@
-//! `dataloader drop`: puts copies of a file into the inbox, for the pipeline that watches it.
+//! `dataloader drop`: puts copies of a file into the inbox, which a running stream watches.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::inbox::drop_file;
 use crate::terminal::cli::DropArgs;
 use crate::terminal::output::Output;
 
-/// Drops what the arguments name, and prints the copies' paths.
+/// Puts the copies that the arguments name into the inbox and prints their paths.
 ///
 /// # Errors
 /// As [`drop_copies`]; or if there is no such dataset.
@@ -27,23 +27,23 @@ pub fn run(config: &Config, args: &DropArgs, output: Output) -> Result<u8> {
     Ok(DONE)
 }
 
-/// What was dropped.
+/// The result of the command.
 #[derive(Debug, Clone, Serialize)]
 pub struct Dropped {
-    /// The copies' paths, in the order of their making. Text, not paths: JSON knows nothing else.
+    /// The paths of the copies in the order of their creation, as text, because JSON has no paths.
     pub dropped: Vec<String>,
 }
 
-/// The sample that a dataset is tried out with.
+/// The sample file of a dataset.
 pub fn sample_of(dataset: &Dataset, data_dir: &Path) -> PathBuf {
     data_dir.join(&dataset.dir).join(format!("{}_sample.json", dataset.name))
 }
 
-/// Puts `times` copies of `file`, or of the dataset's sample, into the inbox, each whole at once and under a fresh name.
+/// Puts `times` copies of `file`, or of the dataset's sample, into the inbox. Each copy appears complete and under a new name.
 ///
 /// # Errors
-/// If the file cannot be read or the inbox cannot be written. Copies made before that stay; the
-/// error says how many.
+/// If the file cannot be read or the inbox cannot be written. Copies made before the error stay, and the error says how many
+/// there are.
 pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &Dataset, times: u32) -> Result<Dropped> {
     let sample = sample_of(dataset, &config.data_dir);
     let mut dropped = Vec::new();
@@ -58,7 +58,7 @@ pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &Dataset, time
 }
 
 impl Dropped {
-    /// The lines for people, one per copy.
+    /// Writes the text output, one line per copy.
     ///
     /// # Errors
     /// If they cannot be written.

@@ -1,7 +1,8 @@
-//! `dataloader generate`: synthetic events for trying things out and for benchmarks: the same bytes for the same arguments, on every machine.
+//! `dataloader generate`: synthetic events for trials and benchmarks. The same arguments give the same bytes on every machine.
 //!
-//! They are of the kind that `raw_data/events/events_sample.json` shows: users repeat (one user per five events), a hundredth of
-//! the events have no organisation, a quarter no plan, and the times fall evenly on thirty days from 2020-12-01 in no order.
+//! The events look like those in `raw_data/events/events_sample.json`. Users repeat (one user per five events), one event in a
+//! hundred has no organisation, and one in four has no plan. The times are spread evenly over thirty days from 2020-12-01, in
+//! no order.
 
 use std::io::{self, Write};
 
@@ -10,7 +11,7 @@ use crate::error::Result;
 use crate::terminal::cli::GenerateArgs;
 use crate::terminal::output;
 
-/// Letters from several scripts; none holds a character that JSON would escape.
+/// Names in several scripts. No name has a character that JSON would escape.
 const ORGANIZATIONS: [&str; 20] = [
     "Harbour Lantern Co-op",
     "Käsmann & Töchter",
@@ -40,32 +41,32 @@ const USER_TYPES: [&str; 3] = ["Admin", "User", "Creator"];
 const EVENTS_PER_USER: u64 = 5;
 /// One event in this many has no organisation.
 const WITHOUT_ORGANIZATION: u64 = 100;
-/// From 2020-12-01: all in one month, so a day of the month is all the calendar that is needed.
+/// Days from 2020-12-01. They are all in one month, so no calendar is needed.
 const DAYS: u64 = 30;
 const MICROS_PER_SECOND: u64 = 1_000_000;
 const MICROS_PER_DAY: u64 = 86_400 * MICROS_PER_SECOND;
 
-/// Text is handed to the writer in pieces of about this many bytes.
+/// Text is written in pieces of about this many bytes.
 const PIECE: usize = 64 << 10;
 
 /// Writes synthetic events to standard output.
 ///
 /// # Errors
-/// If that cannot be written.
+/// If standard output cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<u8> {
     output::stream(|out| generate(args.events, args.seed, out))?;
     Ok(DONE)
 }
 
 /// Writes `events` synthetic events as a JSON array, one event per line, in constant memory. The same arguments give the same
-/// bytes, in every version that does not say otherwise in its changelog.
+/// bytes; a version that changes them says so in its changelog.
 ///
 /// # Errors
-/// Only those of `out`.
+/// If `out` cannot be written.
 pub fn generate(events: u64, seed: u64, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     let mut random = SplitMix64(seed);
     let users = (events / EVENTS_PER_USER).max(1);
-    // Room for the line that fills the piece.
+    // With room for the last line, which may exceed the piece.
     let mut piece = Vec::with_capacity(PIECE + 1024);
     piece.extend_from_slice(b"[\n");
     for i in 0..events {
@@ -109,7 +110,7 @@ fn push_event(out: &mut Vec<u8>, users: u64, random: &mut SplitMix64) {
     out.extend_from_slice(b"\"}");
 }
 
-/// A user stays in one organisation.
+/// A user always belongs to the same organisation.
 fn organization_of(user: u64) -> &'static str {
     let index = user % ORGANIZATIONS.len() as u64;
     ORGANIZATIONS[usize::try_from(index).expect("smaller than the array's length")]
@@ -126,7 +127,7 @@ fn push_id(out: &mut Vec<u8>, user: u64) {
     }
 }
 
-/// `DD HH:MM:SS.ffffff` of the time that many microseconds after the month began.
+/// `DD HH:MM:SS.ffffff` of the time `micros` microseconds after the beginning of the month.
 fn push_time_in_month(out: &mut Vec<u8>, micros: u64) {
     let seconds = micros / MICROS_PER_SECOND;
     push_number(out, micros / MICROS_PER_DAY + 1, 2);
@@ -151,7 +152,7 @@ fn push_text_or_null(out: &mut Vec<u8>, text: Option<&str>) {
     }
 }
 
-/// The number in decimal, with leading zeros up to `width`. By hand, because `write!` would take most of the time.
+/// The number in decimal, with leading zeros up to `width`. `write!` would take most of the run time.
 fn push_number(out: &mut Vec<u8>, mut number: u64, width: usize) {
     let mut digits = [b'0'; 20];
     let mut start = digits.len();
@@ -163,7 +164,7 @@ fn push_number(out: &mut Vec<u8>, mut number: u64, width: usize) {
     out.extend_from_slice(&digits[start.min(digits.len() - width)..]);
 }
 
-/// Sebastiano Vigna's SplitMix64: tiny, fast, and any seed is a good one. Not for secrets.
+/// Sebastiano Vigna's SplitMix64: small, fast, and good with any seed. It is not suitable for secrets.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -175,7 +176,7 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// A number from 0 to `bound - 1`: the high half of the product, whose bias no one can see below 2^40.
+    /// A number from 0 to `bound - 1`: the high half of the product. Its bias is negligible for bounds below 2^40.
     fn below(&mut self, bound: u64) -> u64 {
         let product = u128::from(self.next()) * u128::from(bound);
         u64::try_from(product >> 64).expect("the high half of 128 bits")
@@ -231,7 +232,7 @@ mod tests {
         assert_ne!(text(500, 7), text(500, 8));
     }
 
-    /// Whoever changes this changes what users get for the same arguments: say so in the changelog.
+    /// A change here changes the output for the same arguments: the changelog must say so.
     #[test]
     fn the_first_event_of_seed_1_stays_as_it_is() {
         let expected = "[\n  {\"id\": \"e220a8397b1dcdaf6e789e6aa1b965f4\", \"event_type\": \"User Deleted\", \"username\": \"user 0\", \

@@ -1,11 +1,11 @@
-//! `dataloader health`: whether the pipeline of this working directory is alive.
+//! `dataloader health`: whether the stream of this working directory is healthy.
 
 use super::{DONE, UNHEALTHY};
 use crate::error::Result;
 use crate::heartbeat;
 use crate::terminal::output::Output;
 
-/// Prints what the heartbeats of this working directory say.
+/// Prints the health that the heartbeats of this working directory show.
 ///
 /// # Errors
 /// If they cannot be read.

@@ -1,4 +1,4 @@
-//! `dataloader load`: a batch load with a progress bar beside it, then what was loaded and the daily totals.
+//! `dataloader load`: a batch load with a progress bar, then a summary and the daily totals.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -15,10 +15,10 @@ use crate::terminal::cli::LoadArgs;
 use crate::terminal::output::Output;
 use crate::terminal::{progress, summary};
 
-/// Loads what the arguments name, and prints what that was.
+/// Loads the files that the arguments name and prints a summary.
 ///
 /// # Errors
-/// As [`load`]; or if the arguments name a file twice or a dataset that is not there.
+/// As [`load`]; or if the arguments name a file twice or an unknown dataset.
 pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
     let mut sources = BTreeSet::new();
@@ -37,15 +37,15 @@ pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8>
     Ok(if loaded.summary.has_rejects() { REJECTED } else { DONE })
 }
 
-/// What a load did, and the totals after it.
+/// The summary of a load, and the totals after it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub summary: LoadSummary,
-    /// Of the loaded datasets; none after a dry run.
+    /// The daily totals of the loaded datasets; none after a dry run.
     pub totals: Vec<TableReport>,
 }
 
-/// Loads, with a progress bar where standard error is a terminal.
+/// Loads, with a progress bar if standard error is a terminal.
 ///
 /// # Errors
 /// As [`batch::load`]; or if the totals cannot be read.
@@ -60,7 +60,7 @@ pub async fn load(config: &Config, options: &LoadOptions) -> Result<Loaded> {
 }
 
 impl Loaded {
-    /// The lines for people.
+    /// Writes the text output.
     ///
     /// # Errors
     /// If they cannot be written.

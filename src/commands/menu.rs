@@ -1,4 +1,4 @@
-//! `dataloader menu`: numbered choices, line by line, so that it works over a pipe, in tmux and in `docker exec -it`.
+//! `dataloader menu`: numbered choices, read line by line, so that it works over a pipe, in tmux and in `docker exec -it`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::Path;
@@ -17,12 +17,12 @@ use crate::inbox::drop_file;
 use crate::terminal::cli::parse_day;
 use crate::terminal::output::{Format, Output, write_error};
 
-/// The user's own file to drop, in the dataset's directory.
+/// The user's own file, in the dataset's directory.
 const CUSTOM_SAMPLE: &str = "custom_sample.json";
 
 const RULE: &str = "----------------------------------------------";
 
-/// Shows the menu on standard output, for whoever types into standard input.
+/// Shows the menu on standard output and reads the choices from standard input.
 ///
 /// # Errors
 /// If standard output cannot be written, or if JSON is asked for.
@@ -35,11 +35,12 @@ pub async fn run(config: &Config, output: Output) -> Result<u8> {
     Ok(DONE)
 }
 
-/// Shows the menu of [`Config::menu_mode`] on `out` and does what `input` chooses, until it chooses to exit or ends. A load
-/// that fails is shown, and the menu goes on. Dropped during a load (by a signal), the load is rolled back.
+/// Shows the menu of [`Config::menu_mode`] on `out` and executes the choices from `input`, until the user exits or the input
+/// ends. An error of a load is shown, and the menu continues. If the future is dropped during a load (by a signal), the load is
+/// rolled back.
 ///
 /// # Errors
-/// If `out` cannot be written; that its reader has gone away is no error.
+/// If `out` cannot be written. A closed pipe is no error.
 async fn show(config: &Config, input: impl BufRead + Send + 'static, out: &mut impl Write) -> Result<()> {
     let mut console = Console { lines: lines_of(input), out, at_prompt: false };
     let done = match config.menu_mode {
@@ -87,7 +88,7 @@ async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Re
     }
 }
 
-/// All datasets: those without a `day`, as the organisations, are loaded in full either way.
+/// Loads all datasets. Datasets without a `day`, such as the organisations, are always loaded in full.
 async fn load_files(config: &Config, day: Option<Date>) -> Result<Loaded> {
     let options = LoadOptions::new(config, config.datasets.clone(), day.map(|day| day..=day))?;
     load(config, &options).await
@@ -130,7 +131,7 @@ fn drop_sample(config: &Config) -> Result<String> {
 fn drop_custom(config: &Config) -> Result<String> {
     let dataset = config.menu_dataset()?;
     let file = config.data_dir.join(&dataset.dir).join(CUSTOM_SAMPLE);
-    // What cannot be looked at may well be there: opening it says what is wrong.
+    // If the check itself fails, the file may exist; opening it reports the error.
     if matches!(file.try_exists(), Ok(false)) {
         let file = std::path::absolute(&file).unwrap_or(file);
         return Ok(format!("no custom file yet: save yours as {}, then choose this again", file.display()));
@@ -143,16 +144,16 @@ fn drop_into_inbox(config: &Config, dataset: &Dataset, file: &Path) -> Result<St
     Ok(format!("dropped {}; `dataloader status` shows what became of it", dropped.display()))
 }
 
-/// What the choices call the dataset. Where there is none, each choice says so.
+/// The dataset's name in the choices. If there is none, each choice reports the error when it is chosen.
 fn menu_name(config: &Config) -> String {
     config.menu_dataset().map_or_else(|_| "events".to_owned(), |dataset| dataset.name.clone())
 }
 
-/// Where the menu is shown and answered.
+/// The output and the input of the menu.
 struct Console<'a, W: Write> {
     lines: mpsc::Receiver<String>,
     out: &'a mut W,
-    /// The cursor stands behind a question.
+    /// Whether the cursor is after a question.
     at_prompt: bool,
 }
 
@@ -161,7 +162,7 @@ impl<W: Write> Console<'_, W> {
         writeln!(self.out, "{RULE}\ndataloader {}, {title}\n{detail}\n{RULE}", env!("CARGO_PKG_VERSION"))
     }
 
-    /// Shows the choices, numbered from 1, and asks until it is one of them; `None` at the end of input.
+    /// Shows the choices, numbered from 1, and asks until the answer is one of them. Returns `None` at the end of input.
     async fn choose<T: Copy>(&mut self, choices: &[(String, T)]) -> io::Result<Option<T>> {
         writeln!(self.out)?;
         for (number, (text, _)) in (1..).zip(choices) {
@@ -176,7 +177,7 @@ impl<W: Write> Console<'_, W> {
         Ok(None)
     }
 
-    /// Asks for a day until it is one; `None` at the end of input.
+    /// Asks until the answer is a date. Returns `None` at the end of input.
     async fn ask_day(&mut self) -> io::Result<Option<Date>> {
         while let Some(answer) = self.ask("Which date (YYYY-MM-DD): ").await? {
             match parse_day(&answer) {
@@ -187,7 +188,7 @@ impl<W: Write> Console<'_, W> {
         Ok(None)
     }
 
-    /// The next line of the input, without the space around it; `None` at its end.
+    /// Asks and returns the next line of the input, trimmed; `None` at the end of input.
     async fn ask(&mut self, question: &str) -> io::Result<Option<String>> {
         write!(self.out, "{question}")?;
         self.out.flush()?;
@@ -199,7 +200,7 @@ impl<W: Write> Console<'_, W> {
 }
 
 impl<W: Write> Drop for Console<'_, W> {
-    /// Whatever is printed after an unanswered question begins on a line of its own.
+    /// Ends the line of an unanswered question, so that later output begins on its own line.
     fn drop(&mut self) {
         if self.at_prompt {
             let _ = writeln!(self.out);
@@ -207,8 +208,8 @@ impl<W: Write> Drop for Console<'_, W> {
     }
 }
 
-/// The lines of `input`, read on a thread: a signal then ends the menu while it waits for one. The thread ends with its input
-/// or with the process.
+/// The lines of `input`, read on a thread, so that a signal can end the menu while it waits for a line. The thread ends with
+/// the input or with the process.
 fn lines_of(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -217,7 +218,7 @@ fn lines_of(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<String> 
             line.clear();
             match input.read_until(b'\n', &mut line) {
                 Ok(0) => return,
-                // Not every terminal speaks UTF-8; what cannot be read is no choice.
+                // Not every terminal uses UTF-8. An unreadable answer is no valid choice.
                 Ok(_) if sender.blocking_send(String::from_utf8_lossy(&line).into_owned()).is_err() => return,
                 Ok(_) => {}
                 Err(error) => return tracing::warn!("cannot read standard input: {}", io_text(&error)),

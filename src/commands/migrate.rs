@@ -1,4 +1,4 @@
-//! `dataloader migrate`: makes or upgrades the tables.
+//! `dataloader migrate`: creates or upgrades the tables.
 
 use super::DONE;
 use crate::config::Config;
@@ -7,7 +7,7 @@ use crate::retry::GIVE_UP_AFTER;
 use crate::store::{Database, Indexes};
 use crate::terminal::output::Output;
 
-/// Brings the database to what this program and the datasets need.
+/// Creates or upgrades the tables that this program and the datasets need.
 ///
 /// # Errors
 /// If the database fails, or its tables do not fit the datasets.

@@ -1,22 +1,22 @@
-//! One file per command: what it does, in terms of the layers below, and what it prints. Each returns the exit code of its work.
+//! One file per command: what it does with the layers below, and what it prints. Each command returns its exit code.
 
-pub mod load; // files into the database, with a progress bar and the totals after it
-pub mod run; // the stream
-pub mod menu; // numbered choices for people
-pub mod drop; // files into the inbox
-pub mod report; // the modelled tables
-pub mod status; // the ledger
-pub mod rejects; // what could not be loaded: listed, exported, replayed
-pub mod model; // the modelled tables brought up to date and checked
-pub mod migrate; // the tables made or upgraded
-pub mod health; // whether the pipeline of this working directory is alive
-pub mod generate; // synthetic events, the same bytes for the same arguments
+pub mod load; // loads files, with a progress bar and the totals afterwards
+pub mod run; // runs the stream
+pub mod menu; // numbered choices for the user
+pub mod drop; // puts copies of a file into the inbox
+pub mod report; // shows the modelled tables
+pub mod status; // shows the ledger
+pub mod rejects; // lists, exports and replays rejects
+pub mod model; // refreshes and checks the modelled tables
+pub mod migrate; // creates or upgrades the tables
+pub mod health; // whether the stream of this working directory is healthy
+pub mod generate; // writes synthetic events
 
 /// Everything was done.
 pub const DONE: u8 = 0;
 /// A check found a difference.
 pub const DIFFERENT: u8 = 1;
-/// No pipeline is alive here, or one is not connected.
+/// No stream runs in this working directory, or one is not healthy.
 pub const UNHEALTHY: u8 = 1;
 /// The work is done, but records were rejected or a file failed.
 pub const REJECTED: u8 = 3;

@@ -1,4 +1,4 @@
-//! `dataloader model`: brings the modelled tables up to date, and checks them.
+//! `dataloader model`: refreshes the modelled tables and checks them.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ use crate::store::{Connection, Database, Indexes, StoreResult};
 use crate::terminal::cli::ModelArgs;
 use crate::terminal::output::Output;
 
-/// Refreshes the modelled tables as the arguments say, and prints what was done.
+/// Refreshes the modelled tables as the arguments say and prints the result.
 ///
 /// # Errors
 /// As [`refresh`].
@@ -23,17 +23,17 @@ pub async fn run(config: &Config, args: &ModelArgs, output: Output) -> Result<u8
     Ok(if refreshed.differences.is_empty() { DONE } else { DIFFERENT })
 }
 
-/// What a refresh did.
+/// The result of a refresh.
 #[derive(Debug, Clone, Serialize)]
 pub struct Refreshed {
     pub datasets: Vec<RefreshedDataset>,
     /// Whether the modelled tables were compared with a recomputation.
     pub checked: bool,
-    /// Where they differ from it.
+    /// The tables that differ from the recomputation.
     pub differences: Vec<Difference>,
 }
 
-/// What a refresh did for a dataset.
+/// The result of a refresh for one dataset.
 #[derive(Debug, Clone, Serialize)]
 pub struct RefreshedDataset {
     pub dataset: String,
@@ -41,7 +41,7 @@ pub struct RefreshedDataset {
     pub days: Option<usize>,
 }
 
-/// Refreshes the changed days, or all; with `check` compares the result with a full recomputation.
+/// Refreshes the changed days, or all days if `full`. With `check`, compares the result with a full recomputation.
 ///
 /// # Errors
 /// If the database fails.
@@ -70,7 +70,7 @@ async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, ch
 }
 
 impl Refreshed {
-    /// The lines for people.
+    /// Writes the text output.
     ///
     /// # Errors
     /// If they cannot be written.

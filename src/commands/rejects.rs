@@ -1,4 +1,4 @@
-//! `dataloader rejects`: what could not be loaded; listed, exported for repair, tried again.
+//! `dataloader rejects`: lists the records that could not be loaded, exports them for repair, or replays them.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
@@ -33,7 +33,7 @@ use crate::transport::amqp::topology::Topology;
 /// Lists, exports or replays the open rejects.
 ///
 /// # Errors
-/// As [`list`], [`export`] and [`replay`]; or if there is no such dataset.
+/// As [`list`], [`export`] and [`replay`]; or if the dataset is unknown.
 pub async fn run(config: &Config, args: &RejectsArgs, output: Output) -> Result<u8> {
     let datasets = config.datasets_named(args.dataset.as_slice())?;
     match args.action {
@@ -47,10 +47,10 @@ pub async fn run(config: &Config, args: &RejectsArgs, output: Output) -> Result<
     Ok(DONE)
 }
 
-/// How many rejects are in memory at a time; each has at most 8 MiB, nearly all far less.
+/// How many rejects are in memory at a time. One has at most 8 MiB, and nearly all have far less.
 const PAGE: u32 = 100;
 
-/// Reads all open rejects of the datasets, page by page. Returns what there is to say where there are no tables.
+/// Reads all open rejects of the datasets, page by page. If there are no tables, returns notes that say so.
 async fn for_each_page(
     config: &Config,
     datasets: &[Arc<Dataset>],
@@ -67,7 +67,7 @@ async fn for_each_page(
         after = (last.load_id, last.ordinal);
         match take(rejects) {
             Ok(()) => {}
-            // Whoever reads has seen enough: `dataloader rejects export | head`.
+            // The reader of the pipe has closed it: `dataloader rejects export | head`.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
             Err(error) => return Err(Error::failed(format!("cannot write to standard output: {}", io_text(&error)))),
         }
@@ -76,7 +76,7 @@ async fn for_each_page(
     Ok(Vec::new())
 }
 
-/// Lists the open rejects, in constant memory however many there are.
+/// Lists the open rejects in constant memory.
 ///
 /// # Errors
 /// If the database or the broker fails, or standard output cannot be written.
@@ -87,7 +87,7 @@ pub async fn list(config: &Config, datasets: &[Arc<Dataset>], output: Output) ->
     }
 }
 
-/// One JSON object, written page by page.
+/// Writes one JSON object, page by page.
 async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
     let mut out = Printer::start();
     out.print(|out| write!(out, "{{\"rejects\":["))?;
@@ -115,8 +115,8 @@ async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result
     })
 }
 
-/// A table: on a terminal of the first page, else of all. Its columns are as wide as their widest value, so more than a page is
-/// read twice: measured, then written.
+/// Writes a table: the first page on a terminal, otherwise all pages. The columns are as wide as their widest values, so more
+/// than one page is read twice: first to measure, then to write.
 async fn list_for_people(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
     let mut first = Vec::new();
     let (mut count, mut widths) = (0, Vec::new());
@@ -182,7 +182,7 @@ fn reject_table(rejects: &[OpenReject]) -> Table {
     table
 }
 
-/// The messages that were set aside of these datasets; none without RabbitMQ.
+/// The dead letters of these datasets; none without RabbitMQ.
 async fn dead_letters_of(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<DeadLetterEntry>> {
     let mut letters = match dead_letter_queue(config)? {
         Some((broker, topology)) => dead_letters::list(&broker, &topology).await?,
@@ -195,7 +195,7 @@ async fn dead_letters_of(config: &Config, datasets: &[Arc<Dataset>]) -> Result<V
     Ok(letters)
 }
 
-/// Where the messages are that could not be decoded; none without RabbitMQ.
+/// The broker and the queues with the dead letters; none without RabbitMQ.
 fn dead_letter_queue(config: &Config) -> Result<Option<(Broker, Topology)>> {
     Ok(match config.transport {
         Transport::Inproc => None,
@@ -232,7 +232,7 @@ fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::R
     writeln!(out, "\n{table}")
 }
 
-/// Writes the original records to standard output, one to a line: NDJSON as far as they are JSON.
+/// Writes the original records to standard output, one per line. The output is NDJSON if the records are JSON.
 ///
 /// # Errors
 /// If the database fails or standard output cannot be written.
@@ -251,35 +251,36 @@ pub async fn export(config: &Config, datasets: &[Arc<Dataset>]) -> Result<()> {
     Ok(())
 }
 
-/// The record with a line end. Line breaks between the tokens of JSON mean nothing; within anything that is no JSON they may,
-/// but a record of NDJSON cannot have them.
+/// The record as one line. Line breaks are replaced by spaces: between JSON tokens they have no meaning, and an NDJSON record
+/// cannot contain them.
 fn one_line(record: &[u8]) -> Vec<u8> {
     let mut line: Vec<u8> = record.iter().map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect();
     line.push(b'\n');
     line
 }
 
-/// What a replay did.
+/// The result of a replay.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replay {
     pub datasets: Vec<DatasetReplay>,
 }
 
-/// What a replay did for a dataset: `read == loaded + rejected`.
+/// The result of a replay for one dataset: `read == loaded + rejected`.
 #[derive(Debug, Clone, Serialize)]
 pub struct DatasetReplay {
     pub dataset: String,
-    /// Rejects that were tried again.
+    /// Number of replayed rejects.
     pub read: u64,
     pub loaded: u64,
-    /// Still rejected.
+    /// Rejects that still cannot be loaded.
     pub rejected: u64,
-    /// Dead letters that are in the dataset's queue again; not there without RabbitMQ.
+    /// Dead letters that are in the dataset's queue again; absent without RabbitMQ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub republished: Option<u64>,
 }
 
-/// Parses the open rejects again and appends those that now load, which leave `raw.rejects` in the same transaction.
+/// Parses the open rejects again and appends those that can now be loaded. The same transaction deletes them from
+/// `raw.rejects`.
 ///
 /// # Errors
 /// If the database fails; nothing has changed then.
@@ -297,7 +298,7 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
             connection.begin().await?;
             let counts = replay_dataset(&mut connection, dataset).await?;
             connection.commit().await?;
-            // In a transaction of its own: what holds up writers for as long as it takes is not worth a few records.
+            // The refresh has its own transaction: a few records are not worth blocking the writers for its whole duration.
             model::refresh(&mut connection, dataset, Days::none()).await?;
             Ok(counts)
         };
@@ -315,7 +316,7 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
 }
 
 async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> StoreResult<Counts> {
-    // A batch load supersedes rejects: one after the other.
+    // A batch load deletes rejects too, so only one of the two may run at a time.
     lock::transaction(connection, Lock::Load).await?;
     let started_at = Timestamp::now();
     let mut parser = Parser::new(Arc::clone(dataset));
@@ -327,7 +328,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         let mut rejects = page(connection, &names, Records::With, after, PAGE).await?;
         let Some(last) = rejects.last() else { break };
         after = (last.load_id, last.ordinal);
-        // Of a record that was too large only the beginning is there.
+        // Only the beginning of a too large record was stored.
         rejects.retain(|reject| RejectReason::from_name(&reject.reason) != Some(RejectReason::TooLarge));
         let load_id = match load_id {
             Some(id) => id,
@@ -373,7 +374,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
     Ok(counts)
 }
 
-/// The rejected records as a chunk of their own.
+/// The rejected records as one chunk.
 fn chunk_of(rejects: &[OpenReject], first_ordinal: u64) -> Chunk {
     let mut text = Vec::new();
     let mut spans = Vec::with_capacity(rejects.len());
@@ -387,7 +388,7 @@ fn chunk_of(rejects: &[OpenReject], first_ordinal: u64) -> Chunk {
 }
 
 impl Replay {
-    /// The lines for people.
+    /// Writes the text output.
     ///
     /// # Errors
     /// If they cannot be written.

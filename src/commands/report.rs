@@ -1,4 +1,4 @@
-//! `dataloader report`: the modelled tables.
+//! `dataloader report`: shows the modelled tables.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::terminal::table::{Align, Table};
 /// Prints the modelled tables.
 ///
 /// # Errors
-/// As [`report`]; or if there is no such dataset.
+/// As [`report`]; or if the dataset is unknown.
 pub async fn run(config: &Config, args: &ReportArgs, output: Output) -> Result<u8> {
     let datasets = config.datasets_named(args.dataset.as_slice())?;
     let report = report(config, &datasets).await?;
@@ -31,7 +31,7 @@ pub async fn run(config: &Config, args: &ReportArgs, output: Output) -> Result<u
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub datasets: Vec<DatasetReport>,
-    /// What is not there, although the configuration names it.
+    /// Tables and columns of the configuration that are missing in the database.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -40,11 +40,11 @@ pub struct Report {
 #[derive(Debug, Clone, Serialize)]
 pub struct DatasetReport {
     pub dataset: String,
-    /// Name of the table, without schema, to its rows.
+    /// The tables, named without their schema.
     pub tables: Vec<TableReport>,
 }
 
-/// A modelled table in the order of its columns.
+/// A modelled table, with values in the order of its columns.
 #[derive(Debug, Clone)]
 pub struct TableReport {
     pub table: String,
@@ -88,7 +88,7 @@ pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report
     report
 }
 
-/// Reads the totals per day of those of the datasets that have a `day`.
+/// Reads the totals per day of the datasets that have a `day`.
 ///
 /// # Errors
 /// If the database fails.
@@ -100,10 +100,10 @@ pub async fn daily_totals(config: &Config, datasets: &[Arc<Dataset>]) -> Result<
     Ok(report?.datasets.into_iter().flat_map(|dataset| dataset.tables).collect())
 }
 
-/// How many days of the totals follow a load.
+/// How many days of the totals are shown after a load.
 const SHOWN_DAYS: usize = 31;
 
-/// Writes the latest days of the totals, each table with its name above it.
+/// Writes the latest days of the totals, with the table's name above each table.
 ///
 /// # Errors
 /// If they cannot be written.
@@ -119,10 +119,11 @@ pub fn write_totals(out: &mut dyn Write, totals: &[TableReport]) -> io::Result<(
     Ok(())
 }
 
-/// Reads the first modelled tables of each dataset, so many, as they are: another configuration may have made them.
+/// Reads the first `tables` modelled tables of each dataset. Tables and columns may differ from the definition, because another
+/// configuration may have made them.
 async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>], tables: usize) -> StoreResult<Report> {
     let mut report = Report { datasets: Vec::new(), notes: Vec::new() };
-    // One moment for all tables.
+    // All tables are read from one snapshot.
     connection.begin_read().await?;
     let catalogue = schema::catalogue(connection, Schema::Modelled).await?;
     for dataset in datasets {
@@ -147,7 +148,8 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>], tables: us
     Ok(report)
 }
 
-/// Reads a table with those columns. What it counts for are the day and perhaps a dimension; the other columns are counts.
+/// Reads a table with these columns. `counted_for` are the day and, if there is one, the dimension; the other columns are
+/// counts.
 async fn read_table(
     connection: &mut Connection,
     table: String,
@@ -158,7 +160,7 @@ async fn read_table(
     let select: Vec<String> = columns
         .iter()
         .map(|name| {
-            // Counts are integers; the day and the dimension, whatever their types, are shown as text.
+            // Counts are integers. The day and the dimension are shown as text, whatever their types.
             let is_count = !counted_for.contains(name);
             let cast = if is_count || dialect == Dialect::Sqlite { "" } else { "::text" };
             format!("{}{cast}", sql::quote(name))
@@ -172,7 +174,7 @@ async fn read_table(
 }
 
 impl Report {
-    /// The tables for people.
+    /// Writes the text output.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -194,7 +196,7 @@ impl Report {
 }
 
 impl TableReport {
-    /// The table for people, with its name above it.
+    /// Writes the table as text, with its name above it.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -1,4 +1,4 @@
-//! `dataloader run`: the stream, with a live line beside it.
+//! `dataloader run`: the stream, with a line that shows its progress.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::LiveLine;
 use crate::terminal::summary;
 
-/// Runs the stream until a signal comes; with `--once` until what the inbox holds is loaded, and prints what that was.
+/// Runs the stream until a signal comes. With `--once`, runs it until the inbox is loaded and prints a summary.
 ///
 /// # Errors
 /// As [`stream::run`].
@@ -42,7 +42,7 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
     Ok(if loaded.has_rejects() || loaded.has_failures() || in_messages > 0 { REJECTED } else { DONE })
 }
 
-/// What the live line says: files, records, their rate and the bytes in flight.
+/// The text of the progress line: files, records, records per second, and bytes in flight.
 fn live_text(stats: Arc<Stats>) -> impl FnMut() -> String + Send {
     let (mut before, mut since, mut rate) = (0, Instant::now(), 0);
     move || {

@@ -1,4 +1,4 @@
-//! `dataloader status`: the ledger, summed up, and the loads that deserve a look.
+//! `dataloader status`: the sums of the ledger, and the loads that are in progress or failed.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -26,36 +26,36 @@ pub async fn run(config: &Config, output: Output) -> Result<u8> {
     Ok(DONE)
 }
 
-/// The ledger.
+/// The summary of the ledger.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     pub datasets: Vec<DatasetStatus>,
-    /// Loads that are in flight or failed, the latest first.
+    /// Loads that are in progress or failed, the latest first.
     pub loads: Vec<ListedLoad>,
-    /// What there is to say besides.
+    /// Additional messages for the user.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// A dataset's loads, summed up.
+/// The sums of a dataset's loads.
 #[derive(Debug, Clone, Serialize)]
 pub struct DatasetStatus {
     pub dataset: String,
-    /// Files (and replays) in the ledger.
+    /// Number of files (and replays) in the ledger.
     pub files: i64,
     pub read: i64,
     pub loaded: i64,
     pub rejected: i64,
     pub skipped: i64,
-    /// Files of which not all records are loaded yet.
+    /// Number of files whose records are not all loaded yet.
     pub in_flight: i64,
-    /// Files that failed.
+    /// Number of failed files.
     pub failed: i64,
-    /// Records waiting in `raw.rejects`.
+    /// Number of records in `raw.rejects`.
     pub open_rejects: i64,
 }
 
-/// A load of the ledger.
+/// A load that the command lists.
 #[derive(Debug, Clone, Serialize)]
 pub struct ListedLoad {
     pub id: i64,
@@ -137,7 +137,7 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
     Ok(Status { datasets: with_configured(datasets, found), loads, notes: Vec::new() })
 }
 
-/// The configured datasets first, loaded or not, then those that only the ledger remembers.
+/// The configured datasets first, loaded or not, then those that are only in the ledger.
 fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<DatasetStatus> {
     let nothing = |dataset: &str| DatasetStatus {
         dataset: dataset.to_owned(),
@@ -159,7 +159,7 @@ fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<
 }
 
 impl Status {
-    /// The tables for people.
+    /// Writes the text output.
     ///
     /// # Errors
     /// If they cannot be written.
