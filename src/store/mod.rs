@@ -83,7 +83,8 @@ impl Database {
         self.open_with(async |_| Ok(())).await
     }
 
-    /// Connects and ensures that the tables exist and fit the datasets.
+    /// Connects and ensures that the tables exist and fit the datasets. All of this can be repeated, so a temporary state of
+    /// the server (for example, it is read-only) is retried like an unreachable server.
     ///
     /// # Errors
     /// If the database refuses the connection or stays unavailable, or if its tables do not fit the datasets.
