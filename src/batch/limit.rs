@@ -10,7 +10,7 @@ use crate::store::ledger::Counts;
 pub enum MaxRejects {
     /// This many records.
     Count(u64),
-    /// This part of the records read, 0 to 100.
+    /// This percentage of the records read, 0 to 100.
     Percent(f64),
 }
 

@@ -16,7 +16,7 @@ use crate::terminal::output::Output;
 /// Puts the copies that the arguments name into the inbox and prints their paths.
 ///
 /// # Errors
-/// As [`drop_copies`]; or if there is no such dataset.
+/// As [`drop_copies`]; or if the dataset is unknown.
 pub fn run(config: &Config, args: &DropArgs, output: Output) -> Result<u8> {
     let dataset = match &args.dataset {
         Some(name) => config.dataset_named(name)?,

@@ -283,7 +283,7 @@ pub struct DatasetReplay {
 /// `raw.rejects`.
 ///
 /// # Errors
-/// If the database fails; nothing has changed then.
+/// If the database or the broker fails. Datasets that were finished before the error stay replayed.
 pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay> {
     let database = Database::new(&config.database, GIVE_UP_AFTER)?;
     let mut connection = database.open(&config.datasets, Indexes::Make).await?;

@@ -223,7 +223,7 @@ impl Connection {
     /// Runs a statement with arguments `$1`, `$2`, … and returns the number of changed rows.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database's error.
     pub async fn execute(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<u64> {
         let sql = AssertSqlSafe(sql.into());
         Ok(match &mut self.kind {
@@ -254,7 +254,7 @@ impl Connection {
     /// casts other types to text.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database's error.
     pub async fn fetch(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<Vec<Vec<Field>>> {
         let sql = AssertSqlSafe(sql.into());
         match &mut self.kind {
@@ -274,7 +274,7 @@ impl Connection {
     /// Runs a query whose result is one integer.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database's error.
     pub async fn fetch_int(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<i64> {
         let rows = self.fetch(sql, args).await?;
         Ok(rows.first().and_then(|row| row.first()).map_or(0, Field::int_or_zero))
@@ -284,7 +284,7 @@ impl Connection {
     /// `on_conflict` is appended to each statement.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database's error.
     pub async fn insert(&mut self, into: &str, on_conflict: &str, rows: &[Vec<Arg<'_>>]) -> StoreResult<()> {
         /// SQLite's limit of parameters per statement; PostgreSQL's limit is twice as high.
         const MAX_PARAMETERS: usize = 32_766;

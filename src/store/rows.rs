@@ -23,7 +23,7 @@ pub enum Rows {
 }
 
 impl Rows {
-    /// No rows yet.
+    /// An empty set of rows.
     pub fn new(dialect: Dialect) -> Self {
         match dialect {
             Dialect::Postgres => Self::Postgres(CopyRows::default()),
