@@ -106,6 +106,10 @@ impl Sandbox {
     /// model is right, and no file or message is on its way. Loads of messages have no end.
     #[track_caller]
     pub fn assert_settled(&self) {
+        if self.is_over_amqp() && self.datasets().iter().any(|dataset| self.queues().waiting(dataset) > 0) {
+            // A run that a signal ends may leave messages that are loaded and not acknowledged: the next one passes over them.
+            self.run_once();
+        }
         self.assert_conserved();
         assert_eq!(
             self.lines("SELECT id, status, source FROM {raw.loads} WHERE status NOT IN ('loaded', 'failed', 'open')"),
