@@ -29,7 +29,7 @@ use crate::summary::LoadSummary;
 
 use faults::Faults;
 use link::Links;
-use topology::{Context, Stages, Topology};
+use topology::{Account, Context, Stages, Topology};
 
 pub use options::RunOptions;
 pub use parser::{ParseChunk, parse_chunk};
@@ -81,22 +81,31 @@ async fn supervise(config: &Config, options: RunOptions, links: &Links, stats: &
         stages = Stages::start(&context, topology) => stages?,
         () = signals.next() => return interrupted_at_start(config, options),
     };
-    let interrupted = tokio::select! {
+    let account = stages.account();
+    let mut interrupted = tokio::select! {
         biased;
         Some(fault) = reported.recv() => return Err(fault),
         Ok(()) = &mut stages.idle => false,
         () = signals.next() => true,
     };
     if interrupted {
-        tracing::info!("finishing what is in flight; a second signal ends at once");
+        interrupt(&account);
     }
-    let account = stages.account();
-    let drained = tokio::select! {
-        biased;
-        Some(fault) = reported.recv() => return Err(fault),
-        () = signals.next() => return Err(Error::interrupted()),
-        drained = stages.drain(interrupted) => drained.map(|()| true)?,
-        () = nothing_moves(links, stats, config.stream.drain_timeout), if interrupted => false,
+    let mut drain = std::pin::pin!(stages.drain());
+    let drained = loop {
+        tokio::select! {
+            biased;
+            Some(fault) = reported.recv() => return Err(fault),
+            () = signals.next() => {
+                if interrupted {
+                    return Err(Error::interrupted());
+                }
+                interrupted = true;
+                interrupt(&account);
+            }
+            drained = &mut drain => break drained.map(|()| true)?,
+            () = nothing_moves(links, stats, config.stream.drain_timeout), if interrupted => break false,
+        }
     };
     let mut summary = account.summary().await?;
     if interrupted {
@@ -110,6 +119,12 @@ async fn supervise(config: &Config, options: RunOptions, links: &Links, stats: &
         (_, None) => {}
     }
     Ok(if drained { Ended::Drained(summary) } else { Ended::GivenUp(summary) })
+}
+
+/// What the first signal does. What is in flight is still finished.
+fn interrupt(account: &Account) {
+    tracing::info!("finishing what is in flight; a second signal ends at once");
+    account.interrupt();
 }
 
 /// The end of a run that got a signal while it waited for the database. Nothing is loaded, so `--once` has failed.

@@ -68,6 +68,11 @@ impl Topology {
         };
         Self { files, records: role != Role::Producer, broker: transport == Transport::Amqp, end }
     }
+
+    /// Whether the run is over only when the queues of the broker are empty.
+    fn empties_queues(&self) -> bool {
+        self.end != End::Never && self.broker && self.records
+    }
 }
 
 /// What all stages of a run share.
@@ -178,17 +183,13 @@ impl Stages {
         Ok(Self { topology, files, publisher, consumer, records, tally, claims, idle })
     }
 
-    /// Lets everything in flight reach the database or the broker, in the order of the data flow. `interrupted` means that a
-    /// signal ended the run: then the consumer takes no more messages.
+    /// Lets everything in flight reach the database or the broker, in the order of the data flow. With `--once` that includes
+    /// the messages in the queues, unless the run is interrupted ([`Account::interrupt`]).
     ///
     /// # Errors
     /// If a stage fails while it drains.
-    pub async fn drain(&mut self, interrupted: bool) -> Result<()> {
+    pub async fn drain(&mut self) -> Result<()> {
         let gone = |_| Error::failed("a stage stopped while the run ended");
-        if let (true, Some(Consuming { phase, .. })) = (interrupted, &self.consumer) {
-            // First of all: otherwise the consumer would take messages for as long as the publisher waits for the broker.
-            let _ = phase.send(Phase::Drain);
-        }
         // Borrowed, because an actor without addresses stops, and a stage that stops before the summary counts as failed.
         if let Some(Files { intake, reader, stop, thread }) = &mut self.files {
             intake.send(Stop).await.map_err(gone)?;
@@ -202,8 +203,7 @@ impl Stages {
             publisher.await.unwrap_or(Ok(()))?;
         }
         if let Some(Consuming { task, phase }) = self.consumer.take() {
-            let empties = self.topology.end != End::Never && !interrupted;
-            let _ = phase.send(if empties { Phase::UntilEmpty } else { Phase::Drain });
+            enter(&phase, if self.topology.empties_queues() { Phase::UntilEmpty } else { Phase::Drain });
             task.await.map_err(|_| Error::failed("the consumer panicked"))??;
         }
         if let Some(Records { threads, batcher, modeller }) = &mut self.records {
@@ -220,7 +220,8 @@ impl Stages {
 
     /// A handle that can be asked while the stages drain, and after that.
     pub fn account(&self) -> Account {
-        Account { topology: self.topology, tally: self.tally.clone(), claims: self.claims.clone() }
+        let phase = self.consumer.as_ref().map(|consumer| consumer.phase.clone());
+        Account { topology: self.topology, tally: self.tally.clone(), claims: self.claims.clone(), phase }
     }
 }
 
@@ -229,9 +230,19 @@ pub struct Account {
     topology: Topology,
     tally: Addr<Tally>,
     claims: Claims,
+    /// The phase of the consumer, if there is one.
+    phase: Option<watch::Sender<Phase>>,
 }
 
 impl Account {
+    /// Lets the consumer take no more messages. This comes before the drain: otherwise the consumer would take messages for as
+    /// long as the publisher waits for the broker.
+    pub fn interrupt(&self) {
+        if let Some(phase) = &self.phase {
+            enter(phase, Phase::Drain);
+        }
+    }
+
     /// The totals so far.
     ///
     /// # Errors
@@ -245,8 +256,8 @@ impl Account {
         let once = self.topology.end != End::Never;
         let unclaimed = if once && self.topology.files { unclaimed(context) } else { 0 };
         let left = Left { files: (self.claims.count() + unclaimed) as u64, messages: context.links.vitals.in_hand(CONSUMER) };
-        // Only the consumer finds out whether the queues are empty, so a run that was to empty them reports what it leaves.
-        let queues = self.topology.end == End::QueuesAreEmpty;
+        // After a signal nobody has seen that the queues are empty, so a run that was to empty them reports what it leaves.
+        let queues = self.topology.empties_queues();
         (left.files > 0 || left.messages > 0 || queues || !drained).then_some(left)
     }
 }
@@ -347,6 +358,17 @@ impl Consuming {
     }
 }
 
+/// Changes the phase of the consumer. A consumer that takes no more messages does not begin again.
+fn enter(phase: &watch::Sender<Phase>, next: Phase) {
+    phase.send_if_modified(|now| {
+        let changes = *now != Phase::Drain && *now != next;
+        if changes {
+            *now = next;
+        }
+        changes
+    });
+}
+
 fn thread_error(error: std::io::Error) -> Error {
     Error::failed(format!("cannot start a thread: {}", io_text(&error)))
 }
@@ -391,5 +413,15 @@ mod tests {
         {
             assert_eq!(Topology::new(role, Transport::Amqp, true).end, end, "{role:?}");
         }
+    }
+
+    #[test]
+    fn once_empties_the_queues_where_it_consumes_them() {
+        let empties = |role, transport, once| Topology::new(role, transport, once).empties_queues();
+        assert!(empties(Role::All, Transport::Amqp, true));
+        assert!(empties(Role::Consumer, Transport::Amqp, true));
+        assert!(!empties(Role::Producer, Transport::Amqp, true), "the consumers are other processes");
+        assert!(!empties(Role::All, Transport::Amqp, false));
+        assert!(!empties(Role::All, Transport::Inproc, true), "there are no queues");
     }
 }
