@@ -159,6 +159,9 @@ impl Drop for Background {
         // An error means that it has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("--- standard error of a process that the test had started\n{}", self.stderr());
+        }
     }
 }
 
