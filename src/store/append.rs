@@ -1,5 +1,5 @@
-//! Appends encoded rows to a raw table. PostgreSQL takes many rows by one binary `COPY`, and the stream's batches by one
-//! `INSERT`. SQLite has only `INSERT`.
+//! Appends encoded rows to a raw table. PostgreSQL takes many rows by one binary `COPY`; few rows, and the stream's batches, by
+//! one `INSERT`. SQLite has only `INSERT`.
 
 use std::fs::File;
 use std::io::Write;
@@ -41,16 +41,27 @@ impl RawTable {
 /// An append of many rows in progress. No row is visible before [`Appender::finish`]. If it is dropped before that, the
 /// statement fails.
 pub struct Appender<'c> {
+    dataset: &'c Dataset,
     table: String,
-    columns: String,
     target: Target<'c>,
     watch: &'c mut Watch,
 }
 
 enum Target<'c> {
+    /// PostgreSQL, until there are enough rows for a COPY. The connection is there until then.
+    Few {
+        connection: Option<&'c mut PgConnection>,
+        waiting: WaitingRows,
+    },
     Copy(PgCopyIn<&'c mut PgConnection>),
-    Staged { connection: &'c mut PgConnection, file: StageFile },
-    Insert { connection: &'c mut SqliteConnection, waiting: WaitingRows },
+    Staged {
+        connection: &'c mut PgConnection,
+        file: StageFile,
+    },
+    Insert {
+        connection: &'c mut SqliteConnection,
+        waiting: WaitingRows,
+    },
 }
 
 /// Rows that are collected until they fill a statement. Without this, every file of a few records would cost a statement of its
@@ -68,18 +79,26 @@ impl WaitingRows {
 
     fn push(&mut self, rows: Rows) {
         self.count += rows.len();
-        self.bytes += sqlite(&rows).bytes();
+        self.bytes += rows.bytes();
         self.rows.push(rows);
     }
 
-    fn are_enough(&self) -> bool {
-        self.count >= INSERT_ROWS || self.bytes >= Self::MOST_BYTES
+    fn are_at_least(&self, count: usize) -> bool {
+        self.count >= count || self.bytes >= Self::MOST_BYTES
     }
 
-    fn parts(&self) -> Vec<BoundPart<'_>> {
+    fn parts(&self) -> Vec<Part<'_>> {
+        self.rows.iter().map(|rows| (rows, 0..rows.len())).collect()
+    }
+
+    fn bound_parts(&self) -> Vec<BoundPart<'_>> {
         self.rows.iter().map(|rows| (sqlite(rows), 0..rows.len())).collect()
     }
 }
+
+/// From this many rows on, a COPY is faster than an INSERT. Its end follows its data in a separate packet, which TCP holds back
+/// until the server has acknowledged the data, by default 40 ms later.
+const COPY_ROWS: usize = 10_000;
 
 impl<'c> Appender<'c> {
     /// Begins the append. With `stage_dir`, the rows are written to a file in that directory, and a PostgreSQL server that
@@ -89,20 +108,14 @@ impl<'c> Appender<'c> {
     /// If the database refuses the statement or the file cannot be created.
     pub async fn begin(
         connection: &'c mut Connection,
-        dataset: &Dataset,
+        dataset: &'c Dataset,
         table: RawTable,
         stage_dir: Option<&Path>,
     ) -> StoreResult<Self> {
         let table = table.of(connection.dialect(), dataset);
-        let columns = raw_column_list(dataset);
         let Connection { kind, watch, .. } = connection;
         let target = match (kind, stage_dir) {
-            (Kind::Postgres(connection), None) => {
-                let sql = format!("copy {table} ({columns}) from stdin (format binary)");
-                let mut copy = watch.answer(connection.copy_in_raw(&sql)).await?;
-                watch.answer(copy.send(COPY_HEADER)).await?;
-                Target::Copy(copy)
-            }
+            (Kind::Postgres(connection), None) => Target::Few { connection: Some(connection), waiting: WaitingRows::default() },
             (Kind::Postgres(connection), Some(dir)) => {
                 let mut file = StageFile::create(dir)?;
                 file.write(COPY_HEADER)?;
@@ -110,7 +123,7 @@ impl<'c> Appender<'c> {
             }
             (Kind::Sqlite(connection), _) => Target::Insert { connection, waiting: WaitingRows::default() },
         };
-        Ok(Self { table, columns, target, watch })
+        Ok(Self { dataset, table, target, watch })
     }
 
     /// Appends rows. Their load id must be set.
@@ -119,17 +132,27 @@ impl<'c> Appender<'c> {
     /// If the database fails. PostgreSQL reports a refused row only in [`Appender::finish`].
     pub async fn push(&mut self, rows: Rows) -> StoreResult<()> {
         match &mut self.target {
-            Target::Copy(copy) => self.watch.answer(copy.send(postgres(&rows).bytes())).await.map(drop),
-            Target::Staged { file, .. } => file.write(postgres(&rows).bytes()),
+            Target::Few { connection, waiting } => {
+                waiting.push(rows);
+                if waiting.are_at_least(COPY_ROWS)
+                    && let Some(connection) = connection.take()
+                {
+                    let waiting = std::mem::take(waiting);
+                    let copy = self.watch.answer(copy(connection, self.dataset, &self.table, &waiting.rows)).await?;
+                    self.target = Target::Copy(copy);
+                }
+            }
+            Target::Copy(copy) => drop(self.watch.answer(copy.send(postgres(&rows).bytes())).await?),
+            Target::Staged { file, .. } => file.write(postgres(&rows).bytes())?,
             Target::Insert { connection, waiting } => {
                 waiting.push(rows);
-                if waiting.are_enough() {
-                    self.watch.answer(insert_bound(connection, &self.table, &self.columns, &waiting.parts())).await?;
+                if waiting.are_at_least(INSERT_ROWS) {
+                    self.watch.answer(insert_bound(connection, self.dataset, &self.table, &waiting.bound_parts())).await?;
                     *waiting = WaitingRows::default();
                 }
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// Cancels the append. The connection can then roll back.
@@ -147,6 +170,10 @@ impl<'c> Appender<'c> {
     /// If the database refuses a row or fails.
     pub async fn finish(self) -> StoreResult<()> {
         match self.target {
+            Target::Few { connection: Some(connection), waiting } if waiting.count > 0 => {
+                self.watch.answer(insert_array(connection, self.dataset, &self.table, &waiting.parts())).await?;
+            }
+            Target::Few { .. } => {}
             Target::Copy(mut copy) => {
                 self.watch.answer(copy.send(COPY_TRAILER)).await?;
                 self.watch.answer(copy.finish()).await?;
@@ -154,16 +181,32 @@ impl<'c> Appender<'c> {
             Target::Staged { connection, mut file } => {
                 file.write(COPY_TRAILER)?;
                 file.complete()?;
-                let (table, columns, path) = (self.table, self.columns, file.path_literal()?);
+                let (table, columns, path) = (self.table, raw_column_list(self.dataset), file.path_literal()?);
                 let sql = format!("copy {table} ({columns}) from {path} (format binary)");
                 self.watch.answer(sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await?;
             }
             Target::Insert { connection, waiting } => {
-                self.watch.answer(insert_bound(connection, &self.table, &self.columns, &waiting.parts())).await?;
+                self.watch.answer(insert_bound(connection, self.dataset, &self.table, &waiting.bound_parts())).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Begins a COPY with these rows.
+async fn copy<'c>(
+    connection: &'c mut PgConnection,
+    dataset: &Dataset,
+    table: &str,
+    first: &[Rows],
+) -> StoreResult<PgCopyIn<&'c mut PgConnection>> {
+    let sql = format!("copy {table} ({}) from stdin (format binary)", raw_column_list(dataset));
+    let mut copy = connection.copy_in_raw(&sql).await?;
+    copy.send(COPY_HEADER).await?;
+    for rows in first {
+        copy.send(postgres(rows).bytes()).await?;
+    }
+    Ok(copy)
 }
 
 /// A row that the database refused.
@@ -238,24 +281,25 @@ async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[P
         return Ok(());
     }
     let table = RawTable::Master.of(connection.dialect(), dataset);
-    let columns = raw_column_list(dataset);
     let Connection { kind, watch, .. } = connection;
     match kind {
-        Kind::Postgres(connection) => {
-            let row_type = watch.answer(row_type(connection, dataset, &table)).await?;
-            let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
-            let mut arguments = PgArguments::default();
-            arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
-            // COPY would be slower here. Its end follows its data in a separate packet, which TCP holds back until the server
-            // has acknowledged the data, by default 40 ms later. An INSERT of thousands of rows takes less time.
-            let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
-            watch.answer(sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection)).await?;
-        }
+        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, &table, parts)).await,
         Kind::Sqlite(connection) => {
             let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
-            watch.answer(insert_bound(connection, &table, &columns, &parts)).await?;
+            watch.answer(insert_bound(connection, dataset, &table, &parts)).await
         }
     }
+}
+
+/// Inserts rows by one statement with one argument, which is [faster than a COPY](COPY_ROWS) of few rows.
+async fn insert_array(connection: &mut PgConnection, dataset: &Dataset, table: &str, parts: &[Part<'_>]) -> StoreResult<()> {
+    let row_type = row_type(connection, dataset, table).await?;
+    let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
+    let mut arguments = PgArguments::default();
+    arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
+    let columns = raw_column_list(dataset);
+    let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
+    sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
     Ok(())
 }
 
@@ -296,7 +340,13 @@ const MAX_PARAMETERS: usize = 32_766;
 /// A range of rows that are encoded for SQLite.
 type BoundPart<'r> = (&'r BoundRows, std::ops::Range<usize>);
 
-async fn insert_bound(connection: &mut SqliteConnection, table: &str, columns: &str, parts: &[BoundPart<'_>]) -> StoreResult<()> {
+async fn insert_bound(
+    connection: &mut SqliteConnection,
+    dataset: &Dataset,
+    table: &str,
+    parts: &[BoundPart<'_>],
+) -> StoreResult<()> {
+    let columns = raw_column_list(dataset);
     let mut parts = parts.iter().filter(|(_, range)| !range.is_empty()).peekable();
     let Some(width) = parts.peek().map(|(rows, _)| rows.width() + 1) else { return Ok(()) };
     let tuple = format!("({})", vec!["?"; width].join(", "));

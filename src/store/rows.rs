@@ -44,6 +44,14 @@ impl Rows {
         self.len() == 0
     }
 
+    /// The approximate memory size.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Postgres(rows) => rows.bytes.len(),
+            Self::Sqlite(rows) => rows.bytes(),
+        }
+    }
+
     /// Sets the load id of every row.
     pub fn set_load(&mut self, load_id: i64) {
         match self {
