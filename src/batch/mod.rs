@@ -307,7 +307,7 @@ async fn load_in_transaction(
         changed.sort_by(|a, b| a.dataset.name.cmp(&b.dataset.name));
         for run in changed {
             model::hold_still(connection, &run.dataset).await?;
-            schema::index_days(connection, &run.dataset).await?;
+            schema::index_rows(connection, &run.dataset).await?;
             model::refresh_within(connection, &run.dataset, std::mem::take(&mut run.days)).await?;
             run.elapsed += timer.elapsed();
             timer = Instant::now();
@@ -373,7 +373,8 @@ async fn load_dataset(
         run.check_any_record().map_err(Failure::Run)?;
     }
     run.check_any_loadable()?;
-    run.replaced = upsert::upsert(connection, &dataset).await?;
+    let brought = upsert::Brought { rows: run.counts().loaded, days: &run.days };
+    run.replaced = upsert::upsert(connection, &dataset, brought).await?;
     book(connection, run, &ids).await?;
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Creates and upgrades the tables: the fixed tables by migrations, the tables of the datasets from their definitions. If a
 //! table differs from its definition, new columns are added; any other difference is an error that names it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::{Arg, Connection, Kind};
+use super::connection::{Connection, Kind};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -26,8 +26,9 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
     migrator
 }
 
-/// What to do about a missing day index. A batch load creates it by [`index_days`] after the rows are inserted, which takes
-/// half as long as updating it row by row. Other commands that write or refresh need it at once.
+/// What to do about a missing day index. A batch load creates it by [`index_rows`] after the rows are inserted, which takes
+/// half as long as updating it row by row. Other commands that write or refresh need it at once. Only batch loads need the key
+/// index and create it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
@@ -179,12 +180,14 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         .collect();
 
     let mut plan = Plan::default();
+    let found_indexes = raw_indexes(connection).await?;
     // Sorted by name: every transaction that locks several datasets takes them in this order, so none deadlocks.
     let mut datasets: Vec<&Arc<Dataset>> = datasets.iter().collect();
     datasets.sort_by(|a, b| a.name.cmp(&b.name));
     for dataset in datasets {
         let statements = &mut plan.statements;
-        let mut is_indexed = has_day_index(connection, dataset).await?;
+        let is_there = |index: &RawIndex| found_indexes.contains(&index.bare_name(dialect, dataset));
+        let mut is_indexed = is_there(&RawIndex::Day);
         let make_index = match indexes {
             Indexes::Make => true,
             Indexes::MakeOverRows => {
@@ -211,11 +214,10 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
                 let raw = dialect.table(Schema::Raw, &dataset.name);
                 statements.push(format!("lock table {raw} in share row exclusive mode"));
             }
-            if is_indexed {
-                // The new definition may have another day column.
-                statements.push(format!("drop index {}", day_index(dialect, dataset)));
-                is_indexed = false;
-            }
+            // The new definition may have another day column and another key.
+            let outdated = [RawIndex::Day, RawIndex::Key].into_iter().filter(is_there);
+            statements.extend(outdated.map(|index| format!("drop index {}", index.name(dialect, dataset))));
+            is_indexed = false;
             statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
             let name = &dataset.name;
             // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
@@ -225,7 +227,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             ));
         }
         if !is_indexed && make_index {
-            statements.extend(create_day_index(dialect, dataset));
+            statements.extend(RawIndex::Day.create(dialect, dataset));
         }
     }
     Ok(plan)
@@ -267,48 +269,87 @@ fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) 
     format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
 }
 
-/// Inside a transaction that wrote the dataset's rows: creates the day index if it is missing.
+/// Inside a transaction that wrote the dataset's rows: creates the indexes that are missing.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn index_days(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    if !has_day_index(connection, dataset).await?
-        && let Some(statement) = create_day_index(connection.dialect(), dataset)
-    {
-        connection.run(statement).await?;
+pub async fn index_rows(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    let found = raw_indexes(connection).await?;
+    for index in [RawIndex::Day, RawIndex::Key] {
+        if !found.contains(&index.bare_name(connection.dialect(), dataset))
+            && let Some(statement) = index.create(connection.dialect(), dataset)
+        {
+            connection.run(statement).await?;
+        }
     }
     Ok(())
 }
 
-/// The day index lets the refresh of a day read only the rows of that day.
-fn create_day_index(dialect: Dialect, dataset: &Dataset) -> Option<String> {
-    let day = dialect.day(dataset.day_column()?);
-    let name = quote(&day_index_name(dialect, dataset));
-    // Another process may have created it while this one waited for the table.
-    Some(format!("create index if not exists {name} on {} (({day}))", dialect.table(Schema::Raw, &dataset.name)))
+/// An index of a master table. It is created after the first rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RawIndex {
+    /// By the day: the refresh of a day, and a batch load whose keys contain the day, read only the rows of that day.
+    Day,
+    /// By the key, for datasets whose keys do not contain the day: a small batch load finds the rows that it replaces. PostgreSQL
+    /// indexes a hash, because keys may be longer than an entry of an index.
+    Key,
 }
 
-/// The index name without its schema. A dataset's name contains no dot, so no table has this name.
-fn day_index_name(dialect: Dialect, dataset: &Dataset) -> String {
-    format!("{}.day", dialect.bare_table(Schema::Raw, &dataset.name))
-}
+impl RawIndex {
+    /// The statement that creates the index, if the dataset needs it.
+    fn create(self, dialect: Dialect, dataset: &Dataset) -> Option<String> {
+        let day = dataset.day_column()?;
+        let expression = match self {
+            Self::Day => format!("({})", dialect.day(day)),
+            Self::Key if dataset.day.is_some_and(|day| dataset.key.contains(&day)) => return None,
+            Self::Key => dialect.key_hash(dataset).unwrap_or_else(|| {
+                let keys: Vec<String> = dataset.key.iter().map(|column| quote(&dataset.columns[*column].name)).collect();
+                keys.join(", ")
+            }),
+        };
+        let name = quote(&self.bare_name(dialect, dataset));
+        // Another process may have created it while this one waited for the table.
+        Some(format!("create index if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name)))
+    }
 
-/// The quoted name of the day index, ready for SQL.
-fn day_index(dialect: Dialect, dataset: &Dataset) -> String {
-    let name = quote(&day_index_name(dialect, dataset));
-    match dialect {
-        Dialect::Postgres => format!("raw.{name}"),
-        Dialect::Sqlite => name,
+    /// The index name without its schema. A dataset's name contains no dot, so no table has this name.
+    fn bare_name(self, dialect: Dialect, dataset: &Dataset) -> String {
+        let suffix = match self {
+            Self::Day => "day",
+            Self::Key => "key",
+        };
+        format!("{}.{suffix}", dialect.bare_table(Schema::Raw, &dataset.name))
+    }
+
+    /// The quoted name of the index, ready for SQL.
+    fn name(self, dialect: Dialect, dataset: &Dataset) -> String {
+        let name = quote(&self.bare_name(dialect, dataset));
+        match dialect {
+            Dialect::Postgres => format!("raw.{name}"),
+            Dialect::Sqlite => name,
+        }
     }
 }
 
-async fn has_day_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+/// The names of the indexes of the raw tables, without their schema.
+async fn raw_indexes(connection: &mut Connection) -> StoreResult<HashSet<String>> {
     let sql = match connection.dialect() {
-        Dialect::Postgres => "select count(*) from pg_indexes where schemaname = 'raw' and indexname = $1",
-        Dialect::Sqlite => "select count(*) from sqlite_schema where type = 'index' and name = $1",
+        Dialect::Postgres => {
+            "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = 'raw' and c.relkind in ('i', 'I')"
+        }
+        Dialect::Sqlite => "select name from sqlite_schema where type = 'index' and name like 'raw\\_%' escape '\\'",
     };
-    let name = day_index_name(connection.dialect(), dataset);
-    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
+    let rows = connection.fetch(sql, &[]).await?;
+    Ok(rows.iter().map(|row| row[0].text().unwrap_or_default().to_owned()).collect())
+}
+
+/// Whether the key index of a dataset is there.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn has_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+    Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(connection.dialect(), dataset)))
 }
 
 /// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.

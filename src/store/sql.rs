@@ -88,6 +88,13 @@ impl Dialect {
         }
     }
 
+    /// The hash of a row's key, for the key index; none in SQLite, which has no such function and indexes the key's columns. Rows
+    /// of the same key have the same hash; rows of the same hash may have different keys.
+    pub fn key_hash(self, dataset: &Dataset) -> Option<String> {
+        let keys: Vec<String> = dataset.key.iter().map(|column| quote(&dataset.columns[*column].name)).collect();
+        (self == Self::Postgres).then(|| format!("hash_record_extended(row({}), 0)", keys.join(", ")))
+    }
+
     /// Compares two expressions; nulls are equal. PostgreSQL can neither hash this comparison nor use an index for it, so it is
     /// not for large joins.
     pub fn same(self, left: &str, right: &str) -> String {

@@ -1,10 +1,13 @@
 //! The batch upsert: the master's rows whose keys are in the delta are deleted, then all rows of the delta are inserted.
 
+use std::collections::BTreeSet;
+
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::schema::has_rows;
-use super::sql::{Dialect, Schema, quote, raw_column_list};
+use super::model;
+use super::schema::{self, has_rows};
+use super::sql::{Day, Dialect, Schema, day_literals, quote, raw_column_list};
 use crate::dataset::Dataset;
 
 /// Inside a transaction: empties the delta.
@@ -12,13 +15,22 @@ use crate::dataset::Dataset;
 /// # Errors
 /// If the database fails.
 pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    /// A truncation creates a new file, which takes longer than to delete this many bytes of rows.
+    const SMALL: i64 = 1 << 20;
     let dialect = connection.dialect();
     let delta = RawTable::Delta.of(dialect, dataset);
-    let sql = match dialect {
-        Dialect::Postgres => format!("truncate {delta}"),
-        Dialect::Sqlite => format!("delete from {delta}"),
-    };
+    let truncates = dialect == Dialect::Postgres
+        && connection.fetch_int("select pg_relation_size($1::regclass)", &[Arg::Text(Some(&delta))]).await? > SMALL;
+    let sql = if truncates { format!("truncate {delta}") } else { format!("delete from {delta}") };
     connection.run(sql).await.map(drop)
+}
+
+/// What a run has brought into the delta.
+#[derive(Debug, Clone, Copy)]
+pub struct Brought<'a> {
+    pub rows: u64,
+    /// The days of the rows.
+    pub days: &'a BTreeSet<Day>,
 }
 
 /// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. If the
@@ -26,54 +38,134 @@ pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> Stor
 ///
 /// # Errors
 /// If the database fails or refuses a row.
-pub async fn upsert(connection: &mut Connection, dataset: &Dataset) -> StoreResult<u64> {
+pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<u64> {
     let dialect = connection.dialect();
     let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
-    let mut replaced = 0;
-    let has_rows = has_rows(connection, &master).await?;
-    if has_rows && dataset.day.is_none() {
-        replaced = connection.run(format!("delete from {master}")).await?;
-    } else if has_rows {
-        if dialect == Dialect::Postgres {
-            // Statistics let the planner choose a hash join. A sample of 3,000 rows instead of 30,000 is enough to see that the
-            // keys differ.
-            connection.run("set local default_statistics_target = 10").await?;
-            connection.run(format!("analyze {delta}")).await?;
-        }
-        for condition in same_key(connection, dataset, &delta).await? {
-            let moves_days = dataset.day.is_some_and(|day| !dataset.key.contains(&day));
-            if let (true, Some(day)) = (moves_days, dataset.day_column()) {
-                let marks = dialect.table(Schema::Dataloader, "changed_days");
-                let day = dialect.day(day);
-                let args = [Arg::Text(Some(&dataset.name))];
-                if dialect == Dialect::Postgres {
-                    // The days come from the rows that are really deleted: a stream may have added rows meanwhile, and they may
-                    // be modelled already.
-                    let sql = format!(
-                        "with gone as (delete from {master} where {condition} returning {day} as d), \
-                         marked as (insert into {marks} (dataset, day) select distinct $1, d from gone where d is not null) \
-                         select count(*) from gone"
-                    );
-                    replaced += connection.fetch_int(sql, &args).await?.unsigned_abs();
-                    continue;
-                }
-                let sql = format!(
-                    "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
-                );
-                connection.execute(sql, &args).await?;
-            }
-            replaced += connection.run(format!("delete from {master} where {condition}")).await?;
-        }
+    if dialect == Dialect::Postgres {
+        // The raw table is locked before the modelled tables, in the same order as when the modelled tables are replaced.
+        connection.run(format!("lock table {master} in row exclusive mode")).await?;
     }
+    let replaced = match has_rows(connection, &master).await? {
+        false => 0,
+        true if dataset.day.is_none() => connection.run(format!("delete from {master}")).await?,
+        true => delete_same_keys(connection, dataset, brought).await?,
+    };
     let columns = raw_column_list(dataset);
     connection.run(format!("insert into {master} ({columns}) select {columns} from {delta}")).await?;
     Ok(replaced)
 }
 
+/// How the master's rows with the delta's keys are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Search {
+    /// All rows of the master are read.
+    Scan,
+    /// The rows of the delta's days are read: a list of SQL literals.
+    Days(String),
+    /// Each key is looked up in the key index.
+    Keys,
+}
+
+impl Search {
+    /// A row by an index costs this many times as much as a row of a scan; a key that is looked up costs as much as so many rows.
+    const PER_INDEXED_ROW: u64 = 2;
+    const PER_KEY: u64 = 20;
+
+    /// Chooses the cheapest search. The modelled totals say how many rows there are, also where the database has no statistics.
+    async fn choose(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<Self> {
+        let by_keys = schema::has_key_index(connection, dataset).await?;
+        let by_days = dataset.day.is_some_and(|day| dataset.key.contains(&day));
+        let days = day_literals(brought.days.iter().copied());
+        let totals = model::table_names(dataset).into_iter().next().filter(|_| (by_keys || by_days) && !days.is_empty());
+        let Some(totals) = totals else { return Ok(Self::Scan) };
+        let total = quote(&format!("total_{}", dataset.name));
+        let sum = |filter: &str| format!("cast(coalesce(sum(case when {filter} then {total} end), 0) as bigint)");
+        let (all, of_days) = (sum("true"), sum(&format!("\"date\" in ({days})")));
+        let totals = connection.dialect().table(Schema::Modelled, &totals);
+        let rows = connection.fetch(format!("select {all}, {of_days} from {totals}"), &[]).await?;
+        let [all, of_days] = [0, 1].map(|column: usize| rows[0][column].int().unsigned_abs());
+        Ok(if by_days && of_days * Self::PER_INDEXED_ROW < all {
+            Self::Days(days)
+        } else if by_keys && brought.rows * Self::PER_KEY < all {
+            Self::Keys
+        } else {
+            Self::Scan
+        })
+    }
+}
+
+/// Deletes the master's rows whose keys are in the delta. Returns their number.
+async fn delete_same_keys(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<u64> {
+    let dialect = connection.dialect();
+    let search = Search::choose(connection, dataset, brought).await?;
+    tracing::debug!(dataset = dataset.name, ?search, "rows of the same keys are searched");
+    let mut replaced = 0;
+    let patterns = same_key(connection, dataset, &search).await?;
+    if dialect == Dialect::Postgres {
+        connection.run(planning(&search, &RawTable::Delta.of(dialect, dataset))).await?;
+    }
+    for condition in patterns {
+        replaced += delete_where(connection, dataset, &search, &condition).await?;
+    }
+    if dialect == Dialect::Postgres {
+        connection.run(PLANNING_AS_USUAL).await?;
+    }
+    Ok(replaced)
+}
+
+/// PostgreSQL: the statements before the search. After a large load there may be no statistics of the master; then the planner
+/// would not expect the indexes to be of use.
+fn planning(search: &Search, delta: &str) -> String {
+    match search {
+        // Statistics let the planner choose a hash join. A sample of 3,000 rows instead of 30,000 is enough to see that the
+        // keys differ.
+        Search::Scan => format!("set local default_statistics_target = 10; analyze {delta}"),
+        Search::Days(_) => "set local enable_seqscan = off; set local enable_nestloop = off".to_owned(),
+        Search::Keys => "set local enable_seqscan = off; set local enable_mergejoin = off".to_owned(),
+    }
+}
+
+const PLANNING_AS_USUAL: &str = "set local enable_seqscan to default; set local enable_nestloop to default; \
+     set local enable_mergejoin to default; set local default_statistics_target to default";
+
+/// Deletes the master's rows of a condition. Returns their number.
+async fn delete_where(connection: &mut Connection, dataset: &Dataset, search: &Search, condition: &str) -> StoreResult<u64> {
+    let dialect = connection.dialect();
+    let mut master = RawTable::Master.of(dialect, dataset);
+    if (dialect, search) == (Dialect::Sqlite, &Search::Scan) {
+        // SQLite would look up each key in the index, which takes longer for many keys.
+        master.push_str(" not indexed");
+    }
+    let moves_days = dataset.day.is_some_and(|day| !dataset.key.contains(&day));
+    let (true, Some(day)) = (moves_days, dataset.day_column()) else {
+        return connection.run(format!("delete from {master} where {condition}")).await;
+    };
+    let marks = dialect.table(Schema::Dataloader, "changed_days");
+    let day = dialect.day(day);
+    let args = [Arg::Text(Some(&dataset.name))];
+    if dialect == Dialect::Postgres {
+        // The days come from the rows that are really deleted: a stream may have added rows meanwhile, and they may be modelled
+        // already.
+        let sql = format!(
+            "with gone as (delete from {master} where {condition} returning {day} as d), \
+             marked as (insert into {marks} (dataset, day) select distinct $1, d from gone where d is not null) \
+             select count(*) from gone"
+        );
+        return Ok(connection.fetch_int(sql, &args).await?.unsigned_abs());
+    }
+    let sql = format!(
+        "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
+    );
+    connection.execute(sql, &args).await?;
+    connection.run(format!("delete from {master} where {condition}")).await
+}
+
 /// Conditions on a master row, one for each combination of nulls in the delta's keys. Together they match the rows whose key is
 /// in the delta, where nulls are equal. Each compares the columns that are not null by plain equality, which both databases can
 /// hash or index. `IS NOT DISTINCT FROM` would compare every row with every other row.
-async fn same_key(connection: &mut Connection, dataset: &Dataset, delta: &str) -> StoreResult<Vec<String>> {
+async fn same_key(connection: &mut Connection, dataset: &Dataset, search: &Search) -> StoreResult<Vec<String>> {
+    let dialect = connection.dialect();
+    let delta = RawTable::Delta.of(dialect, dataset);
     let keys: Vec<String> = dataset.key.iter().map(|k| quote(&dataset.columns[*k].name)).collect();
     let nullable: Vec<usize> = (0..keys.len()).filter(|i| !dataset.columns[dataset.key[*i]].required).collect();
     let mut patterns = vec![vec![false; keys.len()]];
@@ -91,7 +183,19 @@ async fn same_key(connection: &mut Connection, dataset: &Dataset, delta: &str) -
             })
             .collect();
     }
-    Ok(patterns.iter().map(|pattern| condition(&keys, pattern, delta)).collect())
+    let mut searched = Vec::new();
+    match (search, dataset.day_column()) {
+        (Search::Days(days), Some(day)) => searched.push(format!("{} in ({days})", dialect.day(day))),
+        (Search::Keys, _) => {
+            searched.extend(dialect.key_hash(dataset).map(|hash| format!("{hash} in (select {hash} from {delta})")))
+        }
+        _ => {}
+    }
+    let conditions = patterns.iter().map(|pattern| {
+        let searched = searched.iter().cloned();
+        searched.chain([condition(&keys, pattern, &delta)]).collect::<Vec<_>>().join(" and ")
+    });
+    Ok(conditions.collect())
 }
 
 fn condition(keys: &[String], pattern: &[bool], delta: &str) -> String {

@@ -1,12 +1,14 @@
 //! The batch upsert: rows of the same key are replaced, nulls are equal, and every day that lost or gained rows is modelled.
 
-use crate::support::{Sandbox, array, event, on_both_stores};
+use crate::support::{Sandbox, Store, array, event, on_both_stores, wait_until};
 
 on_both_stores!(
     changed_records_replace_those_of_the_same_key,
     identical_records_of_one_file_stay_as_many,
     keys_compare_nulls_as_equal,
     many_null_keys_take_no_longer_than_others,
+    small_and_large_loads_replace_the_rows_of_their_keys,
+    small_and_large_loads_of_some_days_replace_the_rows_of_their_keys,
     a_row_that_moves_to_another_day_leaves_the_old_one,
     the_delta_holds_the_latest_run,
     a_dataset_without_a_day_is_replaced_in_full,
@@ -100,6 +102,58 @@ fn many_null_keys_take_no_longer_than_others(sandbox: &Sandbox) {
     assert_eq!(replaced(sandbox, &[]), 2 * HALF as u64);
     let totals = "SELECT total_readings, unique_readings, sensors FROM {modelled.readings_by_date}";
     assert_eq!(sandbox.lines(totals), [format!("{}|{}|{HALF}", 2 * HALF, HALF + 1)]);
+}
+
+/// The key does not contain the day: a small load finds the rows that it replaces by an index, a large one reads all.
+fn small_and_large_loads_replace_the_rows_of_their_keys(sandbox: &Sandbox) {
+    const SENSORS: usize = 1_000;
+    sandbox.write("dataloader.toml", READINGS);
+    let reading = |site: &str, sensor: &str, value: u32| {
+        format!("{{\"site\":{site},\"sensor\":{sensor},\"at\":\"2024-05-01\",\"value\":{value}}}\n")
+    };
+    let nulls = |value| reading("null", "1", value) + &reading("\"n\"", "null", value) + &reading("null", "null", value);
+    let all = |value| (0..SENSORS).map(|i| reading("\"n\"", &i.to_string(), value)).collect::<String>() + &nulls(value);
+    let values = || sandbox.lines("SELECT value, count(*) FROM {raw.readings} GROUP BY value ORDER BY value");
+    sandbox.write("raw_data/readings/x.jsonl", all(1));
+    assert_eq!(replaced(sandbox, &[]), 0);
+    // A known key, a new key, and all combinations of nulls.
+    let few = reading("\"n\"", "7", 2) + &reading("\"new\"", "7", 2) + &nulls(2);
+    sandbox.write("raw_data/readings/x.jsonl", few);
+    assert_eq!(replaced(sandbox, &[]), 4);
+    assert_eq!(values(), [format!("1|{}", SENSORS - 1), "2|5".to_owned()]);
+    if sandbox.store() == Store::Postgres {
+        let looked_up = "SELECT count(*) FROM pg_stat_user_indexes WHERE indexrelname = 'readings.key' AND idx_scan > 0";
+        wait_until("the keys were looked up in the index", || sandbox.lines(looked_up) == ["1"]);
+    }
+    sandbox.write("raw_data/readings/x.jsonl", all(3));
+    assert_eq!(replaced(sandbox, &[]), SENSORS as u64 + 3);
+    assert_eq!(values(), ["2|1".to_owned(), format!("3|{}", SENSORS + 3)]);
+    let totals = "SELECT total_readings, unique_readings FROM {modelled.readings_by_date}";
+    assert_eq!(sandbox.lines(totals), [format!("{0}|{0}", SENSORS + 4)]);
+    sandbox.run(["model", "--check"]).ok();
+}
+
+/// The key contains the day: a load of some days reads the rows of those days, a load of all days reads all.
+fn small_and_large_loads_of_some_days_replace_the_rows_of_their_keys(sandbox: &Sandbox) {
+    let day = |day: u32, user: &str| {
+        let event = |id: u32| event(&format!("e{id}"), user, &format!("2024-05-{day:02} 10:00:00"));
+        // A null in the key.
+        let untyped = format!(r#"{{"id":"untyped","username":"{user}","received_at":"2024-05-{day:02} 10:00:00"}}"#);
+        (0..10).map(event).chain([untyped]).collect::<Vec<_>>()
+    };
+    let days = |days: std::ops::RangeInclusive<u32>, user: &str| array(&days.flat_map(|d| day(d, user)).collect::<Vec<_>>());
+    let users = || sandbox.lines("SELECT username, count(*) FROM {raw.events} GROUP BY username ORDER BY username");
+    for (range, user, expected_replaced, expected_users) in [
+        (1..=20, "ada", 0, vec!["ada|220"]),
+        (3..=4, "ben", 22, vec!["ada|198", "ben|22"]),
+        (20..=21, "cy", 11, vec!["ada|187", "ben|22", "cy|22"]),
+        (1..=21, "di", 231, vec!["di|231"]),
+    ] {
+        sandbox.write_events("x.json", days(range, user));
+        assert_eq!(replaced(sandbox, &["--dataset", "events"]), expected_replaced, "{user}");
+        assert_eq!(users(), expected_users);
+    }
+    sandbox.run(["model", "--check"]).ok();
 }
 
 fn a_row_that_moves_to_another_day_leaves_the_old_one(sandbox: &Sandbox) {
