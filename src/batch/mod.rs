@@ -434,7 +434,8 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
         .files
         .iter()
         .zip(ids)
-        .map(|(file, id)| FinishedLoad {
+        .enumerate()
+        .map(|(i, (file, id))| FinishedLoad {
             id: *id,
             load_key: Uuid::now_v7(),
             dataset: &run.dataset.name,
@@ -444,6 +445,7 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
             started_at: file.started_at,
             status: LoadStatus::Loaded,
             error: None,
+            rows_removed: if i == 0 { run.replaced } else { 0 },
         })
         .collect();
     ledger::insert_finished(connection, &finished).await?;
@@ -473,6 +475,7 @@ async fn record_failure(connection: &mut Connection, failed: &FailedFile) {
             started_at: failed.started_at,
             status: LoadStatus::Failed,
             error: Some(&message),
+            rows_removed: 0,
         };
         ledger::insert_finished(connection, &[load]).await?;
         connection.commit().await

@@ -366,6 +366,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
             started_at,
             status: LoadStatus::Loaded,
             error: None,
+            rows_removed: 0,
         };
         ledger::insert_finished(connection, &[load]).await?;
         ledger::insert_chunks(connection, &lines).await?;

@@ -13,7 +13,7 @@ const MAX_NAME_BYTES: usize = 63;
 /// Both databases support this many columns, plus the generated ones.
 const MAX_COLUMNS: usize = 1_000;
 /// Names of the program's own tables and queues. Names that begin with `_` are reserved as well.
-const RESERVED_DATASETS: [&str; 4] = ["loads", "batches", "rejects", "dead"];
+const RESERVED_DATASETS: [&str; 5] = ["loads", "batches", "rejects", "load_history", "dead"];
 /// Columns of every raw table.
 const RESERVED_COLUMNS: [&str; 2] = ["_extra", "_load_id"];
 /// PostgreSQL's system columns, which no table may define.
@@ -125,7 +125,7 @@ fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
         || lower.starts_with("fact_")
         || lower.ends_with("_delta");
     if reserved {
-        let hint = "give it another name; these are taken: loads, batches, rejects, dead, _…, fact_…, …_delta";
+        let hint = "give it another name; these are taken: loads, batches, rejects, load_history, dead, _…, fact_…, …_delta";
         return Err(entry
             .key_error(format!("a dataset cannot be named `{name}`: tables or queues of the program have that name"))
             .hint(hint));

@@ -50,6 +50,8 @@ pub struct FinishedLoad<'a> {
     pub started_at: Timestamp,
     pub status: LoadStatus,
     pub error: Option<&'a str>,
+    /// How many rows of the table its run replaced. A run books all of them on the row of its first file.
+    pub rows_removed: u64,
 }
 
 /// A chunk's line in `raw.batches`.
@@ -127,13 +129,14 @@ pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<
                 Arg::Time(Some(load.started_at)),
                 Arg::Time(Some(finished_at)),
                 Arg::Text(load.error),
+                int(load.rows_removed),
             ]
         })
         .collect();
     let loads = connection.dialect().table(Schema::Raw, "loads");
     let into = format!(
         "{loads} (id, load_key, dataset, source, bytes, status, records_read, rows_loaded, rows_rejected, records_skipped, \
-         started_at, finished_at, error)"
+         started_at, finished_at, error, rows_removed)"
     );
     connection.insert(&into, "", &rows).await
 }

@@ -8,6 +8,7 @@ on_both_stores!(
     a_failed_file_is_on_record_and_nothing_else_is,
     status_sums_the_ledger_up,
     load_numbers_are_never_used_again,
+    the_rows_of_a_table_are_those_loaded_less_those_removed,
 );
 
 fn every_file_has_a_row_and_every_record_a_fate(sandbox: &Sandbox) {
@@ -72,4 +73,25 @@ fn load_numbers_are_never_used_again(sandbox: &Sandbox) {
     sandbox.execute("DELETE FROM {raw.loads}");
     sandbox.run(["load", "--dataset", "events"]).ok();
     assert_eq!(sandbox.lines("SELECT id FROM {raw.loads}"), ["2"]);
+}
+
+fn the_rows_of_a_table_are_those_loaded_less_those_removed(sandbox: &Sandbox) {
+    let removed = "SELECT id, dataset, rows_loaded, rows_removed FROM {raw.loads} ORDER BY id";
+    sandbox.write_events("a.jsonl", many_events(3, "ada"));
+    sandbox.write_events("b.jsonl", event("x", "ben", "2024-05-02 10:00:00"));
+    sandbox.write_orgs("c.json", r#"[{"organization_key":"a"},{"organization_key":"b"}]"#);
+    sandbox.run(["load"]).ok();
+    sandbox.write_events("a.jsonl", many_events(5, "ada"));
+    // This dataset has no day: its table is replaced as a whole.
+    sandbox.write_orgs("c.json", r#"{"organization_key":"c"}"#);
+    sandbox.run(["load"]).ok();
+    let expected = ["1|events|3|0", "2|events|1|0", "3|orgs|2|0", "4|events|5|4", "5|events|1|0", "6|orgs|1|2"];
+    assert_eq!(sandbox.lines(removed), expected);
+    // What is dropped into the inbox removes nothing.
+    sandbox.drop_in("events", "d.jsonl", many_events(2, "ada"));
+    sandbox.run_once().ok();
+    for dataset in ["events", "orgs"] {
+        let sum = format!("SELECT sum(rows_loaded) - sum(rows_removed) FROM {{raw.loads}} WHERE dataset = '{dataset}'");
+        assert_eq!(sandbox.lines(&sum), [sandbox.count(&format!("raw.{dataset}")).to_string()]);
+    }
 }

@@ -20,6 +20,7 @@ mod exact; // at every moment
 mod reading; // commands that only read
 mod durable; // power cuts
 mod ledger; // loads and chunks
+mod upgrade; // databases of earlier versions
 mod rejects; // what could not be loaded
 mod alike; // the same rows on both databases
 mod bad_input; // what is broken
