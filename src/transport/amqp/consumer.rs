@@ -123,6 +123,7 @@ impl Consumer {
         let decoder = Decoder::start(pieces, self.failures.clone())?;
         loop {
             let tap = Tap::new();
+            let alive = tap.end_on_drop();
             let connection = tokio::select! {
                 biased;
                 () = draining(&mut phase) => return Ok(()),
@@ -143,6 +144,7 @@ impl Consumer {
                     return Err(error);
                 }
                 Err(Fault::Lost(error)) => {
+                    drop(alive);
                     self.connector.lost(error)?;
                     // The broker delivers all these messages again. Waiting until the old ones are settled has two effects:
                     // most of the new ones are then known as loaded, and memory never holds a message twice.

@@ -38,13 +38,38 @@ struct Shared {
 struct State {
     /// How many bytes may still be read.
     left: usize,
-    /// The reader that waits for more.
+    /// Whether the connection is given up.
+    shut: bool,
+    /// The last reader that waited, for more from the broker or for the tap.
     reader: Option<Waker>,
+}
+
+/// Ends the connection of a tap when it is dropped.
+#[derive(Debug)]
+pub(super) struct EndOnDrop(Tap);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        let reader = {
+            let mut state = self.0.lock();
+            state.shut = true;
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
 }
 
 impl Tap {
     pub fn new() -> Self {
-        Self(Arc::new(Shared { state: Mutex::new(State { left: SIP, reader: None }), ran_dry: Notify::new() }))
+        Self(Arc::new(Shared { state: Mutex::new(State { left: SIP, shut: false, reader: None }), ran_dry: Notify::new() }))
+    }
+
+    /// A guard that ends the connection. lapin only asks the broker to close a connection that is dropped, and can forget that
+    /// request. The broker would keep the unacknowledged messages for a consumer that is gone.
+    pub fn end_on_drop(&self) -> EndOnDrop {
+        EndOnDrop(self.clone())
     }
 
     /// Completes when everything that was allowed has been read.
@@ -133,8 +158,13 @@ impl AsyncRead for TappedStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let Self { stream, tap } = &mut *self;
         let mut state = tap.lock();
-        if state.left == 0 {
+        if state.shut {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted)));
+        }
+        if !state.reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
             state.reader = Some(context.waker().clone());
+        }
+        if state.left == 0 {
             return Poll::Pending;
         }
         let most = buffer.len().min(state.left);
@@ -190,5 +220,23 @@ mod tests {
         sender.await.unwrap().unwrap();
         assert_eq!(reader.await.unwrap().unwrap(), SIP + DROP + 1);
         assert_eq!(tap.lock().left, SIP - 1);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_given_up_ends_though_nothing_arrives() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tap = Tap::new();
+        let connect = tap.runtime().tcp_connect_addr(listener.local_addr().unwrap());
+        let (stream, accepted) = tokio::join!(connect, listener.accept());
+        let (mut stream, _other_end) = (stream.unwrap(), accepted.unwrap().0);
+        let guard = tap.end_on_drop();
+        let mut text = Vec::new();
+        let end = async {
+            // The reader waits by now.
+            tokio::task::yield_now().await;
+            drop(guard);
+        };
+        let (read, ()) = tokio::join!(stream.read_to_end(&mut text), end);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }
