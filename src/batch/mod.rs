@@ -308,7 +308,7 @@ async fn load_in_transaction(
         for run in changed {
             model::hold_still(connection, &run.dataset).await?;
             schema::index_rows(connection, &run.dataset).await?;
-            model::refresh_within(connection, &run.dataset, std::mem::take(&mut run.days)).await?;
+            model::refresh_within(connection, &run.dataset).await?;
             run.elapsed += timer.elapsed();
             timer = Instant::now();
         }

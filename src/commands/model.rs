@@ -37,7 +37,7 @@ pub struct Refreshed {
 #[derive(Debug, Clone, Serialize)]
 pub struct RefreshedDataset {
     pub dataset: String,
-    /// How many days were recomputed; null for all.
+    /// How many days were refreshed; null if all were recomputed.
     pub days: Option<usize>,
 }
 
@@ -62,7 +62,7 @@ async fn refresh_on(connection: &mut Connection, config: &Config, full: bool, ch
             refreshed.differences.extend(differences);
             days
         } else {
-            model::refresh(connection, dataset, days).await?
+            model::refresh(connection, dataset, days).await?.days
         };
         refreshed.datasets.push(RefreshedDataset { dataset: dataset.name.clone(), days });
     }
@@ -79,8 +79,8 @@ impl Refreshed {
             match days {
                 None => writeln!(out, "{dataset}: all days recomputed")?,
                 Some(0) => writeln!(out, "{dataset}: up to date")?,
-                Some(1) => writeln!(out, "{dataset}: 1 day recomputed")?,
-                Some(days) => writeln!(out, "{dataset}: {days} days recomputed")?,
+                Some(1) => writeln!(out, "{dataset}: 1 day refreshed")?,
+                Some(days) => writeln!(out, "{dataset}: {days} days refreshed")?,
             }
         }
         for Difference { table, surplus, missing } in &self.differences {

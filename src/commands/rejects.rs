@@ -20,7 +20,7 @@ use crate::retry::GIVE_UP_AFTER;
 use crate::store::append::append_accepted;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
-use crate::store::model::{self, Days};
+use crate::store::model::{self, Days, Noting};
 use crate::store::rejects::{Cursor, OpenReject, Records, delete, page};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
 use crate::terminal::cli::{RejectsAction, RejectsArgs};
@@ -342,7 +342,9 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         let still_rejected: BTreeSet<u64> = parsed.rejects.iter().map(|reject| reject.ordinal - chunk.first_ordinal).collect();
         let mut good: Vec<&OpenReject> =
             rejects.iter().zip(0..).filter(|(_, i)| !still_rejected.contains(i)).map(|(reject, _)| reject).collect();
-        let refused = append_accepted(connection, dataset, &rows).await?;
+        // Small as a page is, all of them can be many.
+        let noting = Noting::of(dataset, counts.read + parsed.rows);
+        let refused = append_accepted(connection, dataset, &rows, noting).await?;
         for refused in refused.iter().rev() {
             good.remove(refused.row);
         }
@@ -353,7 +355,9 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
         let loaded = good.len() as u64;
         let read = rejects.len() as u64;
         counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };
-        days.extend(parsed.days.iter().map(|day| Day(*day)));
+        if noting == Noting::Days {
+            days.extend(parsed.days.iter().map(|day| Day(*day)));
+        }
     }
     if let Some(id) = load_id {
         let load = FinishedLoad {

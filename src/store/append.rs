@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::connection::{Connection, Kind};
 use super::error::{Class, StoreError, StoreResult};
+use super::model::{self, Noting};
 use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, RowArray, Rows, SqliteValue};
 use super::sql::{Dialect, Schema, raw_column_list, raw_columns};
 use super::watch::Watch;
@@ -171,7 +172,7 @@ impl<'c> Appender<'c> {
     pub async fn finish(self) -> StoreResult<()> {
         match self.target {
             Target::Few { connection: Some(connection), waiting } if waiting.count > 0 => {
-                self.watch.answer(insert_array(connection, self.dataset, &self.table, &waiting.parts())).await?;
+                self.watch.answer(insert_array(connection, self.dataset, &self.table, &waiting.parts(), Noting::Days)).await?;
             }
             Target::Few { .. } => {}
             Target::Copy(mut copy) => {
@@ -227,7 +228,12 @@ const MOST_FAILURES: usize = 16;
 /// # Errors
 /// If the database fails in any other way. After an error of [`Class::Other`] or [`Class::Changed`] the transaction is still
 /// usable; [`StoreError::is_of_a_row`] says whether other rows were accepted. After any other error the transaction is lost.
-pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, rows: &Rows) -> StoreResult<Vec<Refused>> {
+pub async fn append_accepted(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    rows: &Rows,
+    noting: Noting,
+) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
     let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
     let (mut is_any_accepted, mut failure, mut failures) = (false, None, 0);
@@ -236,7 +242,7 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
             continue;
         }
         connection.run("savepoint rows").await?;
-        match append_parts(connection, dataset, &[(rows, range.clone())]).await {
+        match append_parts(connection, dataset, &[(rows, range.clone())], noting).await {
             Ok(()) => is_any_accepted = true,
             Err(error) if matches!(error.class(), Class::BadRow | Class::Changed | Class::Other) => {
                 connection.run("rollback to savepoint rows").await?;
@@ -264,41 +270,60 @@ pub async fn append_accepted(connection: &mut Connection, dataset: &Dataset, row
     }
 }
 
-/// Inside a transaction: appends rows to a master table. Their load id must be set.
+/// Inside a transaction: appends rows to a master table. Their load id must be set. The rows are noted for the model; a caller
+/// that notes days marks them itself.
 ///
 /// # Errors
 /// If the database refuses a row or fails.
-pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Rows]) -> StoreResult<()> {
+pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Rows], noting: Noting) -> StoreResult<()> {
     let parts: Vec<Part<'_>> = rows.iter().map(|rows| (*rows, 0..rows.len())).collect();
-    append_parts(connection, dataset, &parts).await
+    append_parts(connection, dataset, &parts, noting).await
 }
 
 /// A range of encoded rows.
 type Part<'r> = (&'r Rows, std::ops::Range<usize>);
 
-async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>]) -> StoreResult<()> {
+async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>], noting: Noting) -> StoreResult<()> {
     if parts.iter().all(|(_, range)| range.is_empty()) {
         return Ok(());
     }
     let table = RawTable::Master.of(connection.dialect(), dataset);
-    let Connection { kind, watch, .. } = connection;
+    let last = match (connection.dialect(), noting) {
+        (Dialect::Sqlite, Noting::Rows) => Some(model::last_row(connection, dataset).await?),
+        _ => None,
+    };
+    let Connection { kind, watch, .. } = &mut *connection;
     match kind {
-        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, &table, parts)).await,
+        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, &table, parts, noting)).await?,
         Kind::Sqlite(connection) => {
             let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
-            watch.answer(insert_bound(connection, dataset, &table, &parts)).await
+            watch.answer(insert_bound(connection, dataset, &table, &parts)).await?;
         }
+    }
+    match last {
+        Some(last) => model::note_rows_after(connection, dataset, last).await,
+        None => Ok(()),
     }
 }
 
 /// Inserts rows by one statement with one argument, which is [faster than a COPY](COPY_ROWS) of few rows.
-async fn insert_array(connection: &mut PgConnection, dataset: &Dataset, table: &str, parts: &[Part<'_>]) -> StoreResult<()> {
+async fn insert_array(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    table: &str,
+    parts: &[Part<'_>],
+    noting: Noting,
+) -> StoreResult<()> {
     let row_type = row_type(connection, dataset, table).await?;
     let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
     let mut arguments = PgArguments::default();
     arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
     let columns = raw_column_list(dataset);
-    let sql = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
+    let insert = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
+    let sql = match noting {
+        Noting::Rows => model::noted(dataset, &insert, 1),
+        Noting::Days => insert,
+    };
     sqlx::query_with(AssertSqlSafe(sql), arguments).execute(connection).await?;
     Ok(())
 }

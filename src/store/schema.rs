@@ -170,6 +170,7 @@ struct Plan {
 async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Plan> {
     let dialect = connection.dialect();
     let modelled = catalogue(connection, Schema::Modelled).await?;
+    let kept = catalogue(connection, Schema::Dataloader).await?;
     let catalogue = catalogue(connection, Schema::Raw).await?;
     let definitions = dialect.table(Schema::Dataloader, "datasets");
     let known: HashMap<String, String> = connection
@@ -218,13 +219,22 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             let outdated = [RawIndex::Day, RawIndex::Key].into_iter().filter(is_there);
             statements.extend(outdated.map(|index| format!("drop index {}", index.name(dialect, dataset))));
             is_indexed = false;
-            statements.extend(model::replace(dialect, dataset, old.map(String::as_str)));
+            statements.extend(model::replace(dialect, dataset, old.map(String::as_str), kept.keys()));
             let name = &dataset.name;
             // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
             statements.push(format!(
                 "insert into {definitions} (name, definition) values ('{name}', '{definition}') \
                  on conflict (name) do update set definition = excluded.definition"
             ));
+        } else if model::note_table_names(dataset)
+            .iter()
+            .any(|table| !kept.contains_key(&dialect.bare_table(Schema::Dataloader, table)))
+        {
+            if dialect == Dialect::Postgres {
+                let raw = dialect.table(Schema::Raw, &dataset.name);
+                statements.push(format!("lock table {raw} in share row exclusive mode"));
+            }
+            statements.extend(model::replace_notes(dialect, dataset, kept.keys()));
         }
         if !is_indexed && make_index {
             statements.extend(RawIndex::Day.create(dialect, dataset));

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::model;
+use super::model::{self, Noting};
 use super::schema::{self, has_rows};
-use super::sql::{Day, Dialect, Schema, day_literals, quote, raw_column_list};
+use super::sql::{Day, Dialect, Schema, day_literals, quote};
 use crate::dataset::Dataset;
 
 /// Inside a transaction: empties the delta.
@@ -33,8 +33,8 @@ pub struct Brought<'a> {
     pub days: &'a BTreeSet<Day>,
 }
 
-/// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. If the
-/// day is not part of the key, the days that lose rows are marked as changed.
+/// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. The model
+/// is told what was removed and added.
 ///
 /// # Errors
 /// If the database fails or refuses a row.
@@ -45,13 +45,13 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Bro
         // The raw table is locked before the modelled tables, in the same order as when the modelled tables are replaced.
         connection.run(format!("lock table {master} in row exclusive mode")).await?;
     }
+    let noting = Noting::of(dataset, brought.rows);
     let replaced = match has_rows(connection, &master).await? {
         false => 0,
         true if dataset.day.is_none() => connection.run(format!("delete from {master}")).await?,
-        true => delete_same_keys(connection, dataset, brought).await?,
+        true => delete_same_keys(connection, dataset, brought, noting).await?,
     };
-    let columns = raw_column_list(dataset);
-    connection.run(format!("insert into {master} ({columns}) select {columns} from {delta}")).await?;
+    model::insert_from(connection, dataset, &delta, brought.days.iter().copied(), noting).await?;
     Ok(replaced)
 }
 
@@ -95,7 +95,12 @@ impl Search {
 }
 
 /// Deletes the master's rows whose keys are in the delta. Returns their number.
-async fn delete_same_keys(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<u64> {
+async fn delete_same_keys(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    brought: Brought<'_>,
+    noting: Noting,
+) -> StoreResult<u64> {
     let dialect = connection.dialect();
     let search = Search::choose(connection, dataset, brought).await?;
     tracing::debug!(dataset = dataset.name, ?search, "rows of the same keys are searched");
@@ -105,7 +110,7 @@ async fn delete_same_keys(connection: &mut Connection, dataset: &Dataset, brough
         connection.run(planning(&search, &RawTable::Delta.of(dialect, dataset))).await?;
     }
     for condition in patterns {
-        replaced += delete_where(connection, dataset, &search, &condition).await?;
+        replaced += delete_where(connection, dataset, &search, &condition, noting).await?;
     }
     if dialect == Dialect::Postgres {
         connection.run(PLANNING_AS_USUAL).await?;
@@ -129,35 +134,24 @@ const PLANNING_AS_USUAL: &str = "set local enable_seqscan to default; set local 
      set local enable_mergejoin to default; set local default_statistics_target to default";
 
 /// Deletes the master's rows of a condition. Returns their number.
-async fn delete_where(connection: &mut Connection, dataset: &Dataset, search: &Search, condition: &str) -> StoreResult<u64> {
+async fn delete_where(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    search: &Search,
+    condition: &str,
+    noting: Noting,
+) -> StoreResult<u64> {
     let dialect = connection.dialect();
     let mut master = RawTable::Master.of(dialect, dataset);
     if (dialect, search) == (Dialect::Sqlite, &Search::Scan) {
         // SQLite would look up each key in the index, which takes longer for many keys.
         master.push_str(" not indexed");
     }
-    let moves_days = dataset.day.is_some_and(|day| !dataset.key.contains(&day));
-    let (true, Some(day)) = (moves_days, dataset.day_column()) else {
+    if noting == Noting::Days && dataset.day.is_some_and(|day| dataset.key.contains(&day)) {
+        // The rows that are removed are of the delta's days, which are marked when its rows are inserted.
         return connection.run(format!("delete from {master} where {condition}")).await;
-    };
-    let marks = dialect.table(Schema::Dataloader, "changed_days");
-    let day = dialect.day(day);
-    let args = [Arg::Text(Some(&dataset.name))];
-    if dialect == Dialect::Postgres {
-        // The days come from the rows that are really deleted: a stream may have added rows meanwhile, and they may be modelled
-        // already.
-        let sql = format!(
-            "with gone as (delete from {master} where {condition} returning {day} as d), \
-             marked as (insert into {marks} (dataset, day) select distinct $1, d from gone where d is not null) \
-             select count(*) from gone"
-        );
-        return Ok(connection.fetch_int(sql, &args).await?.unsigned_abs());
     }
-    let sql = format!(
-        "insert into {marks} (dataset, day) select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
-    );
-    connection.execute(sql, &args).await?;
-    connection.run(format!("delete from {master} where {condition}")).await
+    model::delete(connection, dataset, &master, condition, noting).await
 }
 
 /// Conditions on a master row, one for each combination of nulls in the delta's keys. Together they match the rows whose key is

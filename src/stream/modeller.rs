@@ -14,7 +14,7 @@ use super::protocol::ModelChanged;
 
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::store::model::{self, Days};
+use crate::store::model::{self, Days, Noting, Refreshed};
 
 /// A dataset with changed days.
 #[derive(Debug)]
@@ -24,21 +24,32 @@ struct Pending {
     last: Instant,
     /// How many rows the commits have added since the last refresh.
     rows: u64,
+    size: Size,
+}
+
+/// Whether all changes since the last refresh are small, so that it can apply them. The times of these refreshes and of the
+/// others have little in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Size {
+    Small,
+    Large,
 }
 
 /// Decides when a dataset is refreshed. Pure: it gets the time from outside. A single commit is followed by a refresh after a
-/// short delay. Under a stream of commits refreshes are rarer, so that they take only a small share of the time: each refresh
-/// reads all rows of the changed days again.
+/// short delay. Under a stream of commits refreshes are rarer, so that they take only a small share of the time: a refresh after
+/// large commits reads all rows of the changed days again.
 #[derive(Debug)]
 struct Debounce {
     delay: Duration,
     pending: HashMap<String, Pending>,
-    /// How long the last refresh of each dataset took.
-    took: HashMap<String, Duration>,
+    /// How long the last refresh of each dataset took, after small changes and after others.
+    took: HashMap<(String, Size), Duration>,
 }
 
 /// Under a stream of commits refreshes may take one part in this many of the time.
 const SHARE: u32 = 20;
+/// The same under small commits, whose refreshes take as long however much is there.
+const SHARE_OF_SMALL: u32 = 3;
 /// Estimated time that one new row adds to the next refresh. The estimate prevents a refresh in the middle of a large file.
 const PER_ROW: Duration = Duration::from_micros(4);
 /// The longest time that this estimate may delay a refresh.
@@ -49,20 +60,25 @@ impl Debounce {
         Self { delay, pending: HashMap::new(), took: HashMap::new() }
     }
 
-    fn changed(&mut self, dataset: Arc<Dataset>, rows: u64, now: Instant) {
-        let pending = self.pending.entry(dataset.name.clone()).or_insert(Pending { dataset, first: now, last: now, rows: 0 });
+    fn changed(&mut self, dataset: Arc<Dataset>, rows: u64, size: Size, now: Instant) {
+        let pending = self.pending.entry(dataset.name.clone()).or_insert(Pending { dataset, first: now, last: now, rows: 0, size });
         pending.last = now;
         pending.rows += rows;
+        pending.size = pending.size.max(size);
     }
 
     /// When the dataset is due: after a pause in the commits that is as long as a refresh, and at the latest when the share of
     /// the time allows a refresh.
     fn due(&self, pending: &Pending) -> Instant {
-        let took = self.took.get(&pending.dataset.name).copied().unwrap_or_default();
+        let took = self.took.get(&(pending.dataset.name.clone(), pending.size)).copied().unwrap_or_default();
         let more = PER_ROW * u32::try_from(pending.rows).unwrap_or(u32::MAX);
+        let share = match pending.size {
+            Size::Small => SHARE_OF_SMALL,
+            Size::Large => SHARE,
+        };
         let quiet = pending.last + self.delay.max(took);
-        let put_off = ((took + more) * SHARE).min(PUT_OFF);
-        let latest = pending.first + self.delay.max(took * SHARE).max(put_off);
+        let put_off = ((took + more) * share).min(PUT_OFF);
+        let latest = pending.first + self.delay.max(took * share).max(put_off);
         quiet.min(latest)
     }
 
@@ -71,15 +87,15 @@ impl Debounce {
     }
 
     /// Takes a dataset that is due.
-    fn take(&mut self, now: Instant) -> Option<Arc<Dataset>> {
+    fn take(&mut self, now: Instant) -> Option<Pending> {
         let name = self.pending.values().find(|pending| self.due(pending) <= now)?.dataset.name.clone();
-        self.pending.remove(&name).map(|pending| pending.dataset)
+        self.pending.remove(&name)
     }
 
     /// Takes any dataset, due or not.
-    fn take_any(&mut self) -> Option<Arc<Dataset>> {
+    fn take_any(&mut self) -> Option<Pending> {
         let name = self.pending.keys().next()?.clone();
-        self.pending.remove(&name).map(|pending| pending.dataset)
+        self.pending.remove(&name)
     }
 }
 
@@ -99,7 +115,7 @@ impl Modeller {
     pub fn new(link: Link, delay: Duration, datasets: &[Arc<Dataset>], faults: &Faults) -> Self {
         let mut debounce = Debounce::new(delay);
         for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
-            debounce.changed(Arc::clone(dataset), 0, Instant::now());
+            debounce.changed(Arc::clone(dataset), 0, Size::Small, Instant::now());
         }
         Self { debounce, link: Some(link), draining: None, timer: None, faults: faults.clone(), _watch: faults.watch("modeller") }
     }
@@ -114,8 +130,8 @@ impl Modeller {
         }
         let now = Instant::now();
         let due = if self.draining.is_some() { self.debounce.take_any() } else { self.debounce.take(now) };
-        if let Some(dataset) = due {
-            self.refresh(dataset, ctx);
+        if let Some(Pending { dataset, size, .. }) = due {
+            self.refresh(dataset, size, ctx);
         } else if let Some(at) = self.debounce.next_due() {
             self.timer = Some(ctx.run_later(at.saturating_duration_since(now), |modeller, ctx| modeller.advance(ctx)));
         } else if let Some(drained) = self.draining.take() {
@@ -123,30 +139,33 @@ impl Modeller {
         }
     }
 
-    fn refresh(&mut self, dataset: Arc<Dataset>, ctx: &mut Context<Self>) {
+    fn refresh(&mut self, dataset: Arc<Dataset>, size: Size, ctx: &mut Context<Self>) {
         let mut link = self.link.take().expect("checked by the caller");
         let work = async move {
             let started = Instant::now();
             let refreshed = refresh(&mut link, &dataset).await;
             (link, dataset, started.elapsed(), refreshed)
         };
-        ctx.spawn(work.into_actor(self).map(|(link, dataset, took, refreshed), modeller, ctx| {
+        ctx.spawn(work.into_actor(self).map(move |(link, dataset, took, refreshed), modeller, ctx| {
             modeller.link = Some(link);
-            match refreshed {
-                Ok(days) => tracing::debug!(dataset = %dataset.name, ?days, ?took, "modelled"),
+            let next = match refreshed {
+                Ok(Refreshed { days, prepares }) => {
+                    tracing::debug!(dataset = %dataset.name, ?days, ?took, "modelled");
+                    if prepares && size == Size::Small { Duration::ZERO } else { took }
+                }
                 Err(error) => return modeller.faults.report(error),
-            }
-            modeller.debounce.took.insert(dataset.name.clone(), took);
+            };
+            modeller.debounce.took.insert((dataset.name.clone(), size), next);
             modeller.advance(ctx);
         }));
     }
 }
 
-async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Option<usize>> {
+async fn refresh(link: &mut Link, dataset: &Dataset) -> Result<Refreshed> {
     link.repeat(async |connection| {
         // Checked without a transaction: on SQLite a transaction would take the write lock even if there is nothing to do.
         if !model::is_pending(connection, dataset).await? {
-            return Ok(Some(0));
+            return Ok(Refreshed { days: Some(0), prepares: false });
         }
         model::refresh(connection, dataset, Days::none()).await
     })
@@ -164,8 +183,9 @@ impl Actor for Modeller {
 impl Handler<ModelChanged> for Modeller {
     type Result = ();
 
-    fn handle(&mut self, ModelChanged { dataset, rows }: ModelChanged, ctx: &mut Self::Context) {
-        self.debounce.changed(dataset, rows, Instant::now());
+    fn handle(&mut self, ModelChanged { dataset, rows, noting }: ModelChanged, ctx: &mut Self::Context) {
+        let size = if noting == Noting::Rows { Size::Small } else { Size::Large };
+        self.debounce.changed(dataset, rows, size, Instant::now());
         self.advance(ctx);
     }
 }
@@ -207,16 +227,20 @@ mod tests {
     /// The time in milliseconds from the first of these commits until the refresh. There is one commit every 10 ms, each of
     /// `rows` rows. The previous refresh took 10 ms.
     fn refreshed_after(commits: u32, rows: u64) -> u128 {
+        refreshed_after_sized(commits, rows, Size::Large)
+    }
+
+    fn refreshed_after_sized(commits: u32, rows: u64, size: Size) -> u128 {
         let events = events();
         let mut debounce = Debounce::new(Duration::from_millis(100));
-        debounce.took.insert(events.name.clone(), Duration::from_millis(10));
+        debounce.took.insert((events.name.clone(), size), Duration::from_millis(10));
         let start = Instant::now();
         for commit in 0..commits {
             let now = start + Duration::from_millis(10) * commit;
             if debounce.take(now).is_some() {
                 return (now - start).as_millis();
             }
-            debounce.changed(Arc::clone(&events), rows, now);
+            debounce.changed(Arc::clone(&events), rows, size, now);
         }
         (debounce.next_due().expect("it changed") - start).as_millis()
     }
@@ -230,6 +254,12 @@ mod tests {
     fn small_commits_without_end_wait_for_the_share_of_a_refresh() {
         let refreshed = refreshed_after(10_000, 36);
         assert!((200..400).contains(&refreshed), "{refreshed}");
+    }
+
+    #[test]
+    fn small_commits_that_are_applied_wait_for_less() {
+        let refreshed = refreshed_after_sized(10_000, 36, Size::Small);
+        assert!((100..200).contains(&refreshed), "{refreshed}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::record::chunk::{Chunk, Digest};
 use crate::record::parse::Parsed;
 use crate::record::row::Reject;
 use crate::store::ledger::Counts;
+use crate::store::model::Noting;
 use crate::store::{Dialect, Rows};
 use crate::transport::amqp::publisher::Published;
 use crate::transport::piece::{FileEnd, Load, Receipt};
@@ -99,13 +100,14 @@ pub struct Batch {
     pub pieces: Vec<ParsedPiece>,
 }
 
-/// Writer → Modeller: a commit has marked days of this dataset as changed.
+/// Writer → Modeller: a commit has changed days of this dataset.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct ModelChanged {
     pub dataset: Arc<Dataset>,
     /// How many rows the commit added.
     pub rows: u64,
+    pub noting: Noting,
 }
 
 /// Writer or publisher → Intake and Tally: the whole load is durable, or the file has failed. Its file can be moved.

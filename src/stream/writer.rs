@@ -22,15 +22,16 @@ use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
-use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, model, rejects};
+use crate::store::model::{self, Noting};
+use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, rejects};
 use crate::transport::piece::{FileEnd, Load};
 
 /// The result of a committed transaction.
 #[derive(Debug, Default)]
 struct Committed {
     finished: Vec<LoadFinished>,
-    /// Datasets that have new rows, with their number.
-    changed: Vec<(Arc<Dataset>, u64)>,
+    /// Datasets that have new rows.
+    changed: Vec<ModelChanged>,
     records: u64,
     rejected_in_messages: u64,
     /// Indexes of pieces whose message id was loaded before with another body.
@@ -94,7 +95,8 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
 
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
     for (dataset, mut chunks) in fresh.into_values() {
-        let refused = append(connection, &dataset, &mut chunks, mode)
+        let noting = Noting::of(&dataset, chunks.iter().map(|(_, chunk)| chunk.rows.len() as u64).sum());
+        let refused = append(connection, &dataset, &mut chunks, mode, noting)
             .await
             .map_err(|(load_id, error)| Failure { error, culprit: load_id.and_then(|id| keys.get(&id).cloned()) })?;
         let mut days = BTreeSet::new();
@@ -111,8 +113,10 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
             days.extend(chunk.days.iter().map(|day| Day(*day)));
         }
         if !days.is_empty() {
-            model::mark(connection, &dataset, days).await?;
-            committed.changed.push((dataset, rows));
+            if noting == Noting::Days {
+                model::mark(connection, &dataset, days).await?;
+            }
+            committed.changed.push(ModelChanged { dataset, rows, noting });
         }
     }
     // Ledger rows are updated last: other writers of the same file wait for them until the commit.
@@ -167,6 +171,7 @@ async fn append(
     dataset: &Dataset,
     chunks: &mut [FreshChunk<'_>],
     mode: WriteMode,
+    noting: Noting,
 ) -> Result<Vec<Vec<Refused>>, (Option<i64>, StoreError)> {
     for (load_id, chunk) in chunks.iter_mut() {
         chunk.rows.set_load(*load_id);
@@ -175,12 +180,12 @@ async fn append(
     match mode {
         WriteMode::Bulk => {
             let rows: Vec<&Rows> = chunks.iter().map(|(_, chunk)| &chunk.rows).collect();
-            append::append(connection, dataset, &rows).await.map_err(|error| (None, error))?;
+            append::append(connection, dataset, &rows, noting).await.map_err(|error| (None, error))?;
         }
         WriteMode::RowByRow => {
             let (mut is_any_accepted, mut failure) = (false, None);
             for ((load_id, chunk), refused) in chunks.iter().zip(&mut refused) {
-                match append::append_accepted(connection, dataset, &chunk.rows).await {
+                match append::append_accepted(connection, dataset, &chunk.rows, noting).await {
                     Ok(rows) => {
                         is_any_accepted |= rows.len() < chunk.rows.len();
                         *refused = rows;
@@ -275,8 +280,8 @@ impl Handler<Batch> for Writer {
                     writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
                     writer.stats.rejected_in_messages.fetch_add(committed.rejected_in_messages, Ordering::Relaxed);
                     writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
-                    for (dataset, rows) in committed.changed {
-                        writer.modeller.do_send(ModelChanged { dataset, rows });
+                    for changed in committed.changed {
+                        writer.modeller.do_send(changed);
                     }
                     for load in committed.finished {
                         writer.finished.do_send(load);

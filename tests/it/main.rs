@@ -17,6 +17,7 @@ mod datasets; // tables from the configuration
 mod upsert; // what replaces what
 mod model; // the modelled tables
 mod exact; // at every moment
+mod changes; // in the cost of the change
 mod reading; // commands that only read
 mod durable; // power cuts
 mod ledger; // loads and chunks

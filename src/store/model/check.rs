@@ -1,6 +1,6 @@
 //! Compares the modelled tables with a full recomputation from the raw rows, which uses simpler queries.
 
-use super::refresh::{Computed, alone, begin, compute, finish};
+use super::refresh::{Check, Computed, refresh_alone};
 use super::{DayFilter, Days, ModelTable, tables};
 use crate::dataset::Dataset;
 use crate::store::connection::Connection;
@@ -27,18 +27,12 @@ pub async fn refresh_and_check(
     dataset: &Dataset,
     days: Days,
 ) -> StoreResult<(Option<usize>, Vec<Difference>)> {
-    alone(connection, dataset, async |connection| {
-        begin(connection, dataset).await?;
-        let computed = compute(connection, dataset, &days).await?;
-        let differences = compare(connection, dataset, computed.as_ref()).await?;
-        let days = finish(connection, dataset, &days, computed).await?;
-        Ok((days, differences))
-    })
-    .await
+    let (refreshed, differences) = refresh_alone(connection, dataset, days, Check::Yes).await?;
+    Ok((refreshed.days, differences))
 }
 
 /// Compares the modelled tables with a recomputation. The computed days replace the stored rows of these days.
-async fn compare(connection: &mut Connection, dataset: &Dataset, computed: Option<&Computed>) -> StoreResult<Vec<Difference>> {
+pub(super) async fn compare(connection: &mut Connection, dataset: &Dataset, computed: &Computed) -> StoreResult<Vec<Difference>> {
     let dialect = connection.dialect();
     let mut differences = Vec::new();
     for (i, table) in tables(dataset).iter().enumerate() {
@@ -46,10 +40,10 @@ async fn compare(connection: &mut Connection, dataset: &Dataset, computed: Optio
         let ordinals = (1..=table.columns().len()).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
         let counted = |rows: &str| format!("select r.*, count(*) as n from ({rows}) r group by {ordinals}");
         let stored = format!("select {} from {}", table.column_list(), dialect.table(Schema::Modelled, &table.name()));
-        let have = counted(&match computed {
+        let have = counted(&match &computed.filter {
             None => stored,
-            Some(Computed { filter: DayFilter::All, .. }) => format!("select * from {}", Computed::rows_of(i)),
-            Some(Computed { filter: DayFilter::In(list), .. }) => {
+            Some(DayFilter::All) => format!("select * from {}", Computed::rows_of(i)),
+            Some(DayFilter::In(list)) => {
                 format!("{stored} where \"date\" not in ({list}) union all select * from {}", Computed::rows_of(i))
             }
         });

@@ -2,7 +2,7 @@
 //! repeated values: most keys, and most users of a day, occur only once. This reads the rows three times, whatever the number
 //! of dimensions. Grouping the rows by key for every table would sort or hash all of them for each table.
 
-use super::{DayFilter, ModelTable};
+use super::{Counted, DayFilter, ModelTable, counted};
 use crate::dataset::{ColumnType, Dataset};
 use crate::store::sql::{Dialect, Schema, quote};
 
@@ -101,11 +101,8 @@ impl<'a> DayCounts<'a> {
         format!("select {} from ({}) p group by {group}", columns.join(", "), parts.join(" union all "))
     }
 
-    /// The values to count: the keys, then each `distinct` entry.
     fn counted(&self) -> Vec<Counted> {
-        let keys = Counted { columns: self.dataset.key.clone(), is_key: true };
-        let distinct = self.dataset.model.distinct.iter().map(|(_, column)| Counted { columns: vec![*column], is_key: false });
-        std::iter::once(keys).chain(distinct).collect()
+        counted(self.dataset)
     }
 
     /// The query for the number of rows, and of rows with a value, per day and combination of dimensions.
@@ -199,13 +196,6 @@ impl<'a> DayCounts<'a> {
     fn only_values(&self, values: &Counted) -> String {
         if values.is_key { String::new() } else { format!(" and {} is not null", self.column(values.columns[0])) }
     }
-}
-
-/// Columns whose distinct values are counted.
-struct Counted {
-    /// Indexes into the dataset's columns.
-    columns: Vec<usize>,
-    is_key: bool,
 }
 
 /// `v0, v1, …`

@@ -1,13 +1,19 @@
 //! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
 
-mod refresh; // when they are computed, and from which snapshot
+mod notes; // what changed since the last refresh
+mod occurrences; // how often each value occurs on a busy day
+mod plan; // which days a refresh recomputes, and on which it applies the changes
+mod refresh; // when it does so, and from which snapshot
+mod apply; // applies small changes
 mod check; // whether they equal a recomputation
 mod counts; // how they are computed
 
 use std::collections::BTreeSet;
 
 pub use check::{Difference, refresh_and_check};
-pub use refresh::{hold_still, refresh, refresh_within};
+pub use notes::{Noting, delete, insert_from};
+pub(in crate::store) use notes::{last_row, note_rows_after, noted};
+pub use refresh::{Refreshed, hold_still, refresh, refresh_within};
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
@@ -33,6 +39,20 @@ impl Days {
 enum DayFilter {
     All,
     In(String),
+}
+
+/// Columns whose distinct values are counted.
+struct Counted {
+    /// Indexes into the dataset's columns.
+    columns: Vec<usize>,
+    is_key: bool,
+}
+
+/// The values to count: the keys, then each `distinct` entry.
+fn counted(dataset: &Dataset) -> Vec<Counted> {
+    let keys = Counted { columns: dataset.key.clone(), is_key: true };
+    let distinct = dataset.model.distinct.iter().map(|(_, column)| Counted { columns: vec![*column], is_key: false });
+    std::iter::once(keys).chain(distinct).collect()
 }
 
 /// A modelled table: the totals per day, or per day and one dimension.
@@ -126,7 +146,9 @@ pub fn definition(dataset: &Dataset) -> String {
 
 /// The statements that replace the modelled tables of the `old` definition by those of the dataset's definition. The new tables
 /// are empty, and every day that has raw rows is marked.
-pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<String> {
+///
+/// `kept` are the names of the tables that the program keeps for itself, without schema.
+pub fn replace<'a>(dialect: Dialect, dataset: &Dataset, old: Option<&str>, kept: impl Iterator<Item = &'a String>) -> Vec<String> {
     let mut statements =
         vec![format!("drop view if exists {}", dialect.table(Schema::Modelled, &format!("fact_{}", dataset.name)))];
     let old_tables = old.and_then(|old| old.split(';').next()).unwrap_or_default();
@@ -144,6 +166,7 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
         let index = quote(&format!("{}.date", dialect.bare_table(Schema::Modelled, &table.name())));
         format!("create index {index} on {} (\"date\")", dialect.table(Schema::Modelled, &table.name()))
     }));
+    statements.extend(replace_notes(dialect, dataset, kept));
     if let Some(day) = dataset.day_column() {
         statements.push(format!(
             "insert into {} (dataset, day) select '{}', d from (select distinct {} as d from {}) days where d is not null",
@@ -155,6 +178,34 @@ pub fn replace(dialect: Dialect, dataset: &Dataset, old: Option<&str>) -> Vec<St
     }
     statements.extend(fact_view(dialect, dataset));
     statements
+}
+
+/// The statements that replace the tables of the notes and occurrences by empty ones. The noted days are marked instead.
+/// Of the `kept` tables they drop those of the dataset: no other table has a dot in its name.
+pub fn replace_notes<'a>(dialect: Dialect, dataset: &Dataset, kept: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let own = dialect.bare_table(Schema::Dataloader, &format!("{}.", dataset.name));
+    let mut old: Vec<&String> = kept.filter(|table| table.starts_with(&own)).collect();
+    old.sort();
+    let prefix = dialect.bare_table(Schema::Dataloader, "");
+    let table = |name: &str| dialect.table(Schema::Dataloader, name.strip_prefix(&prefix).unwrap_or(name));
+    let mut statements = Vec::new();
+    let notes = format!("{}.notes", dataset.name);
+    if old.iter().any(|name| **name == dialect.bare_table(Schema::Dataloader, &notes)) {
+        statements.push(format!(
+            "insert into {} (dataset, day) select distinct '{}', day from {}",
+            dialect.table(Schema::Dataloader, "changed_days"),
+            dataset.name,
+            dialect.table(Schema::Dataloader, &notes),
+        ));
+    }
+    statements.extend(old.into_iter().map(|name| format!("drop table {}", table(name))));
+    statements.extend(occurrences::create(dialect, dataset));
+    statements
+}
+
+/// The names of the tables of a dataset's notes and occurrences, without schema; none without a `day`.
+pub fn note_table_names(dataset: &Dataset) -> Vec<String> {
+    occurrences::table_names(dataset)
 }
 
 /// The statement that creates the view with one wide table, for queries that expect it.
@@ -201,12 +252,16 @@ pub async fn mark(connection: &mut Connection, dataset: &Dataset, days: impl Int
     connection.insert(&format!("{marks} (dataset, day)"), "", &rows).await
 }
 
-/// Whether any day of the dataset is marked.
+/// Whether any day of the dataset is marked, or any change is noted.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn is_pending(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
-    let marks = connection.dialect().table(Schema::Dataloader, "changed_days");
-    let sql = format!("select count(*) from (select 1 from {marks} where dataset = $1 limit 1) m");
+    let dialect = connection.dialect();
+    let (marks, notes) = (dialect.table(Schema::Dataloader, "changed_days"), notes::table(dialect, dataset));
+    let sql = format!(
+        "select count(*) from (select 1 as one where exists (select 1 from {marks} where dataset = $1) \
+         or exists (select 1 from {notes})) p"
+    );
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&dataset.name))]).await? > 0)
 }

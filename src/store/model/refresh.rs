@@ -3,40 +3,126 @@
 //!
 //! PostgreSQL: only one refresh of a dataset runs at a time; its lock is taken before the snapshot. SQLite: the result is
 //! computed from a snapshot while others write, and a short transaction stores it. If another refresh has stored its result
-//! meanwhile, it is computed again.
+//! meanwhile, it is computed again. Small changes are applied by a short transaction of their own.
 
-use std::collections::BTreeSet;
-
+use super::apply::apply;
+use super::check::{Difference, compare};
 use super::counts::DayCounts;
-use super::{DayFilter, Days, definition, tables};
+use super::plan::{Plan, Version, now, plan, version};
+use super::{DayFilter, Days, notes, occurrences, tables};
 use crate::dataset::Dataset;
 use crate::store::append::RawTable;
 use crate::store::connection::{Arg, Connection};
-use crate::store::error::{Class, StoreError, StoreResult};
+use crate::store::error::StoreResult;
 use crate::store::lock::{self, Lock};
-use crate::store::sql::{Day, Dialect, Schema, day_literals};
+use crate::store::sql::{Dialect, Schema, day_literals};
 
-/// Refreshes the given days and all marked days in its own transaction. Returns the number of days, or `None` for all days. A
-/// mark that is committed while this runs stays and is handled by the next refresh.
+/// What a refresh did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refreshed {
+    /// The number of days; `None` for all days.
+    pub days: Option<usize>,
+    /// Whether a large day was recomputed for a small change. The time that this took says nothing about the next small change:
+    /// it builds the day's occurrences, or is applied.
+    pub prepares: bool,
+}
+
+/// Refreshes the given days, which are recomputed, and all days with marks or notes, in its own transaction. A mark or note that
+/// is committed while this runs stays and is handled by the next refresh.
 ///
 /// # Errors
 /// If the modelled tables were made for another definition, or the database fails.
-pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days) -> StoreResult<Option<usize>> {
+pub async fn refresh(connection: &mut Connection, dataset: &Dataset, days: Days) -> StoreResult<Refreshed> {
+    Ok(refresh_alone(connection, dataset, days, Check::No).await?.0)
+}
+
+/// Whether a refresh compares the modelled tables with a full recomputation from the same snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    Yes,
+    No,
+}
+
+pub(super) async fn refresh_alone(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    days: Days,
+    check: Check,
+) -> StoreResult<(Refreshed, Vec<Difference>)> {
     if dataset.day.is_none() {
-        return Ok(Some(0));
+        return Ok((Refreshed { days: Some(0), prepares: false }, Vec::new()));
     }
-    alone(connection, dataset, async |connection| {
-        begin(connection, dataset).await?;
-        let computed = compute(connection, dataset, &days).await?;
-        finish(connection, dataset, &days, computed).await
+    alone(connection, dataset, async |connection| match connection.dialect() {
+        Dialect::Postgres => {
+            begin(connection, dataset).await?;
+            let (plan, applied) = apply_planned(connection, dataset, &days, true).await?;
+            let computed = compute(connection, dataset, plan).await?;
+            let differences = compare_if(connection, dataset, &computed, check).await?;
+            Ok((finish(connection, dataset, &days, computed, applied, check).await?, differences))
+        }
+        Dialect::Sqlite => {
+            let mut applied = 0;
+            if days != Days::All {
+                // Small changes are applied while this connection holds the write lock.
+                connection.begin().await?;
+                let plan;
+                (plan, applied) = apply_planned(connection, dataset, &days, true).await?;
+                connection.commit().await?;
+                if plan.is_empty() && check == Check::No {
+                    return Ok((Refreshed { days: Some(applied), prepares: false }, Vec::new()));
+                }
+            }
+            begin(connection, dataset).await?;
+            let computed = compute_pending(connection, dataset, &days, check).await?;
+            let differences = compare_if(connection, dataset, &computed, check).await?;
+            Ok((finish(connection, dataset, &days, computed, applied, check).await?, differences))
+        }
     })
     .await
+}
+
+async fn compare_if(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    computed: &Computed,
+    check: Check,
+) -> StoreResult<Vec<Difference>> {
+    match check {
+        Check::Yes => compare(connection, dataset, computed).await,
+        Check::No => Ok(Vec::new()),
+    }
+}
+
+/// Inside a transaction that writes: plans, applies what is planned to be applied, and returns what is left of the plan with the
+/// number of days that it applied.
+async fn apply_planned(connection: &mut Connection, dataset: &Dataset, days: &Days, may_build: bool) -> StoreResult<(Plan, usize)> {
+    let (mut plan, busy) = plan(connection, dataset, days, may_build).await?;
+    if !apply(connection, dataset, &plan).await? {
+        tracing::warn!("{}: the occurrences of a day do not fit its rows; it is recomputed", dataset.name);
+        plan.recompute_all_pending(&busy);
+    }
+    let applied = std::mem::take(&mut plan.apply).len();
+    if applied > 0 {
+        plan.version = count_refresh(connection, dataset, plan.version).await?;
+    }
+    Ok((plan, applied))
+}
+
+/// Inside a snapshot of SQLite: plans, and computes what is planned to be recomputed. Changes that could be applied wait for the
+/// next refresh. A check needs all days as they are in the snapshot, so these days are recomputed too.
+async fn compute_pending(connection: &mut Connection, dataset: &Dataset, days: &Days, check: Check) -> StoreResult<Computed> {
+    let (mut plan, busy) = plan(connection, dataset, days, true).await?;
+    match check {
+        Check::Yes => plan.recompute_all_pending(&busy),
+        Check::No => plan.apply.clear(),
+    }
+    compute(connection, dataset, plan).await
 }
 
 /// Runs `work` while no other refresh of the dataset runs. On SQLite there is no lock; a refresh detects there that another one
 /// has stored its result. The lock is taken before the transaction of `work`: inside a snapshot transaction, the wait would
 /// come after the snapshot.
-pub(super) async fn alone<T>(
+async fn alone<T>(
     connection: &mut Connection,
     dataset: &Dataset,
     work: impl AsyncFnOnce(&mut Connection) -> StoreResult<T>,
@@ -69,17 +155,17 @@ pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> Store
     Ok(())
 }
 
-/// Inside a transaction that [holds the dataset still](hold_still): refreshes the given days and all marked days. Its
-/// statements need no common snapshot, because the rows do not change between them.
+/// Inside a transaction that [holds the dataset still](hold_still): refreshes all days with marks or notes. Its statements need
+/// no common snapshot, because the rows do not change between them. It builds no occurrences: others wait for this transaction.
 ///
 /// # Errors
 /// As [`refresh`].
-pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset, days: BTreeSet<Day>) -> StoreResult<()> {
-    if dataset.day.is_some()
-        && let Some(computed) = compute(connection, dataset, &Days::These(days)).await?
-    {
+pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    if dataset.day.is_some() {
+        let (plan, _) = apply_planned(connection, dataset, &Days::none(), false).await?;
+        let computed = compute(connection, dataset, plan).await?;
         store(connection, dataset, &computed).await?;
-        drop_computed(connection, dataset).await?;
+        drop_computed(connection, dataset, &computed).await?;
     }
     Ok(())
 }
@@ -90,7 +176,7 @@ pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset, days
 const MOST_ATTEMPTS: usize = 3;
 
 /// Begins a transaction in which all statements see one snapshot.
-pub(super) async fn begin(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+async fn begin(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
     connection.begin_snapshot().await?;
     if connection.dialect() == Dialect::Postgres {
         // The raw table is locked before the modelled tables, in the same order as when the modelled tables are replaced, so
@@ -101,60 +187,50 @@ pub(super) async fn begin(connection: &mut Connection, dataset: &Dataset) -> Sto
     Ok(())
 }
 
-/// Stores the computed rows and ends the transaction. Computes them again if another refresh has outdated them. Returns the
-/// number of days.
-pub(super) async fn finish(
+/// Stores the computed rows and ends the transaction. Computes them again if another refresh has outdated them.
+async fn finish(
     connection: &mut Connection,
     dataset: &Dataset,
     days: &Days,
-    mut computed: Option<Computed>,
-) -> StoreResult<Option<usize>> {
+    mut computed: Computed,
+    applied: usize,
+    check: Check,
+) -> StoreResult<Refreshed> {
     if connection.dialect() == Dialect::Sqlite {
         let mut attempts = 1;
-        while let Some(done) = &computed {
+        while !computed.plan.is_empty() {
             // Nothing was written to the file so far. The computed rows are in temporary tables, which stay after the commit.
             connection.commit().await?;
             connection.begin().await?;
-            if version(connection, dataset).await? == done.version {
+            if version(connection, dataset).await? == computed.plan.version {
                 break;
             }
             if *days == Days::All && attempts == MOST_ATTEMPTS {
-                drop_computed(connection, dataset).await?;
-                computed = compute(connection, dataset, days).await?;
+                drop_computed(connection, dataset, &computed).await?;
+                computed = compute_pending(connection, dataset, days, check).await?;
                 break;
             }
             connection.rollback().await?;
-            drop_computed(connection, dataset).await?;
+            drop_computed(connection, dataset, &computed).await?;
             attempts += 1;
             begin(connection, dataset).await?;
-            computed = compute(connection, dataset, days).await?;
+            computed = compute_pending(connection, dataset, days, check).await?;
         }
     }
-    if let Some(done) = &computed {
-        store(connection, dataset, done).await?;
-        drop_computed(connection, dataset).await?;
-    }
+    store(connection, dataset, &computed).await?;
+    drop_computed(connection, dataset, &computed).await?;
     connection.commit().await?;
-    Ok(computed.map_or(Some(0), |done| done.count))
+    let plan = computed.plan;
+    let prepares = !plan.remember.is_empty() || !plan.build.is_empty();
+    Ok(Refreshed { days: (!plan.all).then(|| applied + plan.recompute.len()), prepares })
 }
 
-/// The computed rows of the days, in temporary tables, with the marks that were read.
+/// The computed rows of the planned days, in temporary tables.
 pub(super) struct Computed {
-    pub(super) filter: DayFilter,
-    /// The number of days; `None` for all days.
-    count: Option<usize>,
-    version: Version,
+    /// The computed days; `None` if there are none.
+    pub(super) filter: Option<DayFilter>,
+    plan: Plan,
 }
-
-/// The definition that the modelled tables of a dataset were made for, and (on SQLite) the number of refreshes so far.
-#[derive(Debug, PartialEq, Eq)]
-struct Version {
-    definition: String,
-    refreshes: i64,
-}
-
-/// The temporary table of the marks that a refresh has read.
-const MARKS: &str = "model_marks";
 
 impl Computed {
     /// The temporary table with the rows of a modelled table, by the table's index among those of the dataset.
@@ -163,41 +239,13 @@ impl Computed {
     }
 }
 
-/// Inside a transaction: computes the given days and all marked days. Returns `None` if there are none.
-pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days: &Days) -> StoreResult<Option<Computed>> {
+/// Inside a transaction: computes the rows and occurrences of the days that the plan recomputes.
+async fn compute(connection: &mut Connection, dataset: &Dataset, plan: Plan) -> StoreResult<Computed> {
     let dialect = connection.dialect();
-    let version = version(connection, dataset).await?;
-    if version.definition != definition(dataset) {
-        return Err(StoreError::new(
-            Class::Changed,
-            format!("the modelled tables of {} were made for another definition", dataset.name),
-        ));
+    if plan.recompute.is_empty() && !plan.all {
+        return Ok(Computed { filter: None, plan });
     }
-    let (marks, row) = marks(dialect);
-    let mark =
-        format!("create temporary table {MARKS} as select {row} as mark, day from {marks} where dataset = '{}'", dataset.name);
-    connection.run(mark).await?;
-    let cast = if dialect == Dialect::Postgres { "::text" } else { "" };
-    let marked = connection.fetch(format!("select distinct day{cast} from {MARKS}"), &[]).await?;
-    let (filter, count) = match days {
-        Days::All => (DayFilter::All, None),
-        Days::These(days) => {
-            let mut days = days.clone();
-            days.extend(marked.iter().filter_map(|row| row[0].text().and_then(Day::parse)));
-            if days.is_empty() {
-                connection.run(format!("drop table {MARKS}")).await?;
-                return Ok(None);
-            }
-            let count = days.len();
-            let list = day_literals(days);
-            // A day with rows is in the tables or in the list. If the tables have no other day, the list has all days. A
-            // computation of all days then spares the database a long list and an index.
-            let by_date = dialect.table(Schema::Modelled, &tables(dataset)[0].name());
-            let others =
-                connection.fetch_int(format!("select count(*) from {by_date} where \"date\" not in ({list})"), &[]).await?;
-            (if others > 0 { DayFilter::In(list) } else { DayFilter::All }, Some(count))
-        }
-    };
+    let filter = filter(connection, dataset, &plan).await?;
     let counts = DayCounts::new(dialect, dataset, &filter);
     for statement in counts.prepare() {
         connection.run(statement).await?;
@@ -209,58 +257,117 @@ pub(super) async fn compute(connection: &mut Connection, dataset: &Dataset, days
     for statement in counts.clean_up() {
         connection.run(statement).await?;
     }
-    Ok(Some(Computed { filter, count, version }))
+    if !plan.build.is_empty() {
+        for table in occurrences::tables(dialect, dataset) {
+            let days: Vec<String> = plan.build.iter().map(|(day, build)| table.of_day(&day.to_string(), *build)).collect();
+            connection.run(format!("create temporary table {} as {}", table.built(), days.join(" union all "))).await?;
+        }
+    }
+    Ok(Computed { filter: Some(filter), plan })
 }
 
-/// Inside a transaction that writes: replaces the rows of the computed days and deletes only the marks that were read.
+async fn filter(connection: &mut Connection, dataset: &Dataset, plan: &Plan) -> StoreResult<DayFilter> {
+    if plan.all {
+        return Ok(DayFilter::All);
+    }
+    let list = day_literals(plan.recompute.iter().copied());
+    // A day with rows is in the tables or in the list. If the tables have no other day, the list has all days. A computation of
+    // all days then spares the database a long list and an index.
+    let by_date = connection.dialect().table(Schema::Modelled, &tables(dataset)[0].name());
+    let others = connection.fetch_int(format!("select count(*) from {by_date} where \"date\" not in ({list})"), &[]).await?;
+    Ok(if others > 0 { DayFilter::In(list) } else { DayFilter::All })
+}
+
+/// Inside a transaction that writes: replaces the rows of the computed days, and deletes only the marks and notes that were read.
 async fn store(connection: &mut Connection, dataset: &Dataset, computed: &Computed) -> StoreResult<()> {
     let dialect = connection.dialect();
-    let replaced = match &computed.filter {
-        DayFilter::All => String::new(),
-        DayFilter::In(list) => format!(" where \"date\" in ({list})"),
-    };
-    for (i, table) in tables(dataset).iter().enumerate() {
-        let modelled = dialect.table(Schema::Modelled, &table.name());
-        connection.run(format!("delete from {modelled}{replaced}")).await?;
-        let (columns, rows) = (table.column_list(), Computed::rows_of(i));
-        connection.run(format!("insert into {modelled} ({columns}) select * from {rows}")).await?;
+    if computed.plan.is_empty() {
+        return Ok(());
     }
-    let (marks, row) = marks(dialect);
-    connection.run(format!("delete from {marks} where {row} in (select mark from {MARKS})")).await?;
-    if dialect == Dialect::Sqlite {
-        let datasets = dialect.table(Schema::Dataloader, "datasets");
-        let sql = format!("update {datasets} set refreshes = refreshes + 1 where name = $1");
-        connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
+    let mut statements = Vec::new();
+    if let Some(filter) = &computed.filter {
+        let replaced = match filter {
+            DayFilter::All => String::new(),
+            DayFilter::In(list) => format!(" where \"date\" in ({list})"),
+        };
+        for (i, table) in tables(dataset).iter().enumerate() {
+            let modelled = dialect.table(Schema::Modelled, &table.name());
+            let (columns, rows) = (table.column_list(), Computed::rows_of(i));
+            statements.push(format!("delete from {modelled}{replaced}"));
+            statements.push(format!("insert into {modelled} ({columns}) select * from {rows}"));
+        }
+        statements.extend(delete_read(dialect, dataset, &computed.plan));
     }
-    Ok(())
+    statements.extend(store_occurrences(dialect, dataset, &computed.plan));
+    for statement in statements {
+        connection.run(statement).await?;
+    }
+    count_refresh(connection, dataset, computed.plan.version.clone()).await.map(drop)
 }
 
-async fn drop_computed(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    let rows = (0..tables(dataset).len()).map(Computed::rows_of);
-    for table in rows.chain([MARKS.to_owned()]) {
+/// The statements that delete the marks and notes that a recomputation contains: in PostgreSQL those that the snapshot shows.
+fn delete_read(dialect: Dialect, dataset: &Dataset, plan: &Plan) -> Vec<String> {
+    let (marks, notes) = (dialect.table(Schema::Dataloader, "changed_days"), notes::table(dialect, dataset));
+    let days = if plan.all { String::new() } else { format!(" and day in ({})", day_literals(plan.recompute.iter().copied())) };
+    let until = |last: i64| if dialect == Dialect::Sqlite { format!(" and id <= {last}") } else { String::new() };
+    vec![
+        format!("delete from {marks} where dataset = '{}'{days}{}", dataset.name, until(plan.last.0)),
+        format!("delete from {notes} where n <> 0{days}{}", until(plan.last.1)),
+    ]
+}
+
+/// The statements that drop and store occurrences, and remember the days that have changed in small steps.
+fn store_occurrences(dialect: Dialect, dataset: &Dataset, plan: &Plan) -> Vec<String> {
+    let busy = occurrences::busy(dialect, dataset);
+    let tables = occurrences::tables(dialect, dataset);
+    let mut statements = Vec::new();
+    for build in plan.drop.iter().filter_map(|(_, build)| *build) {
+        statements.extend(tables.iter().map(|table| format!("delete from {} where build = {build}", table.name())));
+    }
+    if !plan.drop.is_empty() {
+        let days = day_literals(plan.drop.iter().map(|(day, _)| *day));
+        statements.push(format!("delete from {busy} where day in ({days})"));
+    }
+    let now = now();
+    for day in &plan.remember {
+        statements.push(format!(
+            "insert into {busy} as u (day, changes, touched) values ('{day}', 1, {now}) \
+             on conflict (day) do update set changes = u.changes + 1, touched = excluded.touched"
+        ));
+    }
+    for (day, build) in &plan.build {
+        statements.push(format!("insert into {busy} (day, changes, build, touched) values ('{day}', 0, {build}, {now})"));
+    }
+    if !plan.build.is_empty() {
+        for table in &tables {
+            let (name, columns, built) = (table.name(), table.columns(), table.built());
+            statements.push(format!("insert into {name} (build, {columns}, n) select build, {columns}, n from {built}"));
+        }
+    }
+    statements
+}
+
+/// Counts a refresh that has stored something. SQLite's other refreshes then know that their result is outdated.
+async fn count_refresh(connection: &mut Connection, dataset: &Dataset, version: Version) -> StoreResult<Version> {
+    if connection.dialect() == Dialect::Postgres {
+        return Ok(version);
+    }
+    let datasets = Dialect::Sqlite.table(Schema::Dataloader, "datasets");
+    let sql = format!("update {datasets} set refreshes = refreshes + 1 where name = $1");
+    connection.execute(sql, &[Arg::Text(Some(&dataset.name))]).await?;
+    super::plan::version(connection, dataset).await
+}
+
+async fn drop_computed(connection: &mut Connection, dataset: &Dataset, computed: &Computed) -> StoreResult<()> {
+    if computed.filter.is_none() {
+        return Ok(());
+    }
+    let mut temporary: Vec<String> = (0..tables(dataset).len()).map(Computed::rows_of).collect();
+    if !computed.plan.build.is_empty() {
+        temporary.extend(occurrences::tables(connection.dialect(), dataset).iter().map(occurrences::Occurrences::built));
+    }
+    for table in temporary {
         connection.run(format!("drop table {table}")).await?;
     }
     Ok(())
-}
-
-async fn version(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Version> {
-    let dialect = connection.dialect();
-    let datasets = dialect.table(Schema::Dataloader, "datasets");
-    let refreshes = if dialect == Dialect::Sqlite { "refreshes" } else { "0::bigint" };
-    let sql = format!("select definition, {refreshes} from {datasets} where name = $1");
-    let rows = connection.fetch(sql, &[Arg::Text(Some(&dataset.name))]).await?;
-    let row = rows.first();
-    Ok(Version {
-        definition: row.and_then(|row| row[0].text()).unwrap_or_default().to_owned(),
-        refreshes: row.map_or(0, |row| row[1].int()),
-    })
-}
-
-/// The table of the marks, and a column that identifies each mark while a refresh runs.
-fn marks(dialect: Dialect) -> (String, &'static str) {
-    let column = match dialect {
-        Dialect::Postgres => "ctid",
-        Dialect::Sqlite => "id",
-    };
-    (dialect.table(Schema::Dataloader, "changed_days"), column)
 }
