@@ -134,6 +134,80 @@ pub fn history(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
+/// The first two drops into a large day are recomputed, and build its occurrences.
+const GROWTH_DROPS: u64 = 102;
+const UNMEASURED: usize = 1;
+/// How long, and how often, files are dropped without a pause for the model.
+const STREAM_SECONDS: u64 = 60;
+const STREAM_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Measures the same drops into one day of ever more rows: the line should be flat.
+pub fn growth(bench: &Bench) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for events in [bench.events / 10, bench.events, bench.events * 5, bench.events * 10] {
+        bench.fresh_database()?;
+        bench.server.psql(OURS).args(["-c", &day_rows(events)]).timed()?;
+        bench.dataloader(&bench.server.url(OURS), &["model", "--full"]).timed()?;
+        bench.server.psql(OURS).args(["-c", "vacuum analyze"]).timed()?;
+        bench.server.checkpoint()?;
+        let inbox = bench.inbox(&[])?;
+        let mut run = bench.start_run(&inbox, &[])?;
+        let Latencies { modelled, .. } =
+            drop_files(bench, &inbox, slice::from_mut(&mut run), GROWTH_DROPS, &ALL, file_of_changed_day)?;
+        let thousands = events / 1_000;
+        let measured = Measure::Milliseconds(percentile(&modelled[UNMEASURED..], 99));
+        rows.push(Row::at_most(format!("drop to modelled, day of {thousands} k, 99 %"), measured, MODELLED));
+        if events == bench.events {
+            let lag = Measure::Milliseconds(longest_lag(bench, &inbox, slice::from_mut(&mut run))?);
+            rows.push(Row::at_most("a drop every 100 ms, longest lag", lag, Measure::Milliseconds(1.0)));
+        }
+        run.stop()?;
+    }
+    Ok(rows)
+}
+
+/// Drops files at a steady pace, whether they are modelled or not. Returns the seconds that the last to be modelled took.
+fn longest_lag(bench: &Bench, inbox: &Path, pipeline: &mut [Running]) -> Result<f64> {
+    let mut observer = bench.observe(POLL_INTERVAL)?;
+    let before = observer.int(ALL.modelled)?;
+    let written = bench.dir.path().join("drop.json");
+    let start = Instant::now();
+    let mut dropped = Vec::new();
+    let (mut modelled, mut longest) = (0, Duration::ZERO);
+    while start.elapsed() < Duration::from_secs(STREAM_SECONDS) {
+        let number = dropped.len() as u64;
+        fs::write(&written, file_of_changed_day(GROWTH_DROPS + 1 + number)?)?;
+        fs::rename(&written, inbox.join(format!("events/stream-{number}.json")))?;
+        dropped.push(Instant::now());
+        let next = start + STREAM_INTERVAL * u32::try_from(dropped.len())?;
+        while Instant::now() < next {
+            let files = usize::try_from((observer.int(ALL.modelled)? - before) / i64::try_from(FILE_EVENTS)?)?;
+            for at in &dropped[modelled..files] {
+                longest = longest.max(at.elapsed());
+            }
+            modelled = files;
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+    let all = before + i64::try_from(dropped.len())? * i64::try_from(FILE_EVENTS)?;
+    let end = observer.wait_for(ALL.modelled, all, pipeline)?;
+    Ok(dropped[modelled..].iter().map(|at| end - *at).fold(longest, Duration::max).as_secs_f64())
+}
+
+/// SQL that makes events of one day, and its index.
+fn day_rows(rows: u64) -> String {
+    let users = (rows / 5).max(1);
+    format!(
+        r#"insert into raw.events (id, event_type, username, user_email, user_type, organization_name, plan_name, received_at)
+        select md5(i::text), (array['User Created', 'User Updated', 'User Deleted'])[1 + i % 3], 'user ' || u,
+               'user' || u || '@example.com', (array['Admin', 'User', 'Creator'])[1 + u % 3], 'organization ' || u % 20,
+               (array['Small', 'Medium', 'Enterprise'])[1 + u % 4],
+               timestamp '{CHANGED_DAY}' + interval '1 second' * (i * 86400.0 / {rows})
+        from (select i, i * 7919 % {users} as u from generate_series(0, {rows} - 1::bigint) i) e;
+        create index if not exists "events.day" on raw.events ((received_at::date))"#
+    )
+}
+
 /// SQL that makes events in order of time, as a history grows, with the same number on every day.
 fn history_rows(rows: u64) -> String {
     let (users, seconds) = ((rows / 5).max(1), HISTORY_DAYS * 86_400);

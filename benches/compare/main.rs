@@ -28,7 +28,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// A measurement that returns rows of the table.
 type Measurement = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measurement); 15] = [
+const MEASUREMENTS: [(&str, Measurement); 16] = [
     ("load", batch::load),
     ("load-sqlite", batch::load_sqlite),
     ("load-memory", batch::memory),
@@ -40,6 +40,7 @@ const MEASUREMENTS: [(&str, Measurement); 15] = [
     ("stream-outage", stream::outage),
     ("latency", latency::drops),
     ("latency-history", latency::history),
+    ("latency-growth", latency::growth),
     ("amqp", amqp::throughput),
     ("amqp-many", amqp::many),
     ("amqp-latency", amqp::drops),
