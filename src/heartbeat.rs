@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
 use uuid::Uuid;
 
 use crate::config::{Role, Transport};
@@ -142,12 +143,9 @@ fn write_locked(path: &Path, beat: &Beat) -> Result<File> {
 /// The directory of the heartbeats of this working directory.
 fn directory() -> Result<PathBuf> {
     let working_directory = std::env::current_dir().cannot("find the working directory")?;
-    Ok(std::env::temp_dir().join(format!("dataloader-{:016x}", fnv1a(working_directory.as_os_str().as_bytes()))))
-}
-
-/// The FNV-1a hash. It is short and the same in every version of the program; the standard library's hash may change.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    // Every process that uses this directory must find it, so the hash has no random seed.
+    let hash = XxHash3_128::oneshot(working_directory.as_os_str().as_bytes());
+    Ok(std::env::temp_dir().join(format!("dataloader-{hash:032x}")))
 }
 
 /// The health of the pipeline of this working directory.

@@ -230,11 +230,6 @@ fn changed(metadata: &Metadata) -> SystemTime {
 }
 
 impl Candidate {
-    /// What the file holds.
-    pub fn dataset(&self) -> &Arc<Dataset> {
-        &self.place.dataset
-    }
-
     /// For how long the file has not changed, if its file system's clock is correct.
     pub fn untouched(&self) -> Duration {
         self.changed.elapsed().unwrap_or_default()

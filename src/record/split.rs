@@ -158,11 +158,6 @@ impl<R: Read> Splitter<R> {
         self.records
     }
 
-    /// The number of chunks cut so far, which is the `seq` of the next one.
-    pub fn chunks(&self) -> u64 {
-        self.chunks
-    }
-
     /// Returns the next chunk, or `None` at the end of the text. After the end or an error it always returns `None`.
     ///
     /// # Errors

@@ -234,7 +234,7 @@ mod tests {
     }
 
     fn end(load: &Arc<Load>) -> ParsedPiece {
-        piece(load, ParsedContent::End(FileEnd { chunks: 1, records: 0, bytes: 0, error: None }))
+        piece(load, ParsedContent::End(FileEnd { records: 0, bytes: 0, error: None }))
     }
 
     /// The load keys of a batch's chunks, and those of its ends.

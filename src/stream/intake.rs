@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, Recipient, ResponseActFuture, SpawnHandle, WrapFuture,
@@ -183,9 +183,8 @@ impl Intake {
         self.leftovers = self.claims.with(|claims| leftovers.into_iter().filter(|leftover| !own(claims, leftover)).collect());
         let now = Instant::now();
         for candidate in self.inbox.scan()? {
-            let untouched = SystemTime::now().duration_since(candidate.changed).unwrap_or_default();
             if !self.waiting_paths.contains(&candidate.path) {
-                self.settling.found(&candidate, untouched, now);
+                self.settling.found(&candidate, candidate.untouched(), now);
             }
         }
         Ok(())

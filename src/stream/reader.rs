@@ -98,7 +98,7 @@ impl FileReader {
     fn read(&self, claim: &Claim) -> Result<(), Stopped> {
         let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
         if let Some(error) = cannot_start(claim) {
-            return self.end(claim, &load, FileEnd { chunks: 0, records: 0, bytes: 0, error: Some(error) });
+            return self.end(claim, &load, FileEnd { records: 0, bytes: 0, error: Some(error) });
         }
         let mut passed = 0;
         loop {
@@ -119,7 +119,7 @@ impl FileReader {
     /// Reads the file to its end, and passes on all chunks from number `passed` on, except the last one. Returns the totals and
     /// this last chunk. `passed` counts the chunks passed on.
     fn cut(&self, claim: &Claim, load: &Arc<Load>, passed: &mut u64) -> Result<(FileEnd, Option<Chunk>), Stopped> {
-        let failed = |error: String| FileEnd { chunks: 0, records: 0, bytes: 0, error: Some(error) };
+        let failed = |error: String| FileEnd { records: 0, bytes: 0, error: Some(error) };
         let mut splitter = match decompress(claim.open(), self.zstd_window_mib) {
             Ok(text) => Splitter::new(text),
             Err(error) => return Ok((failed(cannot_read(&error)), None)),
@@ -137,8 +137,7 @@ impl FileReader {
                 Err(boundary) => break Some(boundary.to_string()),
             }
         };
-        let (chunks, records, bytes) = (splitter.chunks(), splitter.records(), splitter.bytes());
-        Ok((FileEnd { chunks, records, bytes, error }, last))
+        Ok((FileEnd { records: splitter.records(), bytes: splitter.bytes(), error }, last))
     }
 
     fn pass_chunk(&self, load: &Arc<Load>, chunk: Chunk) -> Result<(), Stopped> {

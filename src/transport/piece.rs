@@ -41,9 +41,7 @@ pub enum Content {
 /// The totals of a file that was read to its end. With them the ledger closes the load when all its chunks are loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileEnd {
-    /// How many chunks the file has. Their `seq` are `0..chunks`.
-    pub chunks: u64,
-    /// How many records the chunks have.
+    /// How many records its chunks have.
     pub records: u64,
     /// Length of the decompressed text.
     pub bytes: u64,

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::connection::{Alarm, Connected, Connector, Fault, Route, close, close_channel, confirming_channel, reply_code, text};
-use super::wire::{Message, encode};
+use super::wire::{Message, encode_chunk, encode_end};
 use crate::error::{Error, Result};
 use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
@@ -285,12 +285,12 @@ impl Outbox {
         let serial = self.next_serial;
         self.next_serial += 1;
         self.loads.entry(load.key).or_default().unconfirmed += 1;
-        let end = match &content {
-            Content::End(end) => Some(end.clone()),
-            Content::Chunk(_) | Content::Foreign(_) => None,
+        let (message, end) = match content {
+            Content::Chunk(chunk) => (encode_chunk(&load, chunk), None),
+            Content::End(end) => (encode_end(&load, &end), Some(end)),
+            Content::Foreign(_) => unreachable!("a reader makes no messages of other programs"),
         };
-        let message = Arc::new(encode(&load, content));
-        self.unconfirmed.insert(serial, Outgoing { message, load, end, _receipt: receipt });
+        self.unconfirmed.insert(serial, Outgoing { message: Arc::new(message), load, end, _receipt: receipt });
         serial
     }
 

@@ -88,29 +88,15 @@ impl MessageKey {
 
 // ---- encoding --------------------------------------------------------------------------------------------------------
 
-/// Encodes this part of the load as a message.
-pub fn encode(load: &Load, content: Content) -> Message {
-    match content {
-        Content::Chunk(chunk) => encode_chunk(load, chunk),
-        Content::End(end) => {
-            let body = serde_json::to_vec(&EndBody::from(end)).expect("numbers and text are always JSON");
-            message(load, Headers::of(load, Kind::End), "end", JSON, body)
-        }
-        Content::Foreign(foreign) => {
-            let (content_type, body) = records_body(foreign.chunk.body);
-            let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_content_type(content_type.into());
-            if !foreign.app_id.is_empty() {
-                properties = properties.with_app_id(short(foreign.app_id));
-            }
-            if let Some(id) = foreign.message_id {
-                properties = properties.with_message_id(short(id));
-            }
-            Message { routing_key: short(load.dataset.name.clone()), properties, body }
-        }
-    }
+/// Encodes the end of a load.
+pub fn encode_end(load: &Load, end: &FileEnd) -> Message {
+    let body = EndBody { records: end.records, bytes: end.bytes, error: end.error.clone() };
+    let body = serde_json::to_vec(&body).expect("numbers and text are always JSON");
+    message(load, Headers::of(load, Kind::End), "end", JSON, body)
 }
 
-fn encode_chunk(load: &Load, chunk: Chunk) -> Message {
+/// Encodes a chunk of a load.
+pub fn encode_chunk(load: &Load, chunk: Chunk) -> Message {
     let kind = match chunk.body {
         ChunkBody::Records { .. } => Kind::Chunk,
         ChunkBody::Rejects(_) => Kind::Rejects,
@@ -151,8 +137,7 @@ fn message(load: &Load, headers: Headers, part: &str, content_type: &str, body: 
     Message { routing_key: short(load.dataset.name.clone()), properties, body }
 }
 
-/// Makes a short string, which in AMQP has at most 255 bytes. Dataset names, this program's message ids, and texts that arrived
-/// as short strings fit.
+/// Makes a short string, which in AMQP has at most 255 bytes. Dataset names and this program's message ids fit.
 fn short(text: String) -> ShortString {
     ShortString::from(text)
 }
@@ -203,16 +188,9 @@ impl Headers {
 /// The body of a message of kind `end`.
 #[derive(Serialize, Deserialize)]
 struct EndBody {
-    chunks: u64,
     records: u64,
     bytes: u64,
     error: Option<String>,
-}
-
-impl From<FileEnd> for EndBody {
-    fn from(FileEnd { chunks, records, bytes, error }: FileEnd) -> Self {
-        Self { chunks, records, bytes, error }
-    }
 }
 
 /// One reject in the body of a message of kind `rejects`. `record` is in base64, because it may contain any bytes.
@@ -353,9 +331,9 @@ impl Envelope {
                 Content::Chunk(position.chunk(ChunkBody::Rejects(rejects)))
             }
             EnvelopeKind::End => {
-                let EndBody { chunks, records, bytes, error } =
+                let EndBody { records, bytes, error } =
                     serde_json::from_slice(body).map_err(|error| Undecodable::body("the totals of a file", error))?;
-                Content::End(FileEnd { chunks, records, bytes, error })
+                Content::End(FileEnd { records, bytes, error })
             }
             EnvelopeKind::Foreign { app_id, message_id, digest } => {
                 Content::Foreign(ForeignMessage { app_id, message_id, digest, chunk: decode_foreign(body)? })

@@ -234,8 +234,8 @@ impl RunningPublisher {
         while let Some(chunk) = splitter.next_chunk().expect("a well-formed text") {
             self.pass(&load, Content::Chunk(chunk), &mut parts);
         }
-        let (chunks, records, bytes) = (splitter.chunks(), splitter.records(), splitter.bytes());
-        self.pass(&load, Content::End(FileEnd { chunks, records, bytes, error: None }), &mut parts);
+        let end = FileEnd { records: splitter.records(), bytes: splitter.bytes(), error: None };
+        self.pass(&load, Content::End(end), &mut parts);
         parts
     }
 
