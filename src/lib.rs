@@ -15,9 +15,9 @@ pub mod store; // the seam to the databases
 pub mod record; // pure: bytes → rows and rejects
 
 pub mod heartbeat; // whether the pipeline of this working directory is alive
-pub mod vitals; // what its stages are doing, or wait for
+pub mod retry; // when to try again what needs a server that is away
+pub mod vitals; // what the stages are doing, or wait for
 pub mod config; // flags over environment over dataloader.toml over defaults
-pub mod retry; // how long to wait for a server that is away
 pub mod signals; // SIGINT and SIGTERM
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model
 pub mod error; // the error that reaches the user; exit codes

@@ -16,7 +16,7 @@ pub enum Class {
     Unavailable,
     /// A statement took longer than its limit, although the server answers on other connections. The caller repeats the
     /// transaction with more time.
-    Silent,
+    TimedOut,
     /// The user or password is wrong, the database does not exist, or its file cannot be opened. Repeating does not help.
     Refused,
     /// A row does not fit the table's types, constraints, indexes or triggers. The other rows can be loaded without it.
@@ -171,7 +171,7 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let StoreError { class, message, hint, .. } = error;
         let error = match class {
-            Class::Unavailable | Class::Silent => Error::unreachable(format!("the database is not available: {message}"))
+            Class::Unavailable | Class::TimedOut => Error::unreachable(format!("the database is not available: {message}"))
                 .hint("check that it is running and that --database or DATABASE_URL is right"),
             Class::Refused => Error::unreachable(format!("cannot connect to the database: {message}"))
                 .hint("check user, password and name of the database, or the path of its file, in --database or DATABASE_URL"),

@@ -29,7 +29,7 @@ pub use sql::{Day, Dialect, Schema};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{RetryPolicy, short_pauses};
+use crate::retry::{Backoff, Retry, RetryPolicy};
 
 /// A database that connections can be opened to.
 #[derive(Debug, Clone)]
@@ -93,10 +93,11 @@ impl Database {
     }
 
     async fn open_with(&self, prepare: impl AsyncFn(&mut Connection) -> StoreResult<()>) -> Result<Connection> {
-        let started = Instant::now();
-        for pause in short_pauses() {
+        let mut retry = Retry::new(RetryPolicy::Limited, Backoff::Short);
+        loop {
+            let started = Instant::now();
             let opened = async {
-                let mut connection = self.connect_within(RetryPolicy::Limited.attempt_timeout(Some(started))).await?;
+                let mut connection = self.connect_within(retry.attempt_timeout()).await?;
                 prepare(&mut connection).await?;
                 StoreResult::Ok(connection)
             };
@@ -104,14 +105,13 @@ impl Database {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
-            let pause = match RetryPolicy::Limited.pause(started, pause) {
-                Some(pause) if error.class() == Class::Unavailable => pause,
-                _ => return Err(self.explain(error)),
-            };
+            retry.failed(started.elapsed());
+            if error.class() != Class::Unavailable || !retry.goes_on() {
+                return Err(self.explain(error));
+            }
             tracing::debug!("cannot connect to {}: {error}; trying again", self.url);
-            tokio::time::sleep(pause).await;
+            retry.pause().await;
         }
-        unreachable!("the pauses never end")
     }
 
     /// Connects for a command that only reads. It creates nothing, changes nothing, and needs only the right to read. Returns

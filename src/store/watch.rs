@@ -85,7 +85,7 @@ impl Watch {
                 return Ok(answer);
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Err(StoreError::no_answer(Class::Silent, began.elapsed()));
+                return Err(StoreError::no_answer(Class::TimedOut, began.elapsed()));
             }
             if let Some(server) = &self.server {
                 tokio::select! {
@@ -136,7 +136,7 @@ mod tests {
         let answer = watch.answer(async { Ok::<_, StoreError>(7) }).await;
         assert_eq!(answer.unwrap(), 7);
         let silence = watch.answer(std::future::pending::<StoreResult<()>>()).await;
-        assert_eq!(silence.unwrap_err().class(), Class::Silent);
+        assert_eq!(silence.unwrap_err().class(), Class::TimedOut);
         assert!(watch.is_lost());
         let after = watch.answer(async { Ok::<_, StoreError>(7) }).await;
         assert_eq!(after.unwrap_err().class(), Class::Unavailable);

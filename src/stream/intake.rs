@@ -19,14 +19,11 @@ use super::reader::Reader;
 use crate::config::Config;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
-use crate::retry::GIVE_UP_AFTER;
+use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY};
 use crate::vitals::Stage;
 
 /// How many files are claimed at a time. A higher limit gains nothing, and each claimed file stays open.
 const MAX_CLAIMS: usize = 64;
-
-/// The log reports a file that cannot be moved at most this often.
-const MENTION_EVERY: Duration = Duration::from_secs(15);
 
 /// When the run is over.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use super::options::RunOptions;
 use crate::config::{Config, Transport};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{RetryPolicy, short_pauses};
+use crate::retry::{Backoff, Retry, RetryPolicy};
 use crate::store::{Class, Connection, Database, Indexes, StoreError, StoreResult, schema};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
@@ -115,7 +115,7 @@ pub struct Link {
 
 /// A process that finds the tables changed creates them again. If they change again within this time, two configurations
 /// compete for the database, and each would undo the other's changes for ever.
-const PEACE: Duration = Duration::from_secs(600);
+const CONFLICT_WINDOW: Duration = Duration::from_secs(600);
 
 /// The time limit of a statement. When it expires, the connection counts as dead. Each time it expires it is doubled, so that a
 /// statement which is merely slow can finish in the end.
@@ -143,8 +143,35 @@ impl Deadline {
     }
 }
 
-/// The log reports at most this often that a stage is waiting.
-const MENTION_EVERY: Duration = Duration::from_secs(15);
+/// What a link does after an attempt has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NextStep {
+    /// Creates the tables again, then repeats the work.
+    MakeTables,
+    /// Repeats the work at once on a new connection, which shows whether the server is available: servers end idle sessions,
+    /// and restart.
+    ConnectAnew,
+    /// Repeats the work after a pause, for as long as the retry policy allows.
+    Wait,
+    /// The same without a time limit. A statement that only takes long, a refresh of many rows for one, is no outage: with more
+    /// time it succeeds. If the server is away, the next connection shows it.
+    WaitForever,
+    GiveUp,
+}
+
+impl NextStep {
+    /// `may_be_stale` means that the connection was idle before, `was_connected` that the database has ever accepted one.
+    fn after(error: &StoreError, may_be_stale: bool, was_connected: bool) -> Self {
+        match error.class() {
+            Class::Changed => Self::MakeTables,
+            Class::Unavailable if may_be_stale && error.waited().is_zero() => Self::ConnectAnew,
+            Class::Unavailable | Class::Full => Self::Wait,
+            Class::Refused if was_connected => Self::Wait,
+            Class::TimedOut => Self::WaitForever,
+            Class::Refused | Class::BadRow | Class::ReadOnly | Class::Other => Self::GiveUp,
+        }
+    }
+}
 
 impl Link {
     /// Runs `work` on the connection until it succeeds. When the database is unavailable, busy, full or silent, the transaction
@@ -153,16 +180,14 @@ impl Link {
     /// # Errors
     /// Errors that waiting does not fix, and errors of a database for which the retry policy stops waiting.
     pub async fn repeat<T>(&mut self, mut work: impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> Result<T> {
-        let mut pauses = short_pauses();
-        let mut away_since: Option<Instant> = None;
-        let mut mentioned: Option<Instant> = None;
+        let mut retry = Retry::new(self.retry_policy, Backoff::Short);
         self.stage.busy();
         loop {
-            let may_be_stale = away_since.is_none() && self.connection.is_some();
-            let error = match self.attempt(away_since, &mut work).await {
+            let may_be_stale = !retry.has_failed() && self.connection.is_some();
+            let error = match self.attempt(retry.attempt_timeout(), &mut work).await {
                 Ok(done) => {
-                    if let (Some(since), true) = (away_since, mentioned.is_some()) {
-                        tracing::info!("{} is back after {:.0?}", self.database, since.elapsed());
+                    if let Some(lasted) = retry.succeeded() {
+                        tracing::info!("{} is back after {lasted:.0?}", self.database);
                     }
                     self.stage.goes_on();
                     self.stage.progress();
@@ -171,46 +196,36 @@ impl Link {
                 }
                 Err(error) => error,
             };
-            if error.class() == Class::Changed {
+            let next = NextStep::after(&error, may_be_stale, self.was_connected.load(Ordering::Relaxed));
+            if next == NextStep::MakeTables {
                 self.make_tables_again(error)?;
                 continue;
             }
-            let since = *away_since.get_or_insert_with(|| Instant::now().checked_sub(error.waited()).unwrap_or_else(Instant::now));
-            if may_be_stale && error.class() == Class::Unavailable && error.waited().is_zero() {
-                // Servers end idle sessions, and restart. A new connection shows whether the server is available.
-                tracing::debug!("connecting anew to {}: {error}", self.database);
-                continue;
+            retry.failed(error.waited());
+            let goes_on = match next {
+                NextStep::ConnectAnew => {
+                    tracing::debug!("connecting anew to {}: {error}", self.database);
+                    continue;
+                }
+                NextStep::Wait => retry.goes_on(),
+                NextStep::WaitForever => retry.goes_on_as(RetryPolicy::Forever),
+                NextStep::MakeTables | NextStep::GiveUp => false,
+            };
+            if !goes_on {
+                return Err(self.database.explain(error));
             }
-            let pause = pauses.next().expect("the pauses never end");
-            // A statement that only takes long, a refresh of many rows for one, is no absence: with more time it gets there. If
-            // the server is away, the next connection tells.
-            let policy = if error.class() == Class::Silent { RetryPolicy::Forever } else { self.retry_policy };
-            let pause = policy.pause(since, pause).filter(|_| self.can_wait(&error));
-            let Some(pause) = pause else { return Err(self.database.explain(error)) };
             let waits_for = match error.class() {
                 Class::Full => format!("{}, which is full: {error}", self.database),
                 _ => format!("{}: {error}", self.database),
             };
-            if mentioned.is_none_or(|at| at.elapsed() > MENTION_EVERY) {
-                mentioned = Some(Instant::now());
-                tracing::warn!("waiting for {waits_for}");
-            }
-            self.stage.waits_for(waits_for);
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    fn can_wait(&self, error: &StoreError) -> bool {
-        match error.class() {
-            Class::Unavailable | Class::Silent | Class::Full => true,
-            Class::Refused => self.was_connected.load(Ordering::Relaxed),
-            Class::BadRow | Class::ReadOnly | Class::Changed | Class::Other => false,
+            retry.report(&self.stage, waits_for, |waits_for| tracing::warn!("waiting for {waits_for}"));
+            retry.pause().await;
         }
     }
 
     /// Has the next attempt create this run's tables again.
     fn make_tables_again(&mut self, error: StoreError) -> Result<()> {
-        if self.found_changed.is_some_and(|before| before.elapsed() < PEACE) {
+        if self.found_changed.is_some_and(|before| before.elapsed() < CONFLICT_WINDOW) {
             let error = StoreError::other(format!("the tables were changed while this ran, and again: {error}"))
                 .hint("another configuration is at work on this database: give both programs the same dataloader.toml");
             return Err(self.database.explain(error));
@@ -223,13 +238,13 @@ impl Link {
 
     async fn attempt<T>(
         &mut self,
-        away_since: Option<Instant>,
+        timeout: Duration,
         work: &mut impl AsyncFnMut(&mut Connection) -> StoreResult<T>,
     ) -> StoreResult<T> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => {
-                let connection = self.database.connect_within(self.retry_policy.attempt_timeout(away_since)).await?;
+                let connection = self.database.connect_within(timeout).await?;
                 self.was_connected.store(true, Ordering::Relaxed);
                 self.connection.insert(connection)
             }
@@ -250,7 +265,7 @@ impl Link {
         match &done {
             Ok(_) => self.deadline.done(began.elapsed()),
             Err(error) => {
-                if error.class() == Class::Silent {
+                if error.class() == Class::TimedOut {
                     self.deadline.passed();
                 }
                 // The connection may be in any state. When it closes, the database rolls back.
@@ -290,5 +305,28 @@ mod tests {
         assert_eq!(deadline.now, seconds(140), "the next refresh of that day has the time it needs");
         deadline.done(seconds(1));
         assert_eq!(deadline.now, seconds(30));
+    }
+
+    #[test]
+    fn the_class_of_an_error_decides_what_follows() {
+        let after = |class, may_be_stale, was_connected| NextStep::after(&StoreError::new(class, "x"), may_be_stale, was_connected);
+        assert_eq!(after(Class::Changed, false, true), NextStep::MakeTables);
+        assert_eq!(after(Class::TimedOut, false, true), NextStep::WaitForever);
+        for class in [Class::Unavailable, Class::Full] {
+            assert_eq!(after(class, false, false), NextStep::Wait);
+        }
+        for class in [Class::BadRow, Class::ReadOnly, Class::Other] {
+            assert_eq!(after(class, true, true), NextStep::GiveUp);
+        }
+        assert_eq!(after(Class::Refused, false, true), NextStep::Wait, "it accepted this process before");
+        assert_eq!(after(Class::Refused, false, false), NextStep::GiveUp);
+    }
+
+    #[test]
+    fn a_session_that_was_idle_is_replaced_at_once_unless_nothing_answered() {
+        let ended = StoreError::new(Class::Unavailable, "the session was idle");
+        assert_eq!(NextStep::after(&ended, true, true), NextStep::ConnectAnew);
+        let silent = StoreError::no_answer(Class::Unavailable, Duration::from_secs(10));
+        assert_eq!(NextStep::after(&silent, true, true), NextStep::Wait);
     }
 }

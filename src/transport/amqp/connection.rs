@@ -17,7 +17,7 @@ use super::tap::Tap;
 use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::retry::{GIVE_UP_AFTER, RetryPolicy, long_pauses, short_pauses};
+use crate::retry::{Backoff, GIVE_UP_AFTER, MENTION_EVERY, Retry, RetryPolicy};
 use crate::vitals::{Stage, Vitals};
 
 /// Seconds between heartbeats, where the URL does not set it. A broker that has vanished is detected after twice this time.
@@ -28,8 +28,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// Time limit for closing a connection.
 pub(super) const GOODBYE: Duration = Duration::from_secs(5);
-/// How often the log repeats that the broker is unavailable.
-const SAY_SO_EVERY: Duration = Duration::from_secs(30);
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
@@ -169,26 +167,16 @@ impl Route {
 pub(super) struct Connector {
     broker: Broker,
     name: &'static str,
-    retry_policy: RetryPolicy,
     connected: Connected,
     ever_connected: bool,
-    /// Set since the last success.
-    trouble: Option<Trouble>,
+    retry: Retry,
     stage: Stage,
-}
-
-struct Trouble {
-    since: Instant,
-    said: Instant,
-    pauses: Pauses,
-    /// The pause before the next attempt.
-    pause: Duration,
-    error: lapin::Error,
 }
 
 impl Connector {
     fn new(broker: Broker, name: &'static str, retry_policy: RetryPolicy, stage: Stage) -> Self {
-        Self { broker, name, retry_policy, connected: Connected::default(), ever_connected: false, trouble: None, stage }
+        let retry = Retry::new(retry_policy, Backoff::Long);
+        Self { broker, name, connected: Connected::default(), ever_connected: false, retry, stage }
     }
 
     /// The stage that connects. It is reported as waiting while the broker is unavailable.
@@ -205,10 +193,8 @@ impl Connector {
     /// # Errors
     /// If the retry policy gives up, or if the broker refuses the connection and has never accepted one from this process.
     pub async fn connect(&mut self, tap: Option<&Tap>) -> Result<Connection> {
-        if self.trouble.is_some() {
-            self.pause().await;
-        }
         loop {
+            self.retry.pause().await;
             let error = match self.broker.connect_once(self.name, tap).await {
                 Ok(connection) => {
                     if self.ever_connected {
@@ -227,8 +213,7 @@ impl Connector {
             if is_refusal(&error) && !self.ever_connected {
                 return Err(self.broker.unreachable(&error));
             }
-            self.trouble(error)?;
-            self.pause().await;
+            self.failed(&error)?;
         }
     }
 
@@ -237,45 +222,30 @@ impl Connector {
         self.ever_connected
     }
 
-    /// Notes a success: the trouble is over.
+    /// Notes a success. A connection alone is none: the broker may accept it and close it again.
     pub fn progress(&mut self) {
-        self.trouble = None;
+        self.retry.succeeded();
     }
 
     /// Notes that the connection is lost.
     ///
     /// # Errors
     /// If the retry policy gives up.
-    pub fn lost(&mut self, error: lapin::Error) -> Result<()> {
+    pub fn lost(&mut self, error: &lapin::Error) -> Result<()> {
         self.connected.0.store(false, Ordering::Relaxed);
-        self.trouble(error)
+        self.failed(error)
     }
 
-    fn trouble(&mut self, error: lapin::Error) -> Result<()> {
-        let now = Instant::now();
-        let first = self.trouble.is_none();
-        let trouble = self.trouble.get_or_insert_with(|| Trouble {
-            since: now,
-            said: now,
-            pauses: pauses(self.retry_policy),
-            pause: Duration::ZERO,
-            error: error.clone(),
-        });
-        trouble.error = error;
-        let pause = trouble.pauses.next().expect("the pauses never end");
-        let pause = self.retry_policy.pause(trouble.since, pause);
-        trouble.pause = pause.ok_or_else(|| self.broker.unreachable(&trouble.error))?;
-        let text = self.broker.url.scrub(&text(&trouble.error));
-        self.stage.waits_for(format!("RabbitMQ at {}: {text}", self.broker));
-        if first || trouble.said.elapsed() >= SAY_SO_EVERY {
-            trouble.said = now;
-            tracing::warn!("RabbitMQ at {} is unavailable: {text}; retrying", self.broker);
+    fn failed(&mut self, error: &lapin::Error) -> Result<()> {
+        self.retry.failed(Duration::ZERO);
+        if !self.retry.goes_on() {
+            return Err(self.broker.unreachable(error));
         }
+        let (broker, text) = (&self.broker, self.broker.url.scrub(&text(error)));
+        self.retry.report(&self.stage, format!("RabbitMQ at {broker}: {text}"), |_| {
+            tracing::warn!("RabbitMQ at {broker} is unavailable: {text}; retrying");
+        });
         Ok(())
-    }
-
-    async fn pause(&self) {
-        tokio::time::sleep(self.trouble.as_ref().map_or(Duration::ZERO, |trouble| trouble.pause)).await;
     }
 }
 
@@ -331,7 +301,7 @@ impl Alarm {
     /// Completes when the log should report the alarm again.
     pub async fn said_long_ago(&self) {
         match &self.up {
-            Some((_, said)) => tokio::time::sleep_until((*said + SAY_SO_EVERY).into()).await,
+            Some((_, said)) => tokio::time::sleep_until((*said + MENTION_EVERY).into()).await,
             None => std::future::pending().await,
         }
     }
@@ -343,16 +313,6 @@ impl Alarm {
             self.stage.waits_for(format!("RabbitMQ at {}, which takes no messages: {reason}", self.broker));
             tracing::warn!("RabbitMQ at {} takes no messages: {reason}; waiting until it has room again", self.broker);
         }
-    }
-}
-
-type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
-
-/// The endless sequence of pauses between attempts.
-fn pauses(retry_policy: RetryPolicy) -> Pauses {
-    match retry_policy {
-        RetryPolicy::Forever => Box::new(long_pauses()),
-        RetryPolicy::Limited => Box::new(short_pauses()),
     }
 }
 

@@ -145,7 +145,7 @@ impl Consumer {
                 }
                 Err(Fault::Lost(error)) => {
                     drop(alive);
-                    self.connector.lost(error)?;
+                    self.connector.lost(&error)?;
                     // The broker delivers all these messages again. Waiting until the old ones are settled has two effects:
                     // most of the new ones are then known as loaded, and memory never holds a message twice.
                     while self.outstanding > 0 {

@@ -125,7 +125,7 @@ impl DeadLetterQueue {
                     return Ok(());
                 }
                 Err(Fault::Fatal(error)) => return Err(error),
-                Err(Fault::Lost(error)) => connector.lost(error)?,
+                Err(Fault::Lost(error)) => connector.lost(&error)?,
             }
         }
     }

@@ -78,7 +78,7 @@ impl Publisher {
                     close(&connection).await;
                     return Err(error);
                 }
-                Err(Fault::Lost(error)) => self.connector.lost(error)?,
+                Err(Fault::Lost(error)) => self.connector.lost(&error)?,
             }
         }
     }
