@@ -26,7 +26,7 @@ use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model;
 use crate::store::{
-    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, rejects, schema, upsert,
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, upsert,
 };
 
 use extract::{Extracted, ExtractedChunk, Extraction, Progress, extract};
@@ -337,7 +337,7 @@ async fn load_dataset(
     // Standard input is not included: the data of this pipe is not related to the data of an earlier one.
     let files = run.files.iter().filter(|file| file.input != Input::StandardInput);
     let sources: Vec<&str> = files.map(|file| file.source.as_str()).collect();
-    rejects::supersede(connection, &dataset, &sources).await?;
+    open_rejects::supersede(connection, &dataset, &sources).await?;
     let how = options.extraction(config, connection.dialect());
     let mut extracted = extract(&dataset, run.inputs(), how, progress);
     // No other statement can run during a COPY. Rejects are written after its end; if there are too many of them, the COPY ends
@@ -366,7 +366,7 @@ async fn load_dataset(
         };
         appender.finish().await?;
         for (file, rejected) in waiting {
-            rejects::insert(connection, ids[file], &dataset, &rejected).await?;
+            open_rejects::insert(connection, ids[file], &dataset, &rejected).await?;
         }
     }
     if !options.allow_empty {

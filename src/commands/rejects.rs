@@ -21,7 +21,7 @@ use crate::store::append::append_accepted;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Noting};
-use crate::store::rejects::{Cursor, OpenReject, Records, delete, page};
+use crate::store::open_rejects::{Cursor, OpenReject, Records, delete, page};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
 use crate::terminal::cli::{RejectsAction, RejectsArgs};
 use crate::terminal::output::{Format, Output, Printer};

@@ -11,7 +11,7 @@
 //! it under its key. A name that is too long to follow a load key is shortened. The full name is then kept in a dot file beside
 //! the claim (`.<load key>.name`). The number of crashes is kept there as well (`.<load key>.crashes`).
 
-mod drop; // puts a copy of a file into the inbox
+mod copy; // puts a copy of a file into the inbox
 mod watch; // events of the file system
 mod settling; // which files have not changed for long enough (pure)
 mod claim; // takes a file for this process, also after a crash
@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 pub use claim::{Claim, Leftover};
-pub use drop::drop_file;
+pub use copy::drop_file;
 pub use finish::Placed;
 pub use names::path_text;
 pub use read::{CannotRead, ClaimReader};

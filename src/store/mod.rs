@@ -9,7 +9,7 @@ pub mod lock; // named locks between processes
 pub mod messages; // messages of other programs: which are loaded
 pub mod attempts; // how often processing of a message was started
 pub mod model; // the modelled tables
-pub mod rejects; // records that could not be loaded
+pub mod open_rejects; // records that could not be loaded
 pub mod rows; // rows encoded for each database
 pub mod schema; // creates and upgrades the tables
 pub mod sql; // the two dialects

@@ -23,7 +23,7 @@ use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
 use crate::store::model::{self, Noting};
-use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, rejects};
+use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, open_rejects};
 use crate::transport::piece::{FileEnd, Load};
 
 /// The result of a committed transaction.
@@ -104,7 +104,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
         for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
             let mut rejected = chunk.rejects.clone();
             rejected.extend(refused.into_iter().map(|refused| constraint_reject(chunk, refused)));
-            rejects::insert(connection, *load_id, &dataset, &rejected).await?;
+            open_rejects::insert(connection, *load_id, &dataset, &rejected).await?;
             let rejected = rejected.len() as u64;
             let counts = Counts { read: chunk.records, loaded: chunk.records - rejected, rejected, skipped: 0 };
             *added.entry(*load_id).or_default() += counts;

@@ -1,4 +1,4 @@
-//! The rejects: records that could not be loaded. Their original bytes are kept until they can be.
+//! The open rejects: records that could not be loaded. Their original bytes are kept until they can be.
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;

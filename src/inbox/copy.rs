@@ -1,4 +1,4 @@
-//! Drop: puts a copy of a file into the inbox, as a whole and under a new name.
+//! Copy: puts a copy of a file into the inbox, as a whole and under a new name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
