@@ -5,12 +5,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, SpawnHandle, WrapFuture, fut,
-};
-use tokio::sync::oneshot;
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
 use uuid::Uuid;
 
+use super::drain::{Drain, Draining};
 use super::faults::{Faults, StageWatch};
 use super::protocol::{Batch, ParsedContent, ParsedPiece};
 use super::writer::Writer;
@@ -107,8 +105,7 @@ pub struct Batcher {
     idle: Vec<Addr<Writer>>,
     /// Fires when the oldest piece has waited long enough.
     timer: Option<SpawnHandle>,
-    /// Notified when everything is written.
-    draining: Option<oneshot::Sender<()>>,
+    draining: Draining,
     faults: Faults,
     _watch: StageWatch,
 }
@@ -122,7 +119,7 @@ impl Batcher {
             writers: writers.len(),
             idle: writers,
             timer: None,
-            draining: None,
+            draining: Draining::default(),
             faults: faults.clone(),
             _watch: faults.watch("batcher"),
         }
@@ -135,14 +132,14 @@ impl Batcher {
         }
         let is_writing = self.idle.len() < self.writers;
         let Some(since) = self.gatherer.since else {
-            if !is_writing && let Some(drained) = self.draining.take() {
-                let _ = drained.send(());
+            if !is_writing {
+                self.draining.done();
             }
             return;
         };
         let trigger = if self.gatherer.is_full() {
             FlushTrigger::Full
-        } else if self.draining.is_some() && !is_writing {
+        } else if self.draining.is_asked() && !is_writing {
             FlushTrigger::Drain
         } else {
             let longest = if is_writing { self.interval.max(HELD_UP) } else { self.interval };
@@ -180,19 +177,13 @@ impl Handler<ParsedPiece> for Batcher {
     }
 }
 
-/// Request to write everything that arrived before. The answer means that it is durable.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Drain;
-
 impl Handler<Drain> for Batcher {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
-        let (drained, is_drained) = oneshot::channel();
-        self.draining = Some(drained);
+        let drained = self.draining.begin();
         self.advance(ctx);
-        Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+        drained
     }
 }
 

@@ -13,6 +13,7 @@ use actix::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::drain::{Close, Drain, Draining};
 use super::faults::{Faults, StageWatch};
 use super::protocol::{LoadFinished, ReadFile};
 use super::reader::Reader;
@@ -98,8 +99,7 @@ pub struct Intake {
     unplaced: Vec<LoadFinished>,
     /// Why they could not be moved.
     obstacle: Option<Obstacle>,
-    /// Notified when no file is being moved any more.
-    draining: Option<oneshot::Sender<()>>,
+    draining: Draining,
     reader: Addr<Reader>,
     /// Receives each load after its file was moved, where no other stage reports it.
     tally: Option<Recipient<LoadFinished>>,
@@ -129,7 +129,7 @@ impl Intake {
             moving: HashSet::new(),
             unplaced: Vec::new(),
             obstacle: None,
-            draining: None,
+            draining: Draining::default(),
             reader,
             tally,
             mode,
@@ -325,10 +325,8 @@ impl Intake {
             self.obstacle = None;
             self.stage.idle();
         }
-        if self.moving.is_empty()
-            && let Some(drained) = self.draining.take()
-        {
-            let _ = drained.send(());
+        if self.moving.is_empty() {
+            self.draining.done();
         }
         // There is room for more claims now.
         self.advance(ctx);
@@ -431,34 +429,23 @@ impl Handler<LoadFinished> for Intake {
     }
 }
 
-/// No more loads will finish. The answer arrives when no file is being moved any more.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Finish;
-
-impl Handler<Finish> for Intake {
+/// Asked when no more loads will finish. It is done when no file is being moved any more.
+impl Handler<Drain> for Intake {
     type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, _: Finish, _: &mut Self::Context) -> Self::Result {
-        let (drained, is_drained) = oneshot::channel();
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        let drained = self.draining.begin();
         if self.moving.is_empty() {
-            let _ = drained.send(());
-        } else {
-            self.draining = Some(drained);
+            self.draining.done();
         }
-        Box::pin(is_drained.into_actor(self).map(|_, _, _| ()))
+        drained
     }
 }
 
-/// Request to claim no more files.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Stop;
-
-impl Handler<Stop> for Intake {
+impl Handler<Close> for Intake {
     type Result = ();
 
-    fn handle(&mut self, _: Stop, _: &mut Self::Context) {
+    fn handle(&mut self, _: Close, _: &mut Self::Context) {
         self.is_stopped = true;
         self.watcher = None;
     }

@@ -16,6 +16,7 @@ mod modeller; // changed days → modelled tables
 mod tally; // counts of loaded files
 mod link; // connections that reconnect
 mod faults; // errors that end a run
+mod drain; // how the stages finish their work
 mod pulse; // the heartbeat
 mod stats; // counters of the run
 

@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture, fut};
-use tokio::sync::oneshot;
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, WrapFuture};
 
+use super::drain::{Drain, Draining};
 use super::faults::{Faults, StageWatch};
 use super::link::Link;
 use super::protocol::ModelChanged;
-
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::store::model::{self, Days, Noting, Refreshed};
@@ -104,7 +103,7 @@ pub struct Modeller {
     debounce: Debounce,
     /// `None` while a refresh runs.
     link: Option<Link>,
-    draining: Option<oneshot::Sender<()>>,
+    draining: Draining,
     timer: Option<actix::SpawnHandle>,
     faults: Faults,
     _watch: StageWatch,
@@ -117,7 +116,14 @@ impl Modeller {
         for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
             debounce.changed(Arc::clone(dataset), 0, Size::Small, Instant::now());
         }
-        Self { debounce, link: Some(link), draining: None, timer: None, faults: faults.clone(), _watch: faults.watch("modeller") }
+        Self {
+            debounce,
+            link: Some(link),
+            draining: Draining::default(),
+            timer: None,
+            faults: faults.clone(),
+            _watch: faults.watch("modeller"),
+        }
     }
 
     /// Starts a refresh if one is due and none is running. Otherwise sets a timer for the next check, if one is needed.
@@ -129,13 +135,13 @@ impl Modeller {
             ctx.cancel_future(timer);
         }
         let now = Instant::now();
-        let due = if self.draining.is_some() { self.debounce.take_any() } else { self.debounce.take(now) };
+        let due = if self.draining.is_asked() { self.debounce.take_any() } else { self.debounce.take(now) };
         if let Some(Pending { dataset, size, .. }) = due {
             self.refresh(dataset, size, ctx);
         } else if let Some(at) = self.debounce.next_due() {
             self.timer = Some(ctx.run_later(at.saturating_duration_since(now), |modeller, ctx| modeller.advance(ctx)));
-        } else if let Some(drained) = self.draining.take() {
-            let _ = drained.send(());
+        } else {
+            self.draining.done();
         }
     }
 
@@ -190,19 +196,13 @@ impl Handler<ModelChanged> for Modeller {
     }
 }
 
-/// Request to refresh everything that has changed. The answer means that it is done.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct RefreshAll;
-
-impl Handler<RefreshAll> for Modeller {
+impl Handler<Drain> for Modeller {
     type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, _: RefreshAll, ctx: &mut Self::Context) -> Self::Result {
-        let (drained, is_drained) = oneshot::channel();
-        self.draining = Some(drained);
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        let drained = self.draining.begin();
         self.advance(ctx);
-        Box::pin(is_drained.into_actor(self).then(|_, _, _| fut::ready(())))
+        drained
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use actix::{Actor, Context, Handler, Message};
+use actix::{Actor, Context, Handler};
 
+use super::drain::Close;
 use super::faults::{Faults, StageWatch};
 use super::protocol::ReadFile;
 use crate::error::io_text;
@@ -74,11 +75,6 @@ impl Handler<ReadFile> for Reader {
         }
     }
 }
-
-/// No more files will come.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Close;
 
 impl Handler<Close> for Reader {
     type Result = ();

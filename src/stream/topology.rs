@@ -9,15 +9,16 @@ use actix::{Actor, Addr, Arbiter, Recipient};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attempts::count_attempts;
-use super::batcher::{Batcher, Drain};
+use super::batcher::Batcher;
+use super::drain::{Close, Drain};
 use super::faults::Faults;
-use super::intake::{Claims, Finish, Intake, IntakeParts, Mode, Stop};
+use super::intake::{Claims, Intake, IntakeParts, Mode};
 use super::link::{BrokerLink, Links};
-use super::modeller::{Modeller, RefreshAll};
+use super::modeller::Modeller;
 use super::options::RunOptions;
 use super::parser::{self, OnCrash};
 use super::protocol::LoadFinished;
-use super::reader::{Close, FileReader, Reader};
+use super::reader::{FileReader, Reader};
 use super::stats::Stats;
 use super::tally::{Summarize, Tally};
 use super::writer::Writer;
@@ -192,7 +193,7 @@ impl Stages {
         let gone = |_| Error::failed("a stage stopped while the run ended");
         // Borrowed, because an actor without addresses stops, and a stage that stops before the summary counts as failed.
         if let Some(Files { intake, reader, stop, thread }) = &mut self.files {
-            intake.send(Stop).await.map_err(gone)?;
+            intake.send(Close).await.map_err(gone)?;
             stop.store(true, Ordering::Relaxed);
             reader.send(Close).await.map_err(gone)?;
             // While the broker is unavailable, the reader waits for the publisher. The drain timeout bounds this.
@@ -210,10 +211,10 @@ impl Stages {
             // The parser threads exit when all senders are gone. All their output is then in the batcher's mailbox.
             join(std::mem::take(threads)).await?;
             batcher.send(Drain).await.map_err(gone)?;
-            modeller.send(RefreshAll).await.map_err(gone)?;
+            modeller.send(Drain).await.map_err(gone)?;
         }
         if let Some(Files { intake, .. }) = &self.files {
-            intake.send(Finish).await.map_err(gone)?;
+            intake.send(Drain).await.map_err(gone)?;
         }
         Ok(())
     }
