@@ -54,7 +54,7 @@ struct Sender {
 
 impl DeadLetterQueue {
     pub fn new(route: Route) -> Self {
-        let sender = Sender { connector: route.connector(NAME, "dead letters"), post: None };
+        let sender = Sender { connector: route.connector(NAME, "dead letter publisher"), post: None };
         Self { route, open: Mutex::new(sender) }
     }
 
