@@ -103,10 +103,17 @@ async fn list_for_programs(config: &Config, datasets: &[Arc<Dataset>]) -> Result
         })
     })
     .await?;
-    let dead_letters = dead_letters_of(config, datasets).await?;
+    out.print(|out| write!(out, "],\"dead_letters\":["))?;
+    let mut separator = "";
+    for_each_dead_letter(config, datasets, |letter| {
+        out.print(|out| {
+            write!(out, "{}", std::mem::replace(&mut separator, ","))?;
+            serde_json::to_writer(&mut *out, &letter).map_err(io::Error::from)
+        })
+    })
+    .await?;
     out.print(|out| {
-        write!(out, "],\"dead_letters\":")?;
-        serde_json::to_writer(&mut *out, &dead_letters)?;
+        write!(out, "]")?;
         if !notes.is_empty() {
             write!(out, ",\"notes\":")?;
             serde_json::to_writer(&mut *out, &notes)?;
@@ -149,8 +156,38 @@ async fn list_for_people(config: &Config, datasets: &[Arc<Dataset>]) -> Result<(
         })
         .await?;
     }
-    let dead_letters = dead_letters_of(config, datasets).await?;
-    out.print(|out| write_dead_letters(out, &dead_letters))
+    list_dead_letters(config, datasets, &mut out).await
+}
+
+/// Writes the dead letters as a table: the first page on a terminal, otherwise all. The columns get wider from page to page if
+/// they must.
+async fn list_dead_letters(config: &Config, datasets: &[Arc<Dataset>], out: &mut Printer) -> Result<()> {
+    let (mut page, mut widths, mut written, mut more) = (Vec::new(), Vec::new(), 0_usize, 0_u64);
+    let mut write = |page: &mut Vec<DeadLetterEntry>, written: &mut usize, out: &mut Printer| {
+        let mut table = dead_letter_table(page);
+        widths = widest(&widths, &table.widths());
+        table.widen(&widths);
+        let text = if *written == 0 { format!("\n{table}") } else { table.without_header() };
+        *written += page.len();
+        page.clear();
+        out.print(|out| writeln!(out, "{text}"))
+    };
+    for_each_dead_letter(config, datasets, |letter| {
+        if written > 0 && io::stdout().is_terminal() {
+            more += 1;
+            return Ok(());
+        }
+        page.push(letter);
+        if page.len() == PAGE as usize { write(&mut page, &mut written, out) } else { Ok(()) }
+    })
+    .await?;
+    if !page.is_empty() {
+        write(&mut page, &mut written, out)?;
+    }
+    if more > 0 {
+        out.print(|out| writeln!(out, "and {} more: `dataloader rejects list | less` shows all", HumanCount(more)))?;
+    }
+    Ok(())
 }
 
 fn widest(a: &[u16], b: &[u16]) -> Vec<u16> {
@@ -182,17 +219,18 @@ fn reject_table(rejects: &[OpenReject]) -> Table {
     table
 }
 
-/// The dead letters of these datasets; none without RabbitMQ.
-async fn dead_letters_of(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<DeadLetterEntry>> {
-    let mut letters = match dead_letter_queue(config)? {
-        Some((broker, topology)) => dead_letters::list(&broker, &topology).await?,
-        None => Vec::new(),
-    };
-    letters.retain(|letter| match &letter.dataset {
+/// Passes each dead letter of these datasets to `take`; none without RabbitMQ.
+async fn for_each_dead_letter(
+    config: &Config,
+    datasets: &[Arc<Dataset>],
+    mut take: impl FnMut(DeadLetterEntry) -> Result<()>,
+) -> Result<()> {
+    let Some((broker, topology)) = dead_letter_queue(config)? else { return Ok(()) };
+    let is_wanted = |letter: &DeadLetterEntry| match &letter.dataset {
         Some(name) => datasets.iter().any(|dataset| dataset.name == *name),
         None => datasets.len() == config.datasets.len(),
-    });
-    Ok(letters)
+    };
+    dead_letters::list(&broker, &topology, |letter| if is_wanted(&letter) { take(letter) } else { Ok(()) }).await
 }
 
 /// The broker and the queues with the dead letters; none without RabbitMQ.
@@ -203,10 +241,7 @@ fn dead_letter_queue(config: &Config) -> Result<Option<(Broker, Topology)>> {
     })
 }
 
-fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::Result<()> {
-    if letters.is_empty() {
-        return Ok(());
-    }
+fn dead_letter_table(letters: &[DeadLetterEntry]) -> Table {
     let columns = [
         ("dead letter of", Align::Left),
         ("bytes", Align::Right),
@@ -229,7 +264,7 @@ fn write_dead_letters(out: &mut dyn Write, letters: &[DeadLetterEntry]) -> io::R
             text(&letter.source),
         ]);
     }
-    writeln!(out, "\n{table}")
+    table
 }
 
 /// Writes the original records to standard output, one per line. The output is NDJSON if the records are JSON.

@@ -13,6 +13,9 @@ pub enum Align {
     Right,
 }
 
+/// Longer values are cut: nobody reads them in a column, and a width must fit into 16 bits. The JSON output has them whole.
+const MAX_CELL_CHARS: usize = 2_000;
+
 /// A table under construction.
 pub struct Table(comfy_table::Table);
 
@@ -36,11 +39,15 @@ impl Table {
         Self(table)
     }
 
-    /// Appends a row. Line breaks and tabs are shown as escapes, so that a row stays on one line.
+    /// Appends a row. Line breaks and tabs are shown as escapes, so that a row stays on one line. Very long values are cut.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let escape = |cell: String| cell.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
         self.0.add_row(cells.into_iter().map(|cell| {
-            let cell: String = cell.into();
+            let mut cell: String = cell.into();
+            if let Some((end, _)) = cell.char_indices().nth(MAX_CELL_CHARS) {
+                cell.truncate(end);
+                cell.push('…');
+            }
             if cell.contains(['\n', '\r', '\t']) { escape(cell) } else { cell }
         }));
     }
@@ -93,6 +100,14 @@ mod tests {
         assert!(lines[0].starts_with("name"), "{table}");
         assert!(lines[2].starts_with("a\\tb\\nc") && lines[2].ends_with(" 7"), "{table}");
         assert!(lines[3].starts_with("Zoë") && lines[3].ends_with("1,234"), "{table}");
+    }
+
+    #[test]
+    fn very_long_values_are_cut_between_characters() {
+        let mut table = Table::new(&[("name", Align::Left)]);
+        table.row(["ë".repeat(70_000)]);
+        table.widen(&table.widths());
+        assert!(table.to_string().ends_with(&("ë".repeat(MAX_CELL_CHARS) + "…")));
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn dead_letters_have_a_reason_and_can_be_replayed() {
     rig.send("orgs", [(BasicProperties::default().with_headers(headers.clone()), &b"{}"[..])]);
     wait_until("the second is set aside", || rig.depth("dead") == 2);
 
-    let list = || rig.runtime.block_on(dead_letters::list(&rig.broker(), &rig.topology())).expect("listed");
+    let list = || rig.dead_letters().expect("listed");
     let entry = |dataset: &str, reason: &str, detail: &str, bytes| DeadLetterEntry {
         dataset: Some(dataset.to_owned()),
         reason: reason.to_owned(),
@@ -257,7 +257,7 @@ fn a_message_that_keeps_failing_becomes_a_dead_letter_and_holds_up_no_other() {
     wait_until("the bad ones are set aside", || rig.depth("dead") == 2);
     let count = |id: &str| texts.lock().iter().filter(|text| text.contains(id)).count();
     assert_eq!((count("failing"), count("forbidden")), (5, 1));
-    let letters = rig.runtime.block_on(dead_letters::list(&rig.broker(), &rig.topology())).expect("listed");
+    let letters = rig.dead_letters().expect("listed");
     let why: BTreeSet<_> = letters.iter().map(|letter| (letter.reason.as_str(), letter.detail.as_str())).collect();
     let expected = [("failed", "failed 5 times, at last: the pipeline dropped it"), ("other_body", "seen with another body")];
     assert_eq!(why, BTreeSet::from(expected));

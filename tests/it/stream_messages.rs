@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, over_amqp};
+use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, over_amqp, wait_until};
 
 over_amqp!(
     messages_of_other_programs_are_loaded_and_booked_by_sender,
@@ -14,6 +14,7 @@ over_amqp!(
     what_cannot_be_decoded_is_listed_and_sent_again_as_it_came,
     a_file_is_loaded_once_in_whatever_order_and_however_often_its_messages_come,
     what_version_0_1_0_left_in_the_queues_is_loaded,
+    very_many_dead_letters_are_listed_in_constant_memory,
 );
 
 /// Loads what is in the queues.
@@ -314,4 +315,33 @@ fn queues_are_declared_as_they_always_were() {
     queues.declare("dead", arguments(1_000_000, &[])).expect("the arguments of version 0.1.0");
     let error = queues.declare("events", arguments(20, &set_aside)).expect_err("the broker compares them");
     assert!(error.to_string().contains("x-delivery-limit"), "{error}");
+}
+
+fn very_many_dead_letters_are_listed_in_constant_memory(sandbox: &Sandbox) {
+    const LETTERS: usize = 1_000;
+    /// What the program takes with a page of them is below, what it takes with all of them above.
+    const MOST_KB: u64 = 64_000;
+    consume(sandbox);
+    let mut headers = FieldTable::default();
+    headers.insert("kind".into(), AMQPValue::LongString("of another program".into()));
+    headers.insert("source".into(), AMQPValue::LongString("x".repeat(100_000).into()));
+    let poison = BasicProperties::default().with_headers(headers);
+    sandbox.queues().send("events", (0..LETTERS).map(|_| (poison.clone(), b"{}".as_slice())));
+    consume(sandbox);
+    for format in ["text", "json"] {
+        let mut list = sandbox.spawn(["rejects", "list", "--format", format]);
+        let mut peak = 0;
+        wait_until("all are listed", || {
+            peak = peak.max(Sandbox::peak_memory(&list).unwrap_or_default());
+            !list.is_running()
+        });
+        let listed = list.wait().ok();
+        println!("{format}: {peak} kB at most");
+        assert!((1..MOST_KB).contains(&peak), "{format}: {peak} kB");
+        if format == "json" {
+            assert_eq!(listed.json()["dead_letters"].as_array().map(Vec::len), Some(LETTERS));
+        } else {
+            assert_eq!(listed.stdout.matches("unknown_kind").count(), LETTERS);
+        }
+    }
 }

@@ -208,18 +208,16 @@ pub struct DeadLetterEntry {
     pub bytes: usize,
 }
 
-/// Lists the dead letters. They stay in their queue.
+/// Passes each dead letter to `take`. They stay in their queue.
 ///
 /// # Errors
-/// If the broker refuses, cannot be reached or does not answer.
-pub async fn list(broker: &Broker, topology: &Topology) -> Result<Vec<DeadLetterEntry>> {
-    let mut entries = Vec::new();
+/// If the broker refuses, cannot be reached or does not answer; an error of `take`.
+pub async fn list(broker: &Broker, topology: &Topology, mut take: impl FnMut(DeadLetterEntry) -> Result<()>) -> Result<()> {
     for_each(broker, topology, async |_, delivery| {
-        entries.push(entry(topology, &delivery.properties, delivery.data.len()));
+        take(entry(topology, &delivery.properties, delivery.data.len())).map_err(Fault::Fatal)?;
         Ok(Disposition::Stays)
     })
-    .await?;
-    Ok(entries)
+    .await
 }
 
 /// Publishes the dead letters of these datasets again, each to the queue that it came from. Returns their number for each

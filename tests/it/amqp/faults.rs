@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use dataloader::retry::{GIVE_UP_AFTER, RetryPolicy};
 use dataloader::transport::amqp::consumer::Phase;
-use dataloader::transport::amqp::dead_letters;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
@@ -153,7 +152,7 @@ fn wrong_credentials_and_vhosts_are_refused_at_once_and_shown_without_the_passwo
         let wrong = Rig::on(&url);
         let publisher = wrong.publisher(RetryPolicy::Forever).end_by_itself(&wrong).expect_err("refused");
         let consumer = wrong.consumer(RetryPolicy::Forever, commit).end(&wrong, Phase::Run).expect_err("refused");
-        let list = wrong.runtime.block_on(dead_letters::list(&broker(&url), &wrong.topology())).expect_err("refused");
+        let list = wrong.dead_letters_of(&broker(&url)).expect_err("refused");
         for error in [publisher, consumer, list] {
             assert_eq!(error.exit_code(), 4);
             assert!(error.message().contains(expected), "{error}");
@@ -255,7 +254,7 @@ fn tls_is_spoken_with_a_broker_whose_certificate_is_trusted() {
     ]);
     let url = format!("amqps://guest:guest@localhost:{port}");
     let rig = Rig::on(&url);
-    let error = rig.runtime.block_on(dead_letters::list(&rig.broker(), &rig.topology())).expect_err("nobody vouches for it");
+    let error = rig.dead_letters().expect_err("nobody vouches for it");
     assert!(error.to_string().contains("certificate"), "{error}");
     let trusting = Command::new(std::env::current_exe().expect("this binary"))
         .args(["--exact", "--ignored", "amqp::faults::tls_is_spoken_with_a_broker_whose_certificate_is_trusted"])

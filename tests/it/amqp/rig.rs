@@ -11,6 +11,7 @@ use dataloader::record::split::Splitter;
 use dataloader::retry::RetryPolicy;
 use dataloader::transport::amqp::connection::{Broker, Route};
 use dataloader::transport::amqp::consumer::{Attempt, Attempts, Consumer, Phase};
+use dataloader::transport::amqp::dead_letters::{self, DeadLetterEntry};
 use dataloader::transport::amqp::publisher::{Published, Publisher};
 use dataloader::transport::amqp::topology::Topology;
 use dataloader::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
@@ -62,6 +63,22 @@ impl Rig {
 
     pub fn topology(&self) -> Topology {
         Topology::new(&self.prefix, &self.datasets).expect("no dataset is called dead")
+    }
+
+    /// The dead letters as they are listed.
+    pub fn dead_letters(&self) -> Result<Vec<DeadLetterEntry>> {
+        self.dead_letters_of(&self.broker())
+    }
+
+    /// The same from another broker.
+    pub fn dead_letters_of(&self, broker: &Broker) -> Result<Vec<DeadLetterEntry>> {
+        let (topology, mut letters) = (self.topology(), Vec::new());
+        let list = dead_letters::list(broker, &topology, |letter| {
+            letters.push(letter);
+            Ok(())
+        });
+        self.runtime.block_on(list)?;
+        Ok(letters)
     }
 
     fn route(&self, retry_policy: RetryPolicy) -> Route {
