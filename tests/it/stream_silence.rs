@@ -122,7 +122,7 @@ fn a_server_process_that_hangs_in_a_transaction_does_not_double_or_lose_it() {
     hold_eve(&sandbox);
     let mut pipeline = start_through(&sandbox, &proxy);
     sandbox.drop_in("events", "a.jsonl", many_events(10, "eve"));
-    let inserting = "state = 'active' AND query ILIKE 'insert into raw.\"events\"%'";
+    let inserting = "state = 'active' AND query ILIKE '%insert into raw.\"events\"%'";
     wait_until("the transaction is in its middle", || !backends(&sandbox, inserting).is_empty());
     let stopped = Stopped::servers(backends(&sandbox, inserting));
     release(&sandbox);
@@ -221,7 +221,7 @@ fn a_statement_that_takes_long_is_not_given_up_while_the_server_answers_others()
     hold_eve(&sandbox);
     sandbox.write_events("x.json", many_events(10, "eve"));
     let load = run_through(&sandbox, &proxy, ["load", "--dataset", "events"]).spawn();
-    let upserting = "state = 'active' AND query ILIKE 'insert into raw.\"events\"%' AND clock_timestamp() > query_start + '12 s'";
+    let upserting = "state = 'active' AND query ILIKE '%insert into raw.\"events\"%' AND clock_timestamp() > query_start + '12 s'";
     wait_until("the statement has taken longer than a server may stay silent", || !backends(&sandbox, upserting).is_empty());
     release(&sandbox);
     load.wait().ok();
