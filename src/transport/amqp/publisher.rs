@@ -113,7 +113,7 @@ impl Publisher {
         self.route.topology.declare(connection).await?;
         let channel = confirming_channel(connection).await?;
         let mut confirms = FuturesUnordered::new();
-        let mut to_publish: VecDeque<u64> = self.outbox.unconfirmed.keys().copied().collect();
+        let mut to_publish: VecDeque<u64> = self.outbox.serials();
         let mut last_progress = Instant::now();
         loop {
             if let Some(serial) = to_publish.pop_front() {
@@ -183,12 +183,8 @@ impl Publisher {
     /// Completes when the broker has confirmed nothing for so long that there must be a fault. Without a limit in the retry
     /// policy, an alarm of the broker may last for ever.
     fn stalled(&self, last_progress: Instant) -> impl Future<Output = ()> + use<> {
-        let limit = match self.route.retry_policy {
-            _ if self.outbox.unconfirmed.is_empty() => None,
-            RetryPolicy::Limited => Some(GIVE_UP_AFTER),
-            RetryPolicy::Forever if self.alarm.is_up() => None,
-            RetryPolicy::Forever => Some(STALLED),
-        };
+        let is_waiting = !self.outbox.unconfirmed.is_empty();
+        let limit = is_waiting.then(|| stall_limit(self.route.retry_policy, self.alarm.is_up())).flatten();
         async move {
             match limit {
                 Some(limit) => sleep_until(last_progress + limit).await,
@@ -215,6 +211,15 @@ impl Publisher {
             Error::failed(format!("RabbitMQ refuses a message, of at most {largest} bytes: {}", text(&error)))
                 .hint("raise the broker's `max_message_size` above that"),
         )
+    }
+}
+
+/// How long the broker may confirm nothing while messages wait for it. `None` if it may take for ever.
+fn stall_limit(retry_policy: RetryPolicy, is_alarm_up: bool) -> Option<Duration> {
+    match retry_policy {
+        RetryPolicy::Limited => Some(GIVE_UP_AFTER),
+        RetryPolicy::Forever if is_alarm_up => None,
+        RetryPolicy::Forever => Some(STALLED),
     }
 }
 
@@ -281,6 +286,11 @@ struct Unconfirmed {
 }
 
 impl Outbox {
+    /// The unconfirmed messages. A new connection publishes all of them, in the order in which they were first published.
+    fn serials(&self) -> VecDeque<u64> {
+        self.unconfirmed.keys().copied().collect()
+    }
+
     fn take(&mut self, Piece { load, content, receipt }: Piece) -> u64 {
         let serial = self.next_serial;
         self.next_serial += 1;
@@ -308,5 +318,131 @@ impl Outbox {
             self.loads.remove(&load.key);
             finished(Published { load, end });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::message::{BasicReturnMessage, Delivery};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::dataset::{Dataset, Model};
+    use crate::record::chunk::Chunk;
+    use crate::record::split::Splitter;
+
+    fn load(key: u128) -> Arc<Load> {
+        let dataset = Dataset {
+            name: "events".to_owned(),
+            dir: "events".into(),
+            columns: Vec::new(),
+            key: Vec::new(),
+            day: None,
+            model: Model::default(),
+            menu: false,
+        };
+        Arc::new(Load { key: Uuid::from_u128(key), dataset: Arc::new(dataset), source: format!("{key}.json") })
+    }
+
+    fn chunk(seq: u64) -> Content {
+        let chunk = Splitter::new(&b"{}"[..]).next_chunk().unwrap().unwrap();
+        Content::Chunk(Chunk { seq, ..chunk })
+    }
+
+    fn end(records: u64) -> Content {
+        Content::End(FileEnd { records, bytes: 2, error: None })
+    }
+
+    /// An outbox, a budget of 100 pieces, and the totals of the loads that were finished.
+    struct Sender {
+        outbox: Outbox,
+        budget: Arc<Semaphore>,
+        finished: Vec<(u128, u64)>,
+    }
+
+    impl Sender {
+        fn new() -> Self {
+            Self { outbox: Outbox::default(), budget: Arc::new(Semaphore::new(100)), finished: Vec::new() }
+        }
+
+        fn take(&mut self, load: &Arc<Load>, content: Content) -> u64 {
+            let receipt = Receipt::from(Arc::clone(&self.budget).try_acquire_owned().unwrap());
+            self.outbox.take(Piece { load: Arc::clone(load), content, receipt })
+        }
+
+        fn confirm(&mut self, serial: u64) {
+            self.outbox.confirm(serial, &mut |Published { load, end }| self.finished.push((load.key.as_u128(), end.records)));
+        }
+    }
+
+    #[test]
+    fn a_new_connection_publishes_what_is_unconfirmed_in_the_first_order() {
+        let (mut sender, load) = (Sender::new(), load(1));
+        let serials: Vec<u64> = (0..20).map(|seq| sender.take(&load, chunk(seq))).collect();
+        let bodies: Vec<Arc<Message>> =
+            serials.iter().map(|serial| Arc::clone(&sender.outbox.unconfirmed[serial].message)).collect();
+        for confirmed in [0, 7, 19] {
+            sender.confirm(serials[confirmed]);
+        }
+        let later = sender.take(&load, end(20));
+        let mut expected: Vec<u64> = (0..20).filter(|i| ![0, 7, 19].contains(i)).map(|i| serials[i]).collect();
+        expected.push(later);
+        assert_eq!(sender.outbox.serials(), expected);
+        assert!(Arc::ptr_eq(&sender.outbox.unconfirmed[&serials[8]].message, &bodies[8]));
+    }
+
+    #[test]
+    fn a_load_is_finished_when_its_last_message_is_confirmed_whichever_that_is() {
+        let (mut sender, first, second) = (Sender::new(), load(1), load(2));
+        let (a, other, b) = (sender.take(&first, chunk(0)), sender.take(&second, chunk(0)), sender.take(&first, chunk(1)));
+        sender.confirm(a);
+        sender.confirm(b);
+        assert!(sender.finished.is_empty(), "its end is not published yet");
+        let c = sender.take(&first, chunk(2));
+        let (first_end, second_end) = (sender.take(&first, end(3)), sender.take(&second, end(1)));
+        sender.confirm(first_end);
+        assert!(sender.finished.is_empty(), "a chunk before its end is not confirmed yet");
+        sender.confirm(c);
+        assert_eq!(sender.finished, [(1, 3)]);
+        sender.confirm(other);
+        sender.confirm(second_end);
+        assert_eq!(sender.finished, [(1, 3), (2, 1)]);
+        assert!(sender.outbox.loads.is_empty(), "loads that are over take no memory");
+    }
+
+    #[test]
+    fn a_message_frees_its_budget_once_when_it_is_confirmed() {
+        let (mut sender, load) = (Sender::new(), load(1));
+        let (a, b) = (sender.take(&load, chunk(0)), sender.take(&load, end(1)));
+        assert_eq!(sender.budget.available_permits(), 98);
+        // The old connection and the new one can confirm the same message.
+        sender.confirm(a);
+        sender.confirm(a);
+        assert_eq!(sender.budget.available_permits(), 99);
+        assert!(sender.finished.is_empty(), "its end is not confirmed");
+        sender.confirm(b);
+        assert_eq!((sender.budget.available_permits(), &sender.finished[..]), (100, &[(1, 1)][..]));
+    }
+
+    #[test]
+    fn a_message_that_came_back_makes_none_of_the_confirmations_with_it_count() {
+        let accepted = || Ok(Confirmation::Ack(None));
+        assert_eq!(taken(vec![(3, accepted()), (4, accepted())]).unwrap(), [3, 4]);
+        let came_back = BasicReturnMessage {
+            delivery: Delivery::mock(0, "exchange".into(), "events".into(), false, Vec::new()),
+            reply_code: 312,
+            reply_text: "NO_ROUTE".into(),
+        };
+        let error = taken(vec![(3, accepted()), (4, Ok(Confirmation::Ack(Some(came_back)))), (5, accepted())]);
+        assert!(text(&error.unwrap_err()).contains("its queue is gone"));
+        let error = taken(vec![(3, accepted()), (4, Ok(Confirmation::Nack(None)))]);
+        assert!(text(&error.unwrap_err()).contains("was not taken"));
+    }
+
+    #[test]
+    fn only_an_alarm_of_the_broker_may_hold_up_an_endless_run_for_ever() {
+        assert_eq!(stall_limit(RetryPolicy::Forever, false), Some(STALLED));
+        assert_eq!(stall_limit(RetryPolicy::Forever, true), None);
+        assert_eq!(stall_limit(RetryPolicy::Limited, true), Some(GIVE_UP_AFTER));
     }
 }
