@@ -188,3 +188,171 @@ fn cannot_read(error: &std::io::Error) -> String {
 
 /// The budget that an end takes. It is small, but there can be many of them.
 const END_BYTES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::dataset::{Dataset, Model};
+    use crate::inbox::Inbox;
+    use crate::record::chunk::CHUNK_RECORDS;
+    use crate::vitals::Vitals;
+
+    const BUDGET: usize = 64 << 20;
+
+    /// A reader of the files of an inbox, and the pieces that it passes on.
+    struct Sandbox {
+        root: TempDir,
+        inbox: Inbox,
+        reader: FileReader,
+        pieces: crossbeam_channel::Receiver<Piece>,
+        _runtime: Runtime,
+    }
+
+    impl Sandbox {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let dataset = Dataset {
+                name: "events".to_owned(),
+                dir: "events".into(),
+                columns: Vec::new(),
+                key: Vec::new(),
+                day: None,
+                model: Model::default(),
+                menu: false,
+            };
+            let stage = Vitals::default().stage("reader");
+            let inbox = Inbox::open(root.path(), &[Arc::new(dataset)], Duration::from_millis(1), &stage).unwrap();
+            let runtime = Builder::new_current_thread().build().unwrap();
+            let budget = {
+                let _entered = runtime.enter();
+                Budget::new(BUDGET)
+            };
+            let (outlet, pieces) = crossbeam_channel::unbounded();
+            let outlet = Outlet::Parsers(outlet);
+            let reader = FileReader { outlet, budget, stop: Arc::default(), zstd_window_mib: 8, stage };
+            Self { root, inbox, reader, pieces, _runtime: runtime }
+        }
+
+        /// Claims a file that its writer has closed.
+        fn claim(&self, text: &str) -> Claim {
+            let path = self.root.path().join("events/x.json");
+            std::fs::write(&path, text).unwrap();
+            let mut candidate = self.inbox.look(&path).unwrap();
+            candidate.complete = true;
+            self.inbox.claim(&candidate).unwrap().unwrap()
+        }
+
+        /// Appends to a claimed file.
+        fn append(&self, claim: &Claim, text: &str) {
+            let path = self.root.path().join(format!("events/.loading/{}-x.json", claim.key));
+            OpenOptions::new().append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+
+        /// The numbers and records of the chunks that were passed on and are now durable, and the end if there is one.
+        fn passed(&self) -> (Vec<(u64, u64)>, Option<FileEnd>) {
+            let (mut chunks, mut end) = (Vec::new(), None);
+            for piece in self.pieces.try_iter() {
+                assert!(end.is_none(), "nothing follows the end");
+                match piece.content {
+                    Content::Chunk(chunk) => chunks.push((chunk.seq, chunk.records())),
+                    Content::End(found) => end = Some(found),
+                    Content::Foreign(_) => panic!("a file holds no messages"),
+                }
+            }
+            (chunks, end)
+        }
+    }
+
+    /// The text of this many records. The last one has no line end.
+    fn records(count: usize) -> String {
+        vec!["{}"; count].join("\n")
+    }
+
+    #[test]
+    fn a_file_is_passed_on_in_its_chunks_and_then_its_end() {
+        let sandbox = Sandbox::new();
+        let text = records(2 * CHUNK_RECORDS + 1);
+        assert!(sandbox.reader.read(&sandbox.claim(&text)).is_ok());
+        let end = FileEnd { records: 2_001, bytes: text.len() as u64, error: None };
+        assert_eq!(sandbox.passed(), (vec![(0, 1_000), (1, 1_000), (2, 1)], Some(end)));
+        assert_eq!(sandbox.reader.budget.taken(), 0);
+    }
+
+    #[test]
+    fn a_file_without_records_is_only_an_end() {
+        let sandbox = Sandbox::new();
+        assert!(sandbox.reader.read(&sandbox.claim("[]")).is_ok());
+        assert_eq!(sandbox.passed(), (vec![], Some(FileEnd { records: 0, bytes: 2, error: None })));
+    }
+
+    #[test]
+    fn what_a_cut_off_file_holds_is_passed_on_and_its_end_says_why_it_failed() {
+        let sandbox = Sandbox::new();
+        let claim = sandbox.claim(&(records(CHUNK_RECORDS + 5) + "\n{\"a\":"));
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| sandbox.reader.read(&claim));
+            // An end with an error waits until these chunks are durable.
+            let (first, last) = (sandbox.pieces.recv().unwrap(), sandbox.pieces.recv().unwrap());
+            let early = sandbox.pieces.recv_timeout(Duration::from_millis(50));
+            assert!(early.is_err(), "chunks are in flight: {early:?}");
+            let seq = |piece: &Piece| match &piece.content {
+                Content::Chunk(chunk) => (chunk.seq, chunk.records()),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((seq(&first), seq(&last)), ((0, 1_000), (1, 5)));
+            drop((first, last));
+            assert!(reading.join().unwrap().is_ok());
+        });
+        let end = sandbox.passed().1.unwrap();
+        assert_eq!(end.records, 1_005);
+        assert!(end.error.is_some());
+    }
+
+    #[test]
+    fn a_file_that_grew_while_it_was_read_is_passed_on_once() {
+        let sandbox = Sandbox::new();
+        let claim = sandbox.claim(&(records(CHUNK_RECORDS + 5) + "\n{\"a\":"));
+        let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
+        let mut passed = 0;
+        let Ok((end, last)) = sandbox.reader.cut(&claim, &load, &mut passed) else { panic!("the run does not end") };
+        assert!(end.error.is_some());
+        assert_eq!(last.map(|last| (last.seq, last.records())), Some((1, 5)), "it may go on: it is held back");
+        assert_eq!((passed, sandbox.passed().0), (1, vec![(0, 1_000)]));
+
+        sandbox.append(&claim, &format!("1}}\n{}", records(CHUNK_RECORDS)));
+        let Ok((end, last)) = sandbox.reader.cut(&claim, &load, &mut passed) else { panic!("the run does not end") };
+        assert_eq!((end.records, end.error), (2_006, None));
+        assert_eq!(last.map(|last| (last.seq, last.records())), Some((2, 6)));
+        assert_eq!((passed, sandbox.passed().0), (2, vec![(1, 1_000)]), "the first chunk was passed on before");
+    }
+
+    #[test]
+    fn nothing_is_passed_on_after_the_stop() {
+        let sandbox = Sandbox::new();
+        sandbox.reader.stop.store(true, Ordering::Relaxed);
+        assert!(sandbox.reader.read(&sandbox.claim(&records(1))).is_err());
+        assert_eq!(sandbox.passed(), (vec![], None));
+    }
+
+    #[test]
+    fn a_file_that_has_crashed_the_program_three_times_is_not_read() {
+        let sandbox = Sandbox::new();
+        let claim = sandbox.claim("{}");
+        for _ in 0..2 {
+            claim.record_crash().unwrap();
+        }
+        assert_eq!(cannot_start(&claim), None);
+        claim.record_crash().unwrap();
+        assert!(sandbox.reader.read(&claim).is_ok());
+        let (chunks, end) = sandbox.passed();
+        assert_eq!((chunks, claim.bytes_read()), (vec![], 0));
+        assert!(end.unwrap().error.unwrap().contains("crashed 3 times"));
+    }
+}
