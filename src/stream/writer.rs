@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
-use crate::store::ledger::{self, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
+use crate::store::ledger::{self, ClosedLoad, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
 use crate::store::model::{self, Noting};
 use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, open_rejects};
 use crate::transport::piece::{FileEnd, Load};
@@ -50,6 +50,16 @@ enum WriteMode {
 /// A chunk that was not loaded before, with the ledger id of its load.
 type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
 
+/// What a transaction has to write, by the ledger ids of the loads.
+#[derive(Debug, Default)]
+struct Work<'a> {
+    /// The chunks that were not loaded before, by dataset name.
+    fresh: BTreeMap<String, (Arc<Dataset>, Vec<FreshChunk<'a>>)>,
+    ends: HashMap<i64, LoadEnd<'a>>,
+    /// All loads of the batch.
+    loads: HashMap<i64, Arc<Load>>,
+}
+
 /// Why a batch was not written.
 struct Failure {
     error: StoreError,
@@ -63,87 +73,147 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl Failure {
+    /// Whether the same work would fail again, so that waiting does not help.
+    fn lasts(&self, mode: WriteMode) -> bool {
+        match self.error.class() {
+            Class::BadRow | Class::Other => true,
+            // A table that is missing may be missed by a trigger only, and for some rows.
+            Class::Changed => mode == WriteMode::Bulk || self.culprit.is_some(),
+            Class::Unavailable | Class::TimedOut | Class::Refused | Class::Full | Class::ReadOnly => false,
+        }
+    }
+}
+
 /// Writes a batch in one transaction.
 async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: WriteMode) -> Result<Committed, Failure> {
     connection.begin().await?;
     let mut committed = Committed::default();
-    let loads = open_loads(connection, pieces).await?;
-    let ClaimedChunks { mut is_new, mut grown, changed } = chunks::claim(connection, pieces, &loads).await?;
+    let opened = open_loads(connection, pieces).await?;
+    let ClaimedChunks { mut is_new, mut grown, changed } = chunks::claim(connection, pieces, &opened).await?;
     let foreign = foreign::claim(connection, pieces, &mut is_new, &mut committed.contradicting).await?;
-
-    let id_of = |load: &Load| loads.get(&load.key).map(|load| load.id).or_else(|| foreign.id(load.key)).unwrap_or_default();
-    let mut fresh: BTreeMap<String, (Arc<Dataset>, Vec<FreshChunk<'_>>)> = BTreeMap::new();
-    let mut add = |load: &Load, chunk| {
-        let of_dataset = fresh.entry(load.dataset.name.clone()).or_insert_with(|| (Arc::clone(&load.dataset), Vec::new()));
-        of_dataset.1.push((id_of(load), chunk));
-    };
-    let mut ended = HashMap::new();
-    let mut keys = HashMap::new();
-    for (piece, is_new) in pieces.iter_mut().zip(is_new) {
-        keys.insert(id_of(&piece.load), Arc::clone(&piece.load));
-        match &mut piece.content {
-            ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if is_new => add(&piece.load, chunk),
-            ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
-            ParsedContent::End(end) => {
-                ended.insert(id_of(&piece.load), load_end(end));
-            }
-        }
-    }
-    for (load, chunk) in &mut grown {
-        add(load, chunk);
-    }
+    let id_of = |load: &Load| opened.get(&load.key).map(|load| load.id).or_else(|| foreign.id(load.key)).unwrap_or_default();
+    let Work { fresh, ends, loads } = Work::of(pieces, &is_new, &mut grown, id_of);
 
     let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
-    for (dataset, mut chunks) in fresh.into_values() {
-        let noting = Noting::of(&dataset, chunks.iter().map(|(_, chunk)| chunk.rows.len() as u64).sum());
-        let refused = append(connection, &dataset, &mut chunks, mode, noting)
-            .await
-            .map_err(|(load_id, error)| Failure { error, culprit: load_id.and_then(|id| keys.get(&id).cloned()) })?;
-        let mut days = BTreeSet::new();
-        let mut rows = 0;
-        for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
-            let mut rejected = chunk.rejects.clone();
-            rejected.extend(refused.into_iter().map(|refused| constraint_reject(chunk, refused)));
-            open_rejects::insert(connection, *load_id, &dataset, &rejected).await?;
-            let rejected = rejected.len() as u64;
-            let counts = Counts { read: chunk.records, loaded: chunk.records - rejected, rejected, skipped: 0 };
-            *added.entry(*load_id).or_default() += counts;
-            committed.records += counts.read;
-            rows += counts.loaded;
-            days.extend(chunk.days.iter().map(|day| Day(*day)));
-        }
-        if !days.is_empty() {
-            if noting == Noting::Days {
-                model::mark(connection, &dataset, days).await?;
-            }
-            committed.changed.push(ModelChanged { dataset, rows, noting });
-        }
+    for (dataset, chunks) in fresh.into_values() {
+        let written = write_chunks(connection, dataset, chunks, mode, &mut added).await;
+        let changed = written.map_err(|(id, error)| Failure { error, culprit: id.and_then(|id| loads.get(&id).cloned()) })?;
+        committed.changed.extend(changed);
     }
+    committed.records = added.values().map(|counts| counts.read).sum();
     // Ledger rows are updated last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
     let mut closed = Vec::new();
     for (id, error) in &changed {
         closed.extend(ledger::void(connection, *id, error).await?);
     }
-    let progress = loads.into_values().map(|load| {
-        let counts = added.get(&load.id).copied().unwrap_or_default();
-        LoadProgress { id: load.id, counts, end: ended.get(&load.id).copied() }
-    });
-    let progress = progress.filter(|load| !changed.contains_key(&load.id)).collect::<Vec<_>>();
-    closed.extend(ledger::advance(connection, &progress).await?);
-    for closed in closed {
-        let load = &keys[&closed.id];
-        committed.finished.push(LoadFinished {
-            key: load.key,
-            dataset: load.dataset.name.clone(),
-            source: load.source.clone(),
-            counts: closed.counts,
-            error: closed.error,
-            with_end: ended.contains_key(&closed.id),
-        });
-    }
+    let going_on = opened.into_values().map(|load| load.id).filter(|id| !changed.contains_key(id));
+    closed.extend(ledger::advance(connection, &progress(going_on, &added, &ends)).await?);
+    committed.finished = closed.into_iter().map(|closed| finished(closed, &loads, &ends)).collect();
     connection.commit().await?;
     Ok(committed)
+}
+
+impl<'a> Work<'a> {
+    /// Sorts the pieces of a batch. `is_new` says which of them are loaded, and `id_of` returns the ledger id of a load.
+    fn of(
+        pieces: &'a mut [ParsedPiece],
+        is_new: &[bool],
+        grown: &'a mut [(Arc<Load>, ParsedChunk)],
+        id_of: impl Fn(&Load) -> i64,
+    ) -> Self {
+        let mut work = Self::default();
+        for (piece, is_new) in pieces.iter_mut().zip(is_new) {
+            let id = id_of(&piece.load);
+            work.loads.insert(id, Arc::clone(&piece.load));
+            match &mut piece.content {
+                ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if *is_new => work.add(id, &piece.load, chunk),
+                ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
+                ParsedContent::End(end) => {
+                    let FileEnd { records, bytes, error } = end;
+                    work.ends.insert(id, LoadEnd { records: *records, bytes: *bytes, error: error.as_deref() });
+                }
+            }
+        }
+        for (load, chunk) in grown {
+            work.add(id_of(load), load, chunk);
+        }
+        work
+    }
+
+    fn add(&mut self, id: i64, load: &Load, chunk: &'a mut ParsedChunk) {
+        let of_dataset = self.fresh.entry(load.dataset.name.clone());
+        of_dataset.or_insert_with(|| (Arc::clone(&load.dataset), Vec::new())).1.push((id, chunk));
+    }
+}
+
+/// Writes the rows and rejects of one dataset's chunks, and marks the days that they change. Adds to the counts of the loads.
+/// Returns what changed for the model, if anything did.
+///
+/// # Errors
+/// See [`append`].
+async fn write_chunks(
+    connection: &mut Connection,
+    dataset: Arc<Dataset>,
+    mut chunks: Vec<FreshChunk<'_>>,
+    mode: WriteMode,
+    added: &mut BTreeMap<i64, Counts>,
+) -> Result<Option<ModelChanged>, (Option<i64>, StoreError)> {
+    let of_database = |error| (None, error);
+    let noting = Noting::of(&dataset, chunks.iter().map(|(_, chunk)| chunk.rows.len() as u64).sum());
+    let refused = append(connection, &dataset, &mut chunks, mode, noting).await?;
+    let mut days = BTreeSet::new();
+    let mut rows = 0;
+    for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
+        let rejects = all_rejects(chunk, refused);
+        open_rejects::insert(connection, *load_id, &dataset, &rejects).await.map_err(of_database)?;
+        let counts = counts(chunk, &rejects);
+        *added.entry(*load_id).or_default() += counts;
+        rows += counts.loaded;
+        days.extend(chunk.days.iter().map(|day| Day(*day)));
+    }
+    if days.is_empty() {
+        return Ok(None);
+    }
+    if noting == Noting::Days {
+        model::mark(connection, &dataset, days).await.map_err(of_database)?;
+    }
+    Ok(Some(ModelChanged { dataset, rows, noting }))
+}
+
+/// The rejects of a chunk's parser, and those of the rows that the database refused.
+fn all_rejects(chunk: &ParsedChunk, refused: Vec<Refused>) -> Vec<Reject> {
+    let constraints = refused.into_iter().map(|refused| constraint_reject(chunk, refused));
+    chunk.rejects.iter().cloned().chain(constraints).collect()
+}
+
+/// What a written chunk adds to the counts of its load.
+fn counts(chunk: &ParsedChunk, rejects: &[Reject]) -> Counts {
+    let rejected = rejects.len() as u64;
+    Counts { read: chunk.records, loaded: chunk.records - rejected, rejected, skipped: 0 }
+}
+
+/// What the transaction adds to the ledger rows of these loads. A load without new records is included: its end may be new, or
+/// its last records may have been added by another writer.
+fn progress<'a>(
+    ids: impl Iterator<Item = i64>,
+    added: &BTreeMap<i64, Counts>,
+    ends: &HashMap<i64, LoadEnd<'a>>,
+) -> Vec<LoadProgress<'a>> {
+    ids.map(|id| LoadProgress { id, counts: added.get(&id).copied().unwrap_or_default(), end: ends.get(&id).copied() }).collect()
+}
+
+fn finished(closed: ClosedLoad, loads: &HashMap<i64, Arc<Load>>, ends: &HashMap<i64, LoadEnd<'_>>) -> LoadFinished {
+    let load = &loads[&closed.id];
+    LoadFinished {
+        key: load.key,
+        dataset: load.dataset.name.clone(),
+        source: load.source.clone(),
+        counts: closed.counts,
+        error: closed.error,
+        with_end: ends.contains_key(&closed.id),
+    }
 }
 
 /// Opens the loads of the batch's files. Loads that have no ledger row get one. Returns them by load key.
@@ -156,10 +226,6 @@ async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> Stor
     let open: Vec<OpenLoad<'_>> = loads.values().copied().collect();
     let opened = ledger::open(connection, &open).await?;
     Ok(loads.into_keys().zip(opened).collect())
-}
-
-fn load_end(end: &FileEnd) -> LoadEnd<'_> {
-    LoadEnd { records: end.records, bytes: end.bytes, error: end.error.as_deref() }
 }
 
 /// Appends the rows of one dataset's chunks. Returns for each chunk the rows that the database refused.
@@ -307,14 +373,7 @@ async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Comm
     loop {
         let written = link
             .repeat(async |connection| match write(connection, pieces, mode).await {
-                // Repeating the same work would fail again, so this error leaves the loop that waits.
-                Err(failure) if matches!(failure.error.class(), Class::BadRow | Class::Other) => Ok(Err(failure)),
-                // A table that is missing may be missed by a trigger only, and for some rows.
-                Err(failure)
-                    if failure.error.class() == Class::Changed && (mode == WriteMode::Bulk || failure.culprit.is_some()) =>
-                {
-                    Ok(Err(failure))
-                }
+                Err(failure) if failure.lasts(mode) => Ok(Err(failure)),
                 Err(failure) => Err(failure.error),
                 Ok(committed) => Ok(Ok(committed)),
             })
@@ -343,5 +402,152 @@ fn explain(link: &Link, Failure { error, culprit }: Failure) -> (Error, Option<A
             (error, Some(load))
         }
         None => (error, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::dataset::{Column, ColumnType, Model};
+    use crate::record::parse::{DayRange, Parser};
+    use crate::record::split::Splitter;
+    use crate::store::Dialect;
+    use crate::transport::piece::Receipt;
+
+    fn load(key: u128, dataset: &str) -> Arc<Load> {
+        let column = Column { name: "id".to_owned(), column_type: ColumnType::BigInt, required: true };
+        let dataset = Dataset {
+            name: dataset.to_owned(),
+            dir: dataset.into(),
+            columns: vec![column],
+            key: vec![0],
+            day: None,
+            model: Model::default(),
+            menu: false,
+        };
+        Arc::new(Load { key: Uuid::from_u128(key), dataset: Arc::new(dataset), source: format!("{key}.json") })
+    }
+
+    /// The id of a load in the ledger of these tests.
+    fn id_of(load: &Load) -> i64 {
+        i64::try_from(load.key.as_u128()).unwrap() * 10
+    }
+
+    fn parsed(load: &Load, text: &str) -> ParsedChunk {
+        let chunk = Splitter::new(text.as_bytes()).next_chunk().unwrap().unwrap();
+        let mut parser = Parser::new(Arc::clone(&load.dataset));
+        ParsedChunk::new(chunk, Dialect::Sqlite, |chunk, rows| parser.parse(chunk, &DayRange::ALL, rows))
+    }
+
+    fn piece(load: &Arc<Load>, content: ParsedContent) -> ParsedPiece {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        ParsedPiece { load: Arc::clone(load), content, receipt: Receipt::from(permit) }
+    }
+
+    fn chunk(load: &Arc<Load>, text: &str) -> ParsedPiece {
+        piece(load, ParsedContent::Chunk(parsed(load, text)))
+    }
+
+    fn message(load: &Arc<Load>, text: &str) -> ParsedPiece {
+        let chunk = parsed(load, text);
+        piece(load, ParsedContent::Foreign { app_id: "app".to_owned(), message_id: None, digest: [0; 32], chunk })
+    }
+
+    fn end(load: &Arc<Load>, records: u64, error: Option<&str>) -> ParsedPiece {
+        piece(load, ParsedContent::End(FileEnd { records, bytes: 2, error: error.map(str::to_owned) }))
+    }
+
+    #[test]
+    fn a_batch_is_sorted_into_the_new_chunks_of_each_dataset_and_the_ends() {
+        let (events, more_events, orgs, app) = (load(1, "events"), load(2, "events"), load(3, "orgs"), load(4, "orgs"));
+        let mut pieces = [
+            chunk(&orgs, "{\"id\":1}"),
+            chunk(&events, "{\"id\":2}"),
+            chunk(&events, "{\"id\":3}"),
+            end(&events, 2, None),
+            message(&app, "{\"id\":4}"),
+            message(&app, "{\"id\":5}"),
+            end(&more_events, 7, Some("cut off")),
+        ];
+        let is_new = [true, true, false, false, true, false, false];
+        let mut grown = [(Arc::clone(&more_events), parsed(&more_events, "{\"id\":6}"))];
+        let work = Work::of(&mut pieces, &is_new, &mut grown, id_of);
+
+        let text = |chunk: &ParsedChunk| match &chunk.chunk.body {
+            ChunkBody::Records { text, .. } => String::from_utf8(text.clone()).unwrap(),
+            ChunkBody::Rejects(_) => panic!("these are records"),
+        };
+        let fresh: Vec<(&str, i64, String)> = work
+            .fresh
+            .iter()
+            .flat_map(|(name, (_, chunks))| chunks.iter().map(move |(id, chunk)| (name.as_str(), *id, text(chunk))))
+            .collect();
+        let expected = [("events", 10, 2), ("events", 20, 6), ("orgs", 30, 1), ("orgs", 40, 4)];
+        assert_eq!(fresh, expected.map(|(dataset, load, id)| (dataset, load, format!("{{\"id\":{id}}}"))));
+        assert_eq!(work.ends.len(), 2);
+        assert_eq!((work.ends[&10].records, work.ends[&10].error), (2, None));
+        assert_eq!((work.ends[&20].records, work.ends[&20].error), (7, Some("cut off")));
+        let mut loads: Vec<i64> = work.loads.into_keys().collect();
+        loads.sort_unstable();
+        assert_eq!(loads, [10, 20, 30, 40]);
+    }
+
+    #[test]
+    fn a_refused_row_is_the_record_that_it_was_made_from() {
+        let load = load(1, "events");
+        let mut chunk = parsed(&load, "{\"id\":1}\n{\"id\":\"x\"}\n{\"id\":33}\n[]\n{\"id\":555}\n");
+        chunk.renumber(1_001);
+        chunk.chunk.first_byte_offset = 5_000;
+        let refused = |row| Refused { row, message: "a trigger".to_owned() };
+        let reject = |ordinal, byte_offset, record: &str| Reject {
+            ordinal,
+            byte_offset,
+            reason: RejectReason::Constraint,
+            detail: "a trigger".to_owned(),
+            record: record.as_bytes().to_vec(),
+        };
+        assert_eq!(constraint_reject(&chunk, refused(0)), reject(1_001, 5_000, "{\"id\":1}"));
+        assert_eq!(constraint_reject(&chunk, refused(1)), reject(1_003, 5_020, "{\"id\":33}"));
+        assert_eq!(constraint_reject(&chunk, refused(2)), reject(1_005, 5_033, "{\"id\":555}"));
+
+        let rejects = all_rejects(&chunk, vec![refused(1)]);
+        assert_eq!(rejects.iter().map(|reject| reject.ordinal).collect::<Vec<_>>(), [1_002, 1_004, 1_003]);
+        assert_eq!(counts(&chunk, &rejects), Counts { read: 5, loaded: 2, rejected: 3, skipped: 0 });
+    }
+
+    #[test]
+    fn a_load_that_gets_no_records_goes_on_too_and_only_its_own_end_is_told() {
+        let added = BTreeMap::from([(10, Counts { read: 3, loaded: 2, rejected: 1, skipped: 0 })]);
+        let ends = HashMap::from([(20, LoadEnd { records: 5, bytes: 9, error: None })]);
+        let progress = progress([10, 20].into_iter(), &added, &ends);
+        assert_eq!((progress[0].id, progress[0].counts.loaded, progress[0].end.is_none()), (10, 2, true));
+        assert_eq!((progress[1].id, progress[1].counts), (20, Counts::default()));
+        assert_eq!(progress[1].end.map(|end| end.records), Some(5));
+
+        let loads = HashMap::from([(10, load(1, "events")), (20, load(2, "orgs"))]);
+        let closed = |id| ClosedLoad { id, counts: Counts::default(), error: None };
+        let (without, with) = (finished(closed(10), &loads, &ends), finished(closed(20), &loads, &ends));
+        assert_eq!((without.source.as_str(), without.with_end), ("1.json", false));
+        assert_eq!((with.source.as_str(), with.dataset.as_str(), with.with_end), ("2.json", "orgs", true));
+    }
+
+    #[test]
+    fn what_a_row_or_a_fault_causes_is_looked_for_and_what_passes_is_waited_for() {
+        let lasts = |class, mode, culprit: Option<&Arc<Load>>| {
+            Failure { error: StoreError::new(class, "x"), culprit: culprit.cloned() }.lasts(mode)
+        };
+        for mode in [WriteMode::Bulk, WriteMode::RowByRow] {
+            for class in [Class::BadRow, Class::Other] {
+                assert!(lasts(class, mode, None), "{class:?}");
+            }
+            for class in [Class::Unavailable, Class::TimedOut, Class::Refused, Class::Full, Class::ReadOnly] {
+                assert!(!lasts(class, mode, None), "{class:?}");
+            }
+        }
+        assert!(lasts(Class::Changed, WriteMode::Bulk, None), "a trigger may miss a table, for some rows");
+        assert!(lasts(Class::Changed, WriteMode::RowByRow, Some(&load(1, "events"))));
+        assert!(!lasts(Class::Changed, WriteMode::RowByRow, None), "no row was accepted: the tables are made again");
     }
 }
