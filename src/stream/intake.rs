@@ -85,11 +85,7 @@ pub struct Intake {
     /// Events of the watcher that are not handled yet.
     seen: Arc<Mutex<Vec<Event>>>,
     settling: Settling,
-    /// Complete files that wait because the limit of claims is reached.
-    waiting: VecDeque<Candidate>,
-    /// The paths of the waiting files.
-    waiting_paths: HashSet<PathBuf>,
-    leftovers: VecDeque<Leftover>,
+    queue: Queue,
     /// With `--once`: the first error of a file that could not be claimed.
     unclaimable: Option<Error>,
     claims: Claims,
@@ -121,9 +117,7 @@ impl Intake {
             watcher: None,
             seen: Arc::default(),
             settling: Settling::new(config.stream.settle),
-            waiting: VecDeque::new(),
-            waiting_paths: HashSet::new(),
-            leftovers: VecDeque::new(),
+            queue: Queue::default(),
             unclaimable: None,
             claims,
             moving: HashSet::new(),
@@ -156,12 +150,6 @@ impl Intake {
         }
     }
 
-    fn wait_in_line(&mut self, candidate: Candidate) {
-        if self.waiting_paths.insert(candidate.path.clone()) {
-            self.waiting.push_back(candidate);
-        }
-    }
-
     /// Whether a file that the watcher reports is to be loaded. With `--once`, only the files that were there at the start are.
     fn is_wanted(&self, path: &Path) -> bool {
         match self.mode {
@@ -175,12 +163,11 @@ impl Intake {
         if let Some(watcher) = &mut self.watcher {
             watcher.renew()?;
         }
-        let own = |claims: &mut HashMap<Uuid, Claim>, leftover: &Leftover| claims.contains_key(&leftover.key);
         let leftovers = self.inbox.leftovers()?;
-        self.leftovers = self.claims.with(|claims| leftovers.into_iter().filter(|leftover| !own(claims, leftover)).collect());
+        self.claims.with(|claims| self.queue.resume(leftovers, |key| claims.contains_key(&key)));
         let now = Instant::now();
         for candidate in self.inbox.scan()? {
-            if !self.waiting_paths.contains(&candidate.path) {
+            if !self.queue.contains(&candidate.path) {
                 self.settling.found(&candidate, candidate.untouched(), now);
             }
         }
@@ -197,17 +184,14 @@ impl Intake {
         }
         let inbox = &self.inbox;
         for candidate in self.settling.ready(Instant::now(), |path| inbox.look(path)) {
-            self.wait_in_line(candidate);
+            self.queue.add(candidate);
         }
         let mut claimed = Vec::new();
         while self.claims.with(|claims| claims.len()) < MAX_CLAIMS {
-            let claim = if let Some(leftover) = self.leftovers.pop_front() {
-                self.inbox.reclaim(&leftover)
-            } else if let Some(candidate) = self.waiting.pop_front() {
-                self.waiting_paths.remove(&candidate.path);
-                self.inbox.claim(&candidate)
-            } else {
-                break;
+            let claim = match self.queue.next() {
+                Some(Next::Leftover(leftover)) => self.inbox.reclaim(&leftover),
+                Some(Next::Complete(candidate)) => self.inbox.claim(&candidate),
+                None => break,
             };
             match claim {
                 Ok(Some(claim)) => {
@@ -242,26 +226,23 @@ impl Intake {
     /// With `--once`: notifies the supervisor when nothing is left to load.
     fn tell_if_done(&mut self) {
         let Mode::Once(done) = &mut self.mode else { return };
-        let is_read = self.settling.is_empty() && self.waiting.is_empty() && self.leftovers.is_empty();
-        let claimed = self.claims.with(|claims| claims.len());
-        if is_read
-            && claimed == 0
-            && let Some(done) = done.take()
-        {
-            match self.unclaimable.take() {
-                None => drop(done.send(())),
-                Some(error) => {
-                    self.faults.report(error.hint("the other files are loaded; make it readable and its directory writable"))
+        let is_all_claimed = self.settling.is_empty() && self.queue.is_empty();
+        let claimed = self.claims.count();
+        let obstructed = self.obstacle.as_ref().map(|obstacle| obstacle.since.elapsed());
+        match Once::now(is_all_claimed, claimed, self.unplaced.len(), obstructed) {
+            Once::GoesOn => {}
+            Once::Done => match (done.take(), self.unclaimable.take()) {
+                (None, _) => {}
+                (Some(done), None) => drop(done.send(())),
+                (Some(_), Some(error)) => {
+                    self.faults.report(error.hint("the other files are loaded; make it readable and its directory writable"));
                 }
+            },
+            Once::Stuck => {
+                let error = self.obstacle.as_ref().map_or("", |obstacle| &obstacle.error);
+                let error = Error::failed(format!("{claimed} files cannot be moved out of .loading/: {error}"));
+                self.faults.report(error.hint("make room or give the right; the next start moves them and loads nothing twice"));
             }
-        }
-        if let Some(obstacle) = &self.obstacle
-            && is_read
-            && claimed == self.unplaced.len()
-            && obstacle.since.elapsed() > GIVE_UP_AFTER
-        {
-            let error = Error::failed(format!("{claimed} files cannot be moved out of .loading/: {}", obstacle.error));
-            self.faults.report(error.hint("make room or give the right; the next start moves them and loads nothing twice"));
         }
     }
 
@@ -344,6 +325,76 @@ impl Intake {
     }
 }
 
+/// The files that can be claimed and are not claimed yet. They wait because the limit of claims is reached.
+#[derive(Debug, Default)]
+struct Queue {
+    leftovers: VecDeque<Leftover>,
+    complete: VecDeque<Candidate>,
+    /// The paths of the complete files.
+    paths: HashSet<PathBuf>,
+}
+
+/// The file to claim next.
+#[derive(Debug)]
+enum Next {
+    Leftover(Leftover),
+    Complete(Candidate),
+}
+
+impl Queue {
+    /// Adds a complete file, unless it waits already.
+    fn add(&mut self, candidate: Candidate) {
+        if self.paths.insert(candidate.path.clone()) {
+            self.complete.push_back(candidate);
+        }
+    }
+
+    /// Takes over a new listing of the leftovers, without those that this process has claimed.
+    fn resume(&mut self, leftovers: Vec<Leftover>, is_own: impl Fn(Uuid) -> bool) {
+        self.leftovers = leftovers.into_iter().filter(|leftover| !is_own(leftover.key)).collect();
+    }
+
+    /// Removes the file to claim next. Leftovers come first, because they are the oldest.
+    fn next(&mut self) -> Option<Next> {
+        if let Some(leftover) = self.leftovers.pop_front() {
+            return Some(Next::Leftover(leftover));
+        }
+        let candidate = self.complete.pop_front()?;
+        self.paths.remove(&candidate.path);
+        Some(Next::Complete(candidate))
+    }
+
+    /// Whether a complete file with this path waits.
+    fn contains(&self, path: &Path) -> bool {
+        self.paths.contains(path)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.leftovers.is_empty() && self.complete.is_empty()
+    }
+}
+
+/// The state of a run with `--once`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Once {
+    GoesOn,
+    Done,
+    /// All that is left is files that are loaded and cannot be moved.
+    Stuck,
+}
+
+impl Once {
+    /// `unplaced` of the `claimed` files could not be moved. `obstructed` is for how long that has been so.
+    fn now(is_all_claimed: bool, claimed: usize, unplaced: usize, obstructed: Option<Duration>) -> Self {
+        match obstructed {
+            _ if !is_all_claimed => Self::GoesOn,
+            _ if claimed == 0 => Self::Done,
+            Some(time) if claimed == unplaced && time > GIVE_UP_AFTER => Self::Stuck,
+            _ => Self::GoesOn,
+        }
+    }
+}
+
 /// Why files cannot be moved.
 struct Obstacle {
     since: Instant,
@@ -401,7 +452,7 @@ impl Handler<Watched> for Intake {
                     self.settling.forget(&path);
                     if let Some(mut candidate) = self.inbox.look(&path) {
                         candidate.complete = true;
-                        self.wait_in_line(candidate);
+                        self.queue.add(candidate);
                     }
                 }
                 Event::Touched { path, open } if self.is_wanted(&path) => self.settling.touched(path, open, now),
@@ -448,5 +499,112 @@ impl Handler<Close> for Intake {
     fn handle(&mut self, _: Close, _: &mut Self::Context) {
         self.is_stopped = true;
         self.watcher = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::dataset::{Dataset, Model};
+    use crate::vitals::Vitals;
+
+    fn inbox() -> (TempDir, Inbox) {
+        let root = tempfile::tempdir().unwrap();
+        let dataset = Dataset {
+            name: "events".to_owned(),
+            dir: "events".into(),
+            columns: Vec::new(),
+            key: Vec::new(),
+            day: None,
+            model: Model::default(),
+            menu: false,
+        };
+        let stage = Vitals::default().stage("intake");
+        let inbox = Inbox::open(root.path(), &[Arc::new(dataset)], Duration::ZERO, &stage).unwrap();
+        (root, inbox)
+    }
+
+    fn candidate((root, inbox): &(TempDir, Inbox), name: &str) -> Candidate {
+        let path = root.path().join("events").join(name);
+        std::fs::write(&path, "[]").unwrap();
+        inbox.look(&path).unwrap()
+    }
+
+    /// Takes all files of the queue: the keys of the leftovers, and the names of the others.
+    fn rest(queue: &mut Queue) -> Vec<String> {
+        let next = std::iter::from_fn(|| queue.next());
+        next.map(|next| match next {
+            Next::Leftover(leftover) => leftover.key.to_string(),
+            Next::Complete(candidate) => candidate.path.file_name().unwrap().to_str().unwrap().to_owned(),
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_files_of_dead_processes_are_claimed_first_and_the_others_in_their_order() {
+        let inbox = inbox();
+        let [old, older] = ["b", "a"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap().key);
+        let mut queue = Queue::default();
+        queue.add(candidate(&inbox, "z"));
+        queue.add(candidate(&inbox, "y"));
+        // Each rescan lists the leftovers again.
+        for _ in 0..2 {
+            queue.resume(inbox.1.leftovers().unwrap(), |_| false);
+        }
+        assert_eq!(rest(&mut queue), [old.to_string(), older.to_string(), "z".to_owned(), "y".to_owned()]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_this_process_has_claimed_is_not_resumed() {
+        let inbox = inbox();
+        let [own, other] = ["a", "b"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap());
+        let mut queue = Queue::default();
+        queue.resume(inbox.1.leftovers().unwrap(), |key| key == own.key);
+        assert_eq!(rest(&mut queue), [other.key.to_string()]);
+    }
+
+    #[test]
+    fn a_file_waits_once_and_may_come_back_after_it_was_taken() {
+        let inbox = inbox();
+        let mut queue = Queue::default();
+        let file = candidate(&inbox, "x");
+        for _ in 0..3 {
+            queue.add(file.clone());
+        }
+        assert!(queue.contains(&file.path));
+        assert_eq!(rest(&mut queue), ["x"]);
+        assert!(!queue.contains(&file.path), "a new file of this name is another file");
+        queue.add(file);
+        assert_eq!(rest(&mut queue), ["x"]);
+    }
+
+    #[test]
+    fn a_run_with_once_ends_when_nothing_is_left_or_nothing_can_be_moved() {
+        let long = Some(GIVE_UP_AFTER + Duration::from_secs(1));
+        assert_eq!(Once::now(true, 0, 0, None), Once::Done);
+        assert_eq!(Once::now(false, 0, 0, None), Once::GoesOn, "a file settles or waits");
+        assert_eq!(Once::now(true, 3, 0, None), Once::GoesOn, "files are being loaded");
+        assert_eq!(Once::now(true, 3, 3, long), Once::Stuck);
+        assert_eq!(Once::now(true, 3, 3, Some(GIVE_UP_AFTER)), Once::GoesOn);
+        assert_eq!(Once::now(true, 3, 2, long), Once::GoesOn, "one is still being loaded or moved");
+        assert_eq!(Once::now(false, 3, 3, long), Once::GoesOn);
+    }
+
+    #[test]
+    fn a_crash_is_recorded_once_and_on_the_claim_that_caused_it() {
+        let inbox = inbox();
+        let [cause, later] = ["a", "b"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap());
+        let claims = Claims::default();
+        for claim in [&cause, &later] {
+            claims.with(|held| held.insert(claim.key, claim.clone()));
+        }
+        for claim in [&cause, &cause, &later] {
+            claims.clone().crashed(claim.key);
+        }
+        assert_eq!((cause.crashes().unwrap(), later.crashes().unwrap()), (1, 0));
+        assert_eq!(claims.count(), 2);
     }
 }
