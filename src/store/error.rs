@@ -196,6 +196,8 @@ impl From<StoreError> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DatabaseUrl;
+    use crate::store::ConnectionOptions;
 
     #[test]
     fn what_a_row_causes_is_told_from_what_passes_and_from_what_people_must_mend() {
@@ -222,5 +224,71 @@ mod tests {
         for (code, class) in [("1811", Class::BadRow), ("8", Class::ReadOnly), ("14", Class::Refused), ("10", Class::Other)] {
             assert_eq!(sqlite_class(code), class, "{code}");
         }
+    }
+
+    /// The classes follow from codes and texts of the SQLite that this program is built with.
+    #[tokio::test]
+    async fn what_sqlite_says_is_understood() {
+        let directory = tempfile::tempdir().unwrap();
+        let connect = async |name: &str| {
+            let url = DatabaseUrl::Sqlite(directory.path().join(name));
+            ConnectionOptions::new(&url, Duration::ZERO).unwrap().connect().await
+        };
+        let mut connection = connect("x.db").await.unwrap();
+        for sql in [
+            "create table t (id integer not null check (id < 10))",
+            "create trigger raises before insert on t when new.id = 7 begin select raise(abort, 'no sevens'); end",
+            "create table logged (id integer)",
+            "create trigger misses before insert on logged begin insert into log values (1); end",
+        ] {
+            connection.run(sql).await.unwrap();
+        }
+        for (sql, class) in [
+            ("insert into t values (null)", Class::BadRow),
+            ("insert into t values (10)", Class::BadRow),
+            ("insert into t values (7)", Class::BadRow),
+            ("insert into logged values (1)", Class::Changed),
+            ("insert into u values (1)", Class::Changed),
+            ("select other from t", Class::Changed),
+            ("insert into t (id, other) values (1, 1)", Class::Changed),
+            ("insert into", Class::Other),
+        ] {
+            let error = connection.run(sql).await.unwrap_err();
+            assert_eq!(error.class(), class, "{sql}: {error}");
+        }
+        let mut other = connect("x.db").await.unwrap();
+        connection.begin().await.unwrap();
+        connection.run("insert into t values (1)").await.unwrap();
+        assert_eq!(other.run("insert into t values (2)").await.unwrap_err().class(), Class::Unavailable, "it is locked");
+
+        std::fs::write(directory.path().join("text.db"), "not a database, but longer than its header of 100 bytes. ".repeat(9))
+            .unwrap();
+        let opened = async { connect("text.db").await?.run("create table t (id)").await };
+        assert_eq!(opened.await.unwrap_err().class(), Class::Other);
+        let nowhere = connect("nowhere/x.db").await;
+        assert_eq!(nowhere.err().map(|error| error.class()), Some(Class::Refused));
+    }
+
+    #[test]
+    fn a_session_that_ends_in_any_way_is_unavailable() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        for error in [sqlx::Error::Io(reset), sqlx::Error::Protocol("unexpected end".to_owned()), sqlx::Error::WorkerCrashed] {
+            assert_eq!(StoreError::from(error).class(), Class::Unavailable);
+        }
+        assert_eq!(StoreError::from(sqlx::Error::RowNotFound).class(), Class::Other);
+    }
+
+    #[test]
+    fn only_what_cannot_be_reached_exits_so_and_the_nearer_hint_wins() {
+        let exit_code = |class| Error::from(StoreError::new(class, "x")).exit_code();
+        let unreachable = Error::unreachable("x").exit_code();
+        for class in [Class::Unavailable, Class::TimedOut, Class::Refused] {
+            assert_eq!(exit_code(class), unreachable, "{class:?}");
+        }
+        for class in [Class::BadRow, Class::Full, Class::ReadOnly, Class::Changed, Class::Other] {
+            assert_eq!(exit_code(class), Error::failed("x").exit_code(), "{class:?}");
+        }
+        let error = Error::from(StoreError::new(Class::Full, "x").hint("ask for more quota"));
+        assert_eq!(error.hint_text(), Some("ask for more quota"));
     }
 }
