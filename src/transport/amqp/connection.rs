@@ -81,7 +81,7 @@ impl Broker {
         match tap {
             None => within(HANDSHAKE, Connection::connect_uri(uri, properties)).await,
             Some(tap) => {
-                tap.sip();
+                tap.allow_portion();
                 within(HANDSHAKE, Connection::connect_uri_with_runtime(uri, properties, tap.runtime())).await
             }
         }

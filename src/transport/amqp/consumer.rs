@@ -29,7 +29,7 @@ use self::prefetch::Prefetch;
 use self::subscription::{Arriving, Subscription};
 use super::connection::{ANSWER, Connected, Connector, Fault, Route, answered, close, close_channel, text};
 use super::dead_letters::DeadLetterQueue;
-use super::tap::{DRIP_EVERY, Tap};
+use super::tap::{TRICKLE_EVERY, Tap};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::transport::piece::Piece;
@@ -47,16 +47,16 @@ pub use attempts::{Attempt, Attempts};
 
 /// `--once` checks this often whether the queues are empty. They must be empty several times in a row, because the broker's
 /// counts do not include a message that it is just sending.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-const LOOKS: u32 = 3;
+const EMPTY_CHECK_EVERY: Duration = Duration::from_millis(100);
+const EMPTY_CHECKS: u32 = 3;
 /// When no message has arrived for this long, the queues hold no new messages in front of the redelivered ones.
 const QUIET: Duration = Duration::from_millis(50);
-/// While new messages keep arriving, redelivered ones are processed after this time, and for at most this time.
-const TURN: Duration = Duration::from_secs(5);
-/// While messages are redelivered, and for this long after that, the prefetch count stays as low as for large messages.
+/// If new messages keep arriving, redelivered ones are processed after this time. They are processed for this time at most.
+const REDELIVERED_TIME: Duration = Duration::from_secs(5);
+/// For this long after the last redelivered message, the prefetch count stays as low as for large messages.
 /// Messages that one consumer returns then stay in the queue, where it can fetch them, instead of being sent to the next
 /// consumer.
-const CALM: Duration = Duration::from_secs(1);
+const LOW_PREFETCH_TIME: Duration = Duration::from_secs(1);
 /// A message that was processed alone this often without an answer is dead-lettered.
 const MAX_ALONE: u64 = 20;
 
@@ -220,23 +220,26 @@ struct Session<'a> {
     events: BoxStream<'static, Event>,
     channel: Channel,
     subscription: Subscription,
+    /// The outcomes that are being carried out.
     settling: FuturesUnordered<Settling>,
-    again: Option<Again>,
-    /// Returns the serial numbers of the messages that the broker accepted. `ready` has to contain all confirmations that are
-    /// ready.
-    last_again: Option<Instant>,
-    /// Whether it is time for the redelivered messages. Then nothing is taken until everything else is settled.
-    their_turn: bool,
+    /// The redelivered messages that wait. `None` if there are none.
+    redelivered: Option<Redelivered>,
+    /// When the last redelivered message arrived. `None` if this connection has delivered none.
+    last_redelivery: Option<Instant>,
+    /// Whether the redelivered messages have to be processed now. Then nothing else is taken until all the others are settled.
+    redelivered_due: bool,
+    /// When the last message arrived, or when new consumers were started.
     last_arrival: Instant,
     /// The deadline for the broker's answers.
     answer_due: Instant,
-    drips: Interval,
-    /// How often in a row the queues were empty.
-    looks: u32,
+    /// Ticks when the tap has to allow a trickle.
+    trickle: Interval,
+    /// How many checks in a row have found the queues empty.
+    times_empty: u32,
 }
 
 /// Redelivered messages that wait until they are processed.
-struct Again {
+struct Redelivered {
     first: Arrival,
     /// Without their bodies, as the broker delivers these messages again.
     others: Vec<Other>,
@@ -252,9 +255,9 @@ struct Other {
     round: u64,
 }
 
-impl Again {
-    /// Counts the waiting messages of this round per queue, and returns the highest count.
-    fn most_in(&self, round: u64) -> usize {
+impl Redelivered {
+    /// The number of waiting messages of this round in the queue that has most of them.
+    fn most_in_one_queue(&self, round: u64) -> usize {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         if self.round == round {
             counts.insert(&self.first.dataset().name, 1);
@@ -277,8 +280,8 @@ impl<'a> Session<'a> {
         let events = connection.events_listener().boxed();
         consumer.route.topology.declare(connection).await?;
         let channel = answered(connection.create_channel()).await?;
-        let mut drips = interval(DRIP_EVERY);
-        drips.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut trickle = interval(TRICKLE_EVERY);
+        trickle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
         Ok(Self {
             subscription: Subscription::new(&channel, &consumer.route.topology),
@@ -289,50 +292,50 @@ impl<'a> Session<'a> {
             events,
             channel,
             settling: FuturesUnordered::new(),
-            again: None,
-            last_again: None,
-            their_turn: false,
+            redelivered: None,
+            last_redelivery: None,
+            redelivered_due: false,
             last_arrival: now,
             answer_due: now + ANSWER,
-            drips,
-            looks: 0,
+            trickle,
+            times_empty: 0,
         })
     }
 
     async fn run(mut self) -> Result<Done, Fault> {
         loop {
             let phase = *self.phase.borrow_and_update();
-            self.ask_for_what_is_wanted(phase);
+            self.update_subscription(phase);
             if self.is_settled() && self.subscription.is_silent() {
                 if phase == Phase::Drain {
                     return self.end().await;
                 }
-                if let (true, Some(again)) = (self.their_turn, self.again.take()) {
-                    self.take_alone(again).await?;
-                    self.their_turn = false;
+                if let (true, Some(redelivered)) = (self.redelivered_due, self.redelivered.take()) {
+                    self.take_alone(redelivered).await?;
+                    self.redelivered_due = false;
                     continue;
                 }
             }
             self.next_event(phase).await?;
-            if self.looks == LOOKS {
+            if self.times_empty == EMPTY_CHECKS {
                 return self.end().await;
             }
         }
     }
 
-    /// Sets how many messages the broker may send ahead now.
-    fn ask_for_what_is_wanted(&mut self, phase: Phase) {
+    /// Sets how many messages the broker may send ahead now, and reports how many are in hand.
+    fn update_subscription(&mut self, phase: Phase) {
         self.consumer.stage.has_in_hand(self.consumer.outstanding + self.settling.len());
         let is_draining = phase == Phase::Drain;
         if is_draining {
             self.decoder.drain();
         }
-        self.their_turn = !is_draining && (self.their_turn || self.is_their_turn());
-        if !self.their_turn && self.is_quiet() && self.hide_others() {
+        self.redelivered_due = !is_draining && (self.redelivered_due || self.are_redelivered_due());
+        if !self.redelivered_due && self.is_quiet() && self.is_prefetch_used_up() {
             self.subscription.renew();
             self.last_arrival = Instant::now();
         }
-        self.subscription.want(if is_draining || self.their_turn { 0 } else { self.prefetch() });
+        self.subscription.want(if is_draining || self.redelivered_due { 0 } else { self.prefetch() });
     }
 
     /// Waits for the next event, and handles it.
@@ -344,8 +347,8 @@ impl<'a> Session<'a> {
             self.answer_due = Instant::now() + ANSWER;
         }
         let is_settled = self.is_settled();
-        let awaits_quiet = is_settled && self.again.is_some() && !self.their_turn && !self.subscription.is_changing();
-        let is_idle = phase == Phase::UntilEmpty && is_settled && self.again.is_none();
+        let awaits_quiet = is_settled && self.redelivered.is_some() && !self.redelivered_due && !self.subscription.is_changing();
+        let is_idle = phase == Phase::UntilEmpty && is_settled && self.redelivered.is_none();
         tokio::select! {
             biased;
             Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
@@ -356,12 +359,12 @@ impl<'a> Session<'a> {
             }
             Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
             arriving = self.subscription.next(), if !self.subscription.is_silent() => self.arrived(arriving?, is_draining)?,
-            () = self.tap.ran_dry(), if has_room => self.tap.sip(),
-            _ = self.drips.tick() => self.tap.drip(),
+            () = self.tap.used_up(), if has_room => self.tap.allow_portion(),
+            _ = self.trickle.tick() => self.tap.allow_trickle(),
             () = sleep_until(self.last_arrival + QUIET), if awaits_quiet => {}
             () = sleep_until(self.answer_due), if self.subscription.is_changing() => return Err(no_answer()),
-            () = tokio::time::sleep(LOOK_EVERY), if is_idle => {
-                self.looks = if self.queues_are_empty().await? { self.looks + 1 } else { 0 };
+            () = tokio::time::sleep(EMPTY_CHECK_EVERY), if is_idle => {
+                self.times_empty = if self.queues_are_empty().await? { self.times_empty + 1 } else { 0 };
             }
         }
         Ok(())
@@ -372,7 +375,7 @@ impl<'a> Session<'a> {
     async fn end(mut self) -> Result<Done, Fault> {
         let channel = self.channel.clone();
         let close = async move { close_channel(&channel).await.map_err(Fault::Lost) };
-        self.alongside(close).await?;
+        self.while_connected(close).await?;
         Ok(Done)
     }
 
@@ -382,31 +385,31 @@ impl<'a> Session<'a> {
 
     /// Whether the redelivered messages are to be processed now: when all others are settled and no more arrive, or when the
     /// redelivered ones have waited long enough.
-    fn is_their_turn(&self) -> bool {
-        let waited_long = self.again.as_ref().is_some_and(|again| again.since.elapsed() >= TURN);
-        waited_long || (self.is_quiet() && !self.hide_others())
+    fn are_redelivered_due(&self) -> bool {
+        let waited_long = self.redelivered.as_ref().is_some_and(|redelivered| redelivered.since.elapsed() >= REDELIVERED_TIME);
+        waited_long || (self.is_quiet() && !self.is_prefetch_used_up())
     }
 
     /// Whether redelivered messages wait, everything else is settled, and nothing arrives.
     fn is_quiet(&self) -> bool {
-        self.again.is_some() && self.is_settled() && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
+        self.redelivered.is_some() && self.is_settled() && !self.subscription.is_changing() && self.last_arrival.elapsed() >= QUIET
     }
 
-    /// Whether the redelivered messages use up the prefetch count, so that the broker sends nothing more although new messages
-    /// may follow.
-    fn hide_others(&self) -> bool {
-        let most = self.again.as_ref().map_or(0, |again| again.most_in(self.subscription.round()));
+    /// Whether the redelivered messages use up the prefetch count of a queue. The broker then sends no more from it, although
+    /// new messages may follow.
+    fn is_prefetch_used_up(&self) -> bool {
+        let most = self.redelivered.as_ref().map_or(0, |redelivered| redelivered.most_in_one_queue(self.subscription.round()));
         most >= usize::from(self.subscription.prefetch())
     }
 
     /// How many messages the broker may send ahead.
     fn prefetch(&self) -> u16 {
-        let are_calm = self.last_again.is_none_or(|at| at.elapsed() >= CALM);
-        if are_calm { self.consumer.prefetch.count() } else { self.consumer.prefetch.of_large() }
+        let is_long_ago = self.last_redelivery.is_none_or(|at| at.elapsed() >= LOW_PREFETCH_TIME);
+        if is_long_ago { self.consumer.prefetch.count() } else { self.consumer.prefetch.of_large() }
     }
 
     fn arrived(&mut self, (dataset, delivery): Arriving, is_draining: bool) -> Result<(), Fault> {
-        self.looks = 0;
+        self.times_empty = 0;
         self.last_arrival = Instant::now();
         self.answer_due = self.last_arrival + ANSWER;
         self.consumer.connector.progress();
@@ -419,18 +422,18 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let (is_new, acker) = (!delivery.redelivered, delivery.acker.clone());
-        if let (false, Some(again)) = (is_new, &mut self.again) {
-            self.last_again = Some(self.last_arrival);
-            again.others.push(Other { dataset, acker, round: self.subscription.round() });
+        if let (false, Some(redelivered)) = (is_new, &mut self.redelivered) {
+            self.last_redelivery = Some(self.last_arrival);
+            redelivered.others.push(Other { dataset, acker, round: self.subscription.round() });
             return Ok(());
         }
         let arrival = self.arrival(dataset, delivery);
         if is_new {
             return self.hand_over(arrival);
         }
-        self.last_again = Some(self.last_arrival);
+        self.last_redelivery = Some(self.last_arrival);
         let round = self.subscription.round();
-        self.again = Some(Again { first: arrival, others: Vec::new(), since: self.last_arrival, round });
+        self.redelivered = Some(Redelivered { first: arrival, others: Vec::new(), since: self.last_arrival, round });
         Ok(())
     }
 
@@ -448,8 +451,8 @@ impl<'a> Session<'a> {
     /// first to their queues and then fetches them one by one. The broker puts returned messages before all others, so the
     /// first new message means that there are no more of them. A message that crashes the process comes after the others next
     /// time.
-    async fn take_alone(&mut self, Again { first, others, .. }: Again) -> Result<(), Fault> {
-        let ends = Instant::now() + TURN;
+    async fn take_alone(&mut self, Redelivered { first, others, .. }: Redelivered) -> Result<(), Fault> {
+        let ends = Instant::now() + REDELIVERED_TIME;
         let mut datasets = vec![Arc::clone(first.dataset())];
         for Other { dataset, acker, .. } in others {
             requeue(&acker).await;
@@ -465,7 +468,7 @@ impl<'a> Session<'a> {
             while *self.phase.borrow() != Phase::Drain && Instant::now() < ends {
                 let (channel, queue) = (self.channel.clone(), queue.clone());
                 let get = answered(async move { channel.basic_get(queue, BasicGetOptions::default()).await.map_err(Fault::Lost) });
-                let Some(got) = self.alongside(get).await? else { break };
+                let Some(got) = self.while_connected(get).await? else { break };
                 let is_new = !got.delivery.redelivered;
                 let arrival = self.arrival(Arc::clone(&dataset), got.delivery);
                 if is_new {
@@ -493,7 +496,7 @@ impl<'a> Session<'a> {
                 () = draining(&mut phase) => Ok(None),
             }
         };
-        let Some(count) = self.alongside(begin).await? else {
+        let Some(count) = self.while_connected(begin).await? else {
             let acker = arrival.into_acker();
             requeue(&acker).await;
             return Ok(false);
@@ -507,7 +510,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 settled = self.consumer.outcome() => break settled,
-                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+                other = Self::serve_connection(&mut self.events, &self.tap, &mut self.trickle) => other?,
             }
         };
         let is_letter = matches!(settled.outcome, Outcome::SetAside { .. });
@@ -517,31 +520,32 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 Some(done) = self.settling.next() => done.map_err(Fault::Fatal)?,
-                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+                other = Self::serve_connection(&mut self.events, &self.tap, &mut self.trickle) => other?,
             }
         }
         Ok(!is_letter)
     }
 
-    /// Waits for `answer`, and keeps the connection alive meanwhile.
-    async fn alongside<T>(&mut self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    /// Waits for `answer`, and serves the connection in the meantime.
+    async fn while_connected<T>(&mut self, answer: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
         tokio::pin!(answer);
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => return answer,
-                other = Self::meanwhile(&mut self.events, &self.tap, &mut self.drips) => other?,
+                other = Self::serve_connection(&mut self.events, &self.tap, &mut self.trickle) => other?,
             }
         }
     }
 
-    /// Serves the connection while one message is processed alone. Such a message may be of any size.
-    async fn meanwhile(events: &mut BoxStream<'static, Event>, tap: &Tap, drips: &mut Interval) -> Result<(), Fault> {
+    /// Serves the connection while something else is awaited. A message that is processed alone may be of any size, so whatever
+    /// arrives is read.
+    async fn serve_connection(events: &mut BoxStream<'static, Event>, tap: &Tap, trickle: &mut Interval) -> Result<(), Fault> {
         tokio::select! {
             biased;
             Some(event) = events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
-            () = tap.ran_dry() => tap.sip(),
-            _ = drips.tick() => {}
+            () = tap.used_up() => tap.allow_portion(),
+            _ = trickle.tick() => {}
         }
         Ok(())
     }
@@ -550,9 +554,9 @@ impl<'a> Session<'a> {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
         for dataset in self.consumer.route.topology.datasets().to_vec() {
             let (channel, queue) = (self.channel.clone(), self.consumer.route.topology.queue(&dataset.name));
-            let look =
+            let declared =
                 answered(async move { channel.queue_declare(queue, passive, FieldTable::default()).await.map_err(Fault::Lost) });
-            if self.alongside(look).await?.message_count() > 0 {
+            if self.while_connected(declared).await?.message_count() > 0 {
                 return Ok(false);
             }
         }

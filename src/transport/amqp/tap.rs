@@ -16,22 +16,22 @@ use futures_util::{AsyncRead, AsyncWrite, Stream};
 use tokio::sync::Notify;
 
 /// How much may be read at a time, before the consumer checks its memory again. A smaller amount would cost throughput.
-const SIP: usize = 512 << 10;
+const PORTION: usize = 512 << 10;
 /// The small amount that is read regularly even while the tap is closed. It may contain heartbeats of the broker, which are 8
 /// bytes long.
-const DROP: usize = 64;
-/// How often this small amount is read. A broker that seems silent for two heartbeat intervals, which are one second at least,
+const TRICKLE: usize = 64;
+/// How often this small amount is allowed. A broker that seems silent for two heartbeat intervals, which are one second at least,
 /// would be taken for dead.
-pub(super) const DRIP_EVERY: Duration = Duration::from_secs(1);
+pub(super) const TRICKLE_EVERY: Duration = Duration::from_secs(1);
 
-/// The tap of one connection. It starts with one sip, which is enough for the handshake and some answers.
+/// The tap of one connection. It starts with one portion, which is enough for the handshake and some answers.
 #[derive(Debug, Clone)]
 pub(super) struct Tap(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    ran_dry: Notify,
+    used_up: Notify,
 }
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct State {
     /// How many bytes may still be read.
     left: usize,
     /// Whether the connection is given up.
-    shut: bool,
+    given_up: bool,
     /// The last reader that waited, for more from the broker or for the tap.
     reader: Option<Waker>,
 }
@@ -52,7 +52,7 @@ impl Drop for EndOnDrop {
     fn drop(&mut self) {
         let reader = {
             let mut state = self.0.lock();
-            state.shut = true;
+            state.given_up = true;
             state.reader.take()
         };
         if let Some(reader) = reader {
@@ -63,7 +63,7 @@ impl Drop for EndOnDrop {
 
 impl Tap {
     pub fn new() -> Self {
-        Self(Arc::new(Shared { state: Mutex::new(State { left: SIP, shut: false, reader: None }), ran_dry: Notify::new() }))
+        Self(Arc::new(Shared { state: Mutex::new(State { left: PORTION, given_up: false, reader: None }), used_up: Notify::new() }))
     }
 
     /// A guard that ends the connection. lapin only asks the broker to close a connection that is dropped, and can forget that
@@ -73,10 +73,10 @@ impl Tap {
     }
 
     /// Completes when everything that was allowed has been read.
-    pub async fn ran_dry(&self) {
+    pub async fn used_up(&self) {
         loop {
             // Registered before the check, so that no change between the two is missed.
-            let change = self.0.ran_dry.notified();
+            let change = self.0.used_up.notified();
             if self.lock().left == 0 {
                 return;
             }
@@ -84,14 +84,14 @@ impl Tap {
         }
     }
 
-    /// Allows one sip to be read.
-    pub fn sip(&self) {
-        self.let_through(SIP);
+    /// Allows a portion to be read, no more than that.
+    pub fn allow_portion(&self) {
+        self.allow(PORTION);
     }
 
-    /// Allows one drop to be read.
-    pub fn drip(&self) {
-        self.let_through(DROP);
+    /// Allows a trickle to be read, unless more is allowed already.
+    pub fn allow_trickle(&self) {
+        self.allow(TRICKLE);
     }
 
     /// The runtime for a connection that reads through this tap.
@@ -100,7 +100,7 @@ impl Tap {
         Runtime::new(RuntimeParts::new(tokio.clone(), Tapped { tokio, tap: self.clone() }))
     }
 
-    fn let_through(&self, bytes: usize) {
+    fn allow(&self, bytes: usize) {
         let reader = {
             let mut state = self.lock();
             state.left = state.left.max(bytes);
@@ -158,7 +158,7 @@ impl AsyncRead for TappedStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let Self { stream, tap } = &mut *self;
         let mut state = tap.lock();
-        if state.shut {
+        if state.given_up {
             return Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted)));
         }
         if !state.reader.as_ref().is_some_and(|reader| reader.will_wake(context.waker())) {
@@ -171,7 +171,7 @@ impl AsyncRead for TappedStream {
         let read = std::task::ready!(Pin::new(stream).poll_read(context, &mut buffer[..most]))?;
         state.left -= read;
         if state.left == 0 {
-            tap.0.ran_dry.notify_waiters();
+            tap.0.used_up.notify_waiters();
         }
         Poll::Ready(Ok(read))
     }
@@ -200,26 +200,26 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn no_more_is_read_than_was_let_through() {
+    async fn no_more_is_read_than_was_allowed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tap = Tap::new();
         let connect = tap.runtime().tcp_connect_addr(listener.local_addr().unwrap());
         let (stream, accepted) = tokio::join!(connect, listener.accept());
         let (mut stream, mut other_end) = (stream.unwrap(), accepted.unwrap().0);
-        let sender = tokio::spawn(async move { other_end.write_all(&vec![b'x'; SIP + DROP + 1]).await });
+        let sender = tokio::spawn(async move { other_end.write_all(&vec![b'x'; PORTION + TRICKLE + 1]).await });
         let reader = tokio::spawn(async move {
             let mut text = Vec::new();
             stream.read_to_end(&mut text).await.map(|_| text.len())
         });
-        tap.ran_dry().await;
+        tap.used_up().await;
         assert!(!reader.is_finished());
-        tap.drip();
-        tap.ran_dry().await;
+        tap.allow_trickle();
+        tap.used_up().await;
         assert!(!reader.is_finished() && tap.lock().left == 0);
-        tap.sip();
+        tap.allow_portion();
         sender.await.unwrap().unwrap();
-        assert_eq!(reader.await.unwrap().unwrap(), SIP + DROP + 1);
-        assert_eq!(tap.lock().left, SIP - 1);
+        assert_eq!(reader.await.unwrap().unwrap(), PORTION + TRICKLE + 1);
+        assert_eq!(tap.lock().left, PORTION - 1);
     }
 
     #[tokio::test]
