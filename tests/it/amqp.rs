@@ -64,7 +64,7 @@ fn what_is_published_arrives_as_it_was_cut_and_is_reported_when_confirmed() {
     assert!(texts.lock().contains(&"{\"organization_key\": \"a\"}".to_owned()));
     publisher.end(&rig).expect("all was confirmed");
     consumer.end(&rig, Phase::Drain).expect("all was settled");
-    assert_eq!((rig.depth("events"), rig.depth("orgs"), rig.depth("dead")), (0, 0, 0));
+    assert_eq!((rig.queues.waiting("events"), rig.queues.waiting("orgs"), rig.queues.waiting("dead")), (0, 0, 0));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_was_not_settled_is_delivered_again() {
     next.end(&rig, Phase::UntilEmpty).expect("the queues are empty");
     // A verdict for a consumer that is gone goes nowhere.
     kept.lock().drain(..).for_each(commit);
-    assert_eq!(rig.depth("events"), 0);
+    assert_eq!(rig.queues.waiting("events"), 0);
 }
 
 #[test]
@@ -103,12 +103,12 @@ fn a_drained_consumer_settles_what_it_has_and_leaves_the_rest() {
     wait_until("something is in flight", || !kept.lock().is_empty());
     consumer.set(Phase::Drain);
     // What arrived and was not handed on goes back.
-    wait_until("the rest is in the queue again", || rig.depth("events") as usize + kept.lock().len() == 160);
+    wait_until("the rest is in the queue again", || rig.queues.waiting("events") as usize + kept.lock().len() == 160);
     assert!(!consumer.has_ended(), "pieces are in flight");
     let settled = kept.lock().len();
     kept.lock().drain(..).for_each(commit);
     consumer.end(&rig, Phase::Drain).expect("all was settled");
-    assert_eq!(rig.depth("events") as usize, 160 - settled);
+    assert_eq!(rig.queues.waiting("events") as usize, 160 - settled);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn what_may_not_be_held_waits_with_the_broker_and_the_connection_lives() {
     assert_eq!(consumer.seen.lock().len(), parts.len(), "none came twice, as they would on another connection");
     kept.lock().drain(..).for_each(commit);
     consumer.end(&rig, Phase::Drain).expect("all was settled");
-    assert_eq!(rig.depth("events"), 0);
+    assert_eq!(rig.queues.waiting("events"), 0);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn until_empty_ends_when_everything_is_settled() {
     let seen = consumer.seen.clone();
     consumer.end(&rig, Phase::UntilEmpty).expect("the queues are empty");
     assert_eq!(seen.lock().iter().copied().collect::<BTreeSet<_>>(), parts);
-    assert_eq!(rig.depth("events"), 0);
+    assert_eq!(rig.queues.waiting("events"), 0);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn messages_of_other_programs_arrive_many_at_a_time() {
     let (_, parts) = publisher.publish(&rig.dataset("events"), b"{}");
     consumer.wait_for(&parts);
     let sent: BTreeSet<String> = (0..2_000).map(|id| format!("{{\"id\":{id}}}")).collect();
-    rig.send("events", sent.iter().map(|body| (BasicProperties::default(), body.as_bytes())));
+    rig.queues.send("events", sent.iter().map(|body| (BasicProperties::default(), body.as_bytes())));
     wait_until("all have come", || sent.is_subset(&texts.lock().iter().cloned().collect()));
     consumer.end(&rig, Phase::Drain).expect("all was settled");
 }
@@ -181,10 +181,10 @@ fn dead_letters_have_a_reason_and_can_be_replayed() {
     let mut headers = FieldTable::default();
     headers.insert("kind".into(), AMQPValue::LongString("chunks".into()));
     let shop = BasicProperties::default().with_app_id("shop".into()).with_message_id("7".into());
-    rig.send("events", [(shop.clone(), &b"hello"[..])]);
-    wait_until("the first is set aside", || rig.depth("dead") == 1);
-    rig.send("orgs", [(BasicProperties::default().with_headers(headers.clone()), &b"{}"[..])]);
-    wait_until("the second is set aside", || rig.depth("dead") == 2);
+    rig.queues.send("events", [(shop.clone(), &b"hello"[..])]);
+    wait_until("the first is set aside", || rig.queues.waiting("dead") == 1);
+    rig.queues.send("orgs", [(BasicProperties::default().with_headers(headers.clone()), &b"{}"[..])]);
+    wait_until("the second is set aside", || rig.queues.waiting("dead") == 2);
 
     let list = || rig.dead_letters().expect("listed");
     let entry = |dataset: &str, reason: &str, detail: &str, bytes| DeadLetterEntry {
@@ -216,18 +216,18 @@ fn dead_letters_have_a_reason_and_can_be_replayed() {
     assert!(replay(&[]).is_empty());
     assert_eq!(replay(&["orgs"]).into_iter().collect::<Vec<_>>(), [("orgs".to_owned(), 1)]);
     // It can still not be decoded: with the headers that it first had, and one reason.
-    wait_until("it is set aside again", || rig.depth("dead") == 2);
+    wait_until("it is set aside again", || rig.queues.waiting("dead") == 2);
     assert_eq!(list(), [first, second]);
     consumer.end(&rig, Phase::Drain).expect("all was settled");
 
     // In the meantime somebody taught us to read it.
     assert_eq!(replay(&["events", "orgs"]).len(), 2);
-    assert_eq!((rig.depth("dead"), rig.depth("events"), rig.depth("orgs")), (0, 1, 1));
-    let (properties, body) = rig.get("events");
-    assert_eq!(body, b"hello");
-    assert_eq!((properties.app_id(), properties.message_id()), (shop.app_id(), shop.message_id()));
-    assert_eq!(properties.headers().clone().unwrap_or_default(), FieldTable::default());
-    assert_eq!(rig.get("orgs").0.headers().clone(), Some(headers));
+    assert_eq!((rig.queues.waiting("dead"), rig.queues.waiting("events"), rig.queues.waiting("orgs")), (0, 1, 1));
+    let hello = &rig.queues.take("events")[0];
+    assert_eq!(hello.body, b"hello");
+    assert_eq!((hello.properties.app_id(), hello.properties.message_id()), (shop.app_id(), shop.message_id()));
+    assert_eq!(hello.headers(), FieldTable::default());
+    assert_eq!(rig.queues.take("orgs")[0].headers(), headers);
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn a_message_that_keeps_failing_becomes_a_dead_letter_and_holds_up_no_other() {
     }
     let (_, parts) = publisher.publish(&events, &lines(50_000));
     consumer.wait_for(&parts);
-    wait_until("the bad ones are set aside", || rig.depth("dead") == 2);
+    wait_until("the bad ones are set aside", || rig.queues.waiting("dead") == 2);
     let count = |id: &str| texts.lock().iter().filter(|text| text.contains(id)).count();
     assert_eq!((count("failing"), count("forbidden")), (5, 1));
     let letters = rig.dead_letters().expect("listed");

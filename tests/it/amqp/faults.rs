@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use dataloader::retry::{GIVE_UP_AFTER, RetryPolicy};
 use dataloader::transport::amqp::consumer::Phase;
-use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::commit;
@@ -42,7 +41,7 @@ fn nothing_is_lost(rig: &Rig, files: usize, disturb: impl FnMut(usize)) {
     publisher.end(rig).expect("all was confirmed");
     // Acknowledgements survive as well: nothing comes a second time for good.
     consumer.end(rig, Phase::UntilEmpty).expect("all was settled");
-    assert_eq!((rig.depth("events"), rig.depth("dead")), (0, 0));
+    assert_eq!((rig.queues.waiting("events"), rig.queues.waiting("dead")), (0, 0));
 }
 
 #[test]
@@ -82,7 +81,7 @@ fn a_disk_alarm_holds_the_publisher_and_not_the_consumer() {
     // What is in the queues can be loaded all the same, and what cannot waits for its turn.
     let consumer = rig.consumer(RetryPolicy::Forever, commit);
     consumer.wait_for(&parts);
-    wait_until("it is acknowledged", || rig.depth("events") == 0);
+    wait_until("it is acknowledged", || rig.queues.waiting("events") == 0);
     assert!(publisher.finished.lock().iter().all(|published| published.load.key != second));
     assert!(!publisher.has_ended() && !consumer.has_ended());
     node.ctl(&["set_disk_free_limit", "50MB"]);
@@ -98,7 +97,7 @@ fn a_queue_that_is_deleted_under_the_publisher_is_declared_again() {
     let rig = Rig::new();
     let publisher = rig.publisher(RetryPolicy::Forever);
     publish_while(&publisher, &rig, 10, |_| {});
-    rig.delete_queue("events");
+    rig.queues.delete_queue("events");
     let parts = publish_while(&publisher, &rig, 10, |_| {});
     let consumer = rig.consumer(RetryPolicy::Limited, commit);
     consumer.wait_for(&parts);
@@ -113,7 +112,7 @@ fn a_queue_that_is_deleted_under_the_consumer_is_consumed_again() {
     let consumer = rig.consumer(RetryPolicy::Forever, commit);
     let publisher = rig.publisher(RetryPolicy::Forever);
     consumer.wait_for(&publish_while(&publisher, &rig, 10, |_| {}));
-    rig.delete_queue("events");
+    rig.queues.delete_queue("events");
     consumer.wait_for(&publish_while(&publisher, &rig, 10, |_| {}));
     publisher.end(&rig).expect("all was confirmed");
     consumer.end(&rig, Phase::Drain).expect("all was settled");
@@ -141,7 +140,7 @@ fn what_is_not_confirmed_is_published_again_under_the_same_names() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn wrong_credentials_and_vhosts_are_refused_at_once_and_shown_without_the_password() {
     let rig = Rig::new();
-    let (front, host) = rig.url.split_once('@').expect("the URL of a private server has a user");
+    let (front, host) = rig.queues.url().split_once('@').expect("the URL of a private server has a user");
     let scheme = front.split_once("://").expect("a URL").0;
     let host_only = host.split('/').next().expect("a host");
     let cases = [
@@ -198,19 +197,16 @@ fn a_broker_that_is_not_there_yet_is_waited_for() {
 #[ignore = "needs RabbitMQ: ./run.sh test"]
 fn a_queue_with_other_arguments_is_an_error_that_says_which() {
     let rig = Rig::new();
-    rig.with_channel(async |channel| {
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
-        channel.queue_declare(rig.queue("dead").into(), options, arguments).await.expect("somebody else's queue");
-    });
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
+    rig.queues.declare("dead", arguments).expect("somebody else's queue");
     let publisher = rig.publisher(RetryPolicy::Forever).end_by_itself(&rig);
     let consumer = rig.consumer(RetryPolicy::Forever, commit).end(&rig, Phase::Run);
     for error in [publisher.expect_err("it differs"), consumer.expect_err("it differs")] {
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
-        for part in [&rig.queue("dead"), "x-delivery-limit", "'1000000'", "'20'", "--queue-prefix"] {
+        for part in [&rig.queues.name("dead"), "x-delivery-limit", "'1000000'", "'20'", "--queue-prefix"] {
             assert!(text.contains(part), "{text}");
         }
     }

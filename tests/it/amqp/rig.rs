@@ -1,6 +1,6 @@
 //! A publisher, a broker and a consumer without the rest of the pipeline, so that a test decides what becomes of each piece.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -16,26 +16,20 @@ use dataloader::transport::amqp::publisher::{Published, Publisher};
 use dataloader::transport::amqp::topology::Topology;
 use dataloader::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use dataloader::vitals::Vitals;
-use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
-};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle as Task;
 use uuid::Uuid;
 
-use crate::support::{PATIENCE, many_events, wait_until};
+use crate::support::{PATIENCE, Queues, many_events, wait_until};
 
 /// What the pieces of a rig may hold in memory.
 pub const IN_FLIGHT: usize = 32 << 20;
 
-/// A broker with queues that no other test uses; they are deleted with it.
+/// Queues that no other test uses, which are deleted with it, and what runs publishers and consumers on them.
 pub struct Rig {
     pub runtime: Runtime,
-    pub url: String,
-    pub prefix: String,
+    pub queues: Queues,
     pub datasets: Vec<Arc<Dataset>>,
 }
 
@@ -45,24 +39,27 @@ pub type Seen = (Uuid, Option<u64>);
 impl Rig {
     /// On the broker of `AMQP_URL`.
     pub fn new() -> Self {
-        Self::on(&std::env::var("AMQP_URL").expect("AMQP_URL is not set: start the tests with ./run.sh test"))
+        Self::with(Queues::new())
     }
 
     /// On a broker of the test's own.
     pub fn on(url: &str) -> Self {
+        Self::with(Queues::on(url))
+    }
+
+    fn with(queues: Queues) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         // The built-in configuration, whatever the directory of the tests holds.
         let config = Config::load(Some("dataloader.toml".as_ref()), Settings::default()).expect("the repository's own file");
-        let prefix = format!("dl_test_{}", Uuid::now_v7().simple());
-        Self { runtime, url: url.to_owned(), prefix, datasets: config.datasets }
+        Self { runtime, queues, datasets: config.datasets }
     }
 
     pub fn broker(&self) -> Broker {
-        broker(&self.url)
+        broker(self.queues.url())
     }
 
     pub fn topology(&self) -> Topology {
-        Topology::new(&self.prefix, &self.datasets).expect("no dataset is called dead")
+        Topology::new(self.queues.prefix(), &self.datasets).expect("no dataset is called dead")
     }
 
     /// The dead letters as they are listed.
@@ -83,10 +80,6 @@ impl Rig {
 
     fn route(&self, retry_policy: RetryPolicy) -> Route {
         Route { broker: self.broker(), topology: self.topology(), retry_policy, vitals: Vitals::default() }
-    }
-
-    pub fn queue(&self, dataset: &str) -> String {
-        format!("{}.{dataset}", self.prefix)
     }
 
     pub fn dataset(&self, name: &str) -> Arc<Dataset> {
@@ -125,73 +118,11 @@ impl Rig {
         });
         RunningConsumer { phase, seen, task: Some(task), _thread: thread }
     }
-
-    /// Runs something with a channel on a connection of its own.
-    pub fn with_channel<T>(&self, work: impl AsyncFnOnce(lapin::Channel) -> T) -> T {
-        self.runtime.block_on(async {
-            let connection = Connection::connect(&self.url, ConnectionProperties::default()).await.expect("the broker is running");
-            let channel = connection.create_channel().await.expect("a channel");
-            let done = work(channel.clone()).await;
-            // First, and in order: lapin closes a channel that is only dropped beside the connection's own goodbye.
-            drop(channel.close(200, "done".into()).await);
-            drop(connection.close(200, "done".into()).await);
-            done
-        })
-    }
-
-    /// Publishes messages as another program would.
-    pub fn send<'a>(&self, dataset: &str, messages: impl IntoIterator<Item = (BasicProperties, &'a [u8])>) {
-        self.with_channel(async |channel| {
-            // Without confirms the end of the connection could overtake the last messages.
-            channel.confirm_select(ConfirmSelectOptions::default()).await.expect("a broker with confirms");
-            for (properties, body) in messages {
-                let (exchange, options) = (self.prefix.as_str().into(), BasicPublishOptions::default());
-                channel.basic_publish(exchange, dataset.into(), options, body, properties).await.expect("sent");
-            }
-            channel.wait_for_confirms().await.expect("the broker has them");
-        });
-    }
-
-    /// Takes a message out of a queue, as its sender published it.
-    pub fn get(&self, dataset: &str) -> (BasicProperties, Vec<u8>) {
-        self.with_channel(async |channel| {
-            let got = channel.basic_get(self.queue(dataset).into(), BasicGetOptions { no_ack: true }).await;
-            let delivery = got.expect("a queue").expect("a message").delivery;
-            let by_sender = |name: &ShortString| !name.as_str().starts_with("x-");
-            let headers: BTreeMap<_, _> = delivery.properties.headers().iter().flatten().collect();
-            let headers = headers.into_iter().filter(|(name, _)| by_sender(name));
-            let headers: BTreeMap<_, _> = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
-            (delivery.properties.clone().with_headers(headers.into()), delivery.data)
-        })
-    }
-
-    /// Messages that are ready in a queue.
-    pub fn depth(&self, dataset: &str) -> u32 {
-        self.with_channel(async |channel| {
-            let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            let queue = channel.queue_declare(self.queue(dataset).into(), options, FieldTable::default()).await;
-            queue.map_or(0, |queue| queue.message_count())
-        })
-    }
-
-    pub fn delete_queue(&self, dataset: &str) {
-        self.with_channel(async |channel| {
-            channel.queue_delete(self.queue(dataset).into(), QueueDeleteOptions::default()).await.expect("deleted");
-        });
-    }
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.runtime.block_on(async {
-            // The test may have ended with its broker stopped: then there is nothing to tidy.
-            let Ok(connection) = Connection::connect(&self.url, ConnectionProperties::default()).await else { return };
-            let Ok(channel) = connection.create_channel().await else { return };
-            for queue in self.datasets.iter().map(|dataset| dataset.name.as_str()).chain(["dead"]) {
-                drop(channel.queue_delete(self.queue(queue).into(), QueueDeleteOptions::default()).await);
-            }
-            drop(channel.exchange_delete(self.prefix.as_str().into(), ExchangeDeleteOptions::default()).await);
-        });
+        self.queues.delete(&self.datasets.iter().map(|dataset| dataset.name.clone()).collect::<Vec<_>>());
     }
 }
 

@@ -9,7 +9,7 @@ mod fifo; // input that does not end
 mod lock; // writers that wait
 mod process; // the binary: run to its end, or in the background
 mod proxy; // a network that a test may hold
-mod queues; // a sandbox's queues, seen from the outside
+mod queues; // a test's queues, seen from the outside
 mod records; // what it loads
 mod sandbox;
 mod servers; // servers that a test may stop, kill and restart

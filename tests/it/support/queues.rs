@@ -1,5 +1,7 @@
-//! A sandbox's exchange and queues on a RabbitMQ node: looked at, filled and deleted from the outside, never
-//! through the program's own code.
+//! A test's exchange and queues on a RabbitMQ node: looked at, filled and deleted from the outside, never through the
+//! program's own code.
+
+use std::collections::BTreeMap;
 
 use lapin::message::BasicGetMessage;
 use lapin::options::{
@@ -44,10 +46,16 @@ impl Message {
         }
     }
 
-    /// The names of its headers, but for those that the broker adds.
+    /// Its headers, but for those that the broker adds.
+    pub fn headers(&self) -> FieldTable {
+        let headers = self.properties.headers().iter().flat_map(FieldTable::inner);
+        let by_sender = headers.filter(|(name, _)| !name.as_str().starts_with("x-"));
+        by_sender.map(|(name, value)| (name.clone(), value.clone())).collect::<BTreeMap<_, _>>().into()
+    }
+
+    /// The names of these.
     pub fn header_names(&self) -> Vec<String> {
-        let headers = self.properties.headers().iter().flatten();
-        headers.map(|(name, _)| name.to_string()).filter(|name| !name.starts_with("x-")).collect()
+        self.headers().inner().keys().map(ToString::to_string).collect()
     }
 }
 
@@ -108,10 +116,13 @@ impl Queues {
         self.with_channel(async |channel| {
             channel.confirm_select(ConfirmSelectOptions::default()).await.expect("a broker with confirms");
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let mut sent = Vec::new();
             for (properties, body) in messages {
                 let exchange = self.prefix.as_str().into();
-                let sent = channel.basic_publish(exchange, dataset.into(), options, body, properties).await.expect("sent");
-                assert_eq!(sent.await.expect("answered"), Confirmation::Ack(None), "no queue for {dataset}");
+                sent.push(channel.basic_publish(exchange, dataset.into(), options, body, properties).await.expect("sent"));
+            }
+            for confirm in sent {
+                assert_eq!(confirm.await.expect("answered"), Confirmation::Ack(None), "no queue for {dataset}");
             }
         });
     }
@@ -139,6 +150,12 @@ impl Queues {
             }
             messages
         })
+    }
+
+    pub fn delete_queue(&self, dataset: &str) {
+        self.with_channel(async |channel| {
+            channel.queue_delete(self.name(dataset).into(), QueueDeleteOptions::default()).await.expect("deleted");
+        });
     }
 
     /// Runs something with a channel on a connection of its own.
