@@ -20,7 +20,10 @@ pub async fn count_attempts(mut link: Link, mut questions: mpsc::UnboundedReceiv
                 // A consumer that no longer waits for the answer is about to end.
                 let _ = answer.send(count);
             }
-            Attempt::Ends(key) => link.repeat(async |connection| attempts::end(connection, key.as_bytes()).await).await?,
+            Attempt::Ends(key, answer) => {
+                link.repeat(async |connection| attempts::end(connection, key.as_bytes()).await).await?;
+                let _ = answer.send(());
+            }
         }
     }
     link.close().await;

@@ -147,12 +147,18 @@ impl Consumer {
         let attempts = self.attempts.clone();
         let stage = self.stage.clone();
         Box::pin(async move {
-            match outcome {
-                Outcome::Done => {
-                    failures.forget(&key);
-                    acknowledge(&acker).await;
-                    stage.progress();
+            let answer = async || {
+                failures.forget(&key);
+                // The count ends first. A process that is killed in between leaves no count of a message that is gone.
+                if alone {
+                    attempts.end(key).await?;
                 }
+                acknowledge(&acker).await;
+                stage.progress();
+                Ok(())
+            };
+            match outcome {
+                Outcome::Done => return answer().await,
                 Outcome::Returned => requeue(&acker).await,
                 Outcome::Failed(detail) => match failures.count(key, detail) {
                     NextStep::TryAgainAfter(pause) => {
@@ -167,17 +173,14 @@ impl Consumer {
                 }
                 Outcome::SetAside { letter, share } if acker.usable() => {
                     if dead_letters.publish(&letter).await? {
-                        failures.forget(&key);
-                        acknowledge(&acker).await;
-                        stage.progress();
-                    } else {
-                        requeue(&acker).await;
+                        return answer().await;
                     }
+                    requeue(&acker).await;
                     drop(share);
                 }
                 Outcome::SetAside { .. } => {}
             }
-            if alone { attempts.end(key) } else { Ok(()) }
+            if alone { attempts.end(key).await } else { Ok(()) }
         })
     }
 }

@@ -104,8 +104,9 @@ impl Rig {
         let task = self.runtime.spawn(consumer.run(sender, phases));
         self.runtime.spawn(async move {
             while let Some(question) = questions.recv().await {
-                if let Attempt::Begins(_, answer) = question {
-                    answer.send(1).unwrap_or_default();
+                match question {
+                    Attempt::Begins(_, answer) => answer.send(1).unwrap_or_default(),
+                    Attempt::Ends(_, answer) => answer.send(()).unwrap_or_default(),
                 }
             }
         });

@@ -11,8 +11,8 @@ use crate::transport::amqp::wire::MessageKey;
 pub enum Attempt {
     /// The message is about to be processed. The keeper increases the count durably, and answers with the new count.
     Begins(MessageKey, oneshot::Sender<u64>),
-    /// The message was answered. The keeper deletes its count, now or with the next request.
-    Ends(MessageKey),
+    /// The message is about to be answered. The keeper deletes its count, then answers.
+    Ends(MessageKey, oneshot::Sender<()>),
 }
 
 /// The asking end.
@@ -32,8 +32,10 @@ impl Attempts {
         answer.await.map_err(|_| gone())
     }
 
-    pub(super) fn end(&self, key: MessageKey) -> Result<()> {
-        self.tell(Attempt::Ends(key))
+    pub(super) async fn end(&self, key: MessageKey) -> Result<()> {
+        let (sender, answer) = oneshot::channel();
+        self.tell(Attempt::Ends(key, sender))?;
+        answer.await.map_err(|_| gone())
     }
 
     fn tell(&self, attempt: Attempt) -> Result<()> {
