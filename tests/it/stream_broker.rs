@@ -70,7 +70,7 @@ fn a_consumer_holds_no_more_than_its_budget_whatever_comes(sandbox: &Sandbox) {
 
 fn killed_consumers_make_no_dead_letters(sandbox: &Sandbox) {
     declare(sandbox);
-    let bodies: Vec<String> = (0..1_500).map(|id| event(&format!("e-{id}"), "u", "2024-05-01 10:00:00")).collect();
+    let bodies: Vec<String> = (0..600).map(|id| event(&format!("e-{id}"), "u", "2024-05-01 10:00:00")).collect();
     let queues = sandbox.queues();
     let with_id = |id: usize| BasicProperties::default().with_message_id(format!("m-{id}").into());
     queues.send("events", bodies.iter().enumerate().map(|(id, body)| (with_id(id), body.as_bytes())));
@@ -81,7 +81,7 @@ fn killed_consumers_make_no_dead_letters(sandbox: &Sandbox) {
         consumer.wait();
     }
     let consumers = [start_consumer(sandbox), start_consumer(sandbox)];
-    for loaded in [500, 1_000, bodies.len()] {
+    for loaded in [200, 400, bodies.len()] {
         wait_until(&format!("{loaded} are loaded"), || rows(sandbox) >= loaded);
     }
     for consumer in consumers {
