@@ -112,7 +112,6 @@ impl FactView {
 
 /// A dataset as `dataloader.toml` defines it, validated. All names are unique, quotable identifiers, at most 63 bytes long with
 /// their generated suffixes.
-/// generated suffixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
     pub name: String,
