@@ -136,3 +136,19 @@ impl Dataset {
         self.day.map(|i| &self.columns[i])
     }
 }
+
+#[cfg(test)]
+impl Dataset {
+    /// A dataset for tests of what does not depend on columns.
+    pub fn without_columns(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            dir: name.into(),
+            columns: Vec::new(),
+            key: Vec::new(),
+            day: None,
+            model: Model::default(),
+            menu: false,
+        }
+    }
+}

@@ -129,7 +129,7 @@ mod tests {
 
     use super::super::Place;
     use super::*;
-    use crate::dataset::{Dataset, Model};
+    use crate::dataset::Dataset;
     use crate::vitals::Vitals;
 
     const SETTLE: Duration = Duration::from_millis(250);
@@ -140,15 +140,7 @@ mod tests {
 
     /// A file as it looks when it has `size` bytes.
     fn file(name: &str, size: u64) -> Candidate {
-        let dataset = Arc::new(Dataset {
-            name: "events".into(),
-            dir: "events".into(),
-            columns: Vec::new(),
-            key: Vec::new(),
-            day: None,
-            model: Model::default(),
-            menu: false,
-        });
+        let dataset = Arc::new(Dataset::without_columns("events"));
         let dir = || PathBuf::from("/inbox/events");
         let (stage, unsynced) = (Vitals::default().stage("intake"), AtomicBool::new(false));
         let place = Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), stage, unsynced };

@@ -507,20 +507,12 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::dataset::{Dataset, Model};
+    use crate::dataset::Dataset;
     use crate::vitals::Vitals;
 
     fn inbox() -> (TempDir, Inbox) {
         let root = tempfile::tempdir().unwrap();
-        let dataset = Dataset {
-            name: "events".to_owned(),
-            dir: "events".into(),
-            columns: Vec::new(),
-            key: Vec::new(),
-            day: None,
-            model: Model::default(),
-            menu: false,
-        };
+        let dataset = Dataset::without_columns("events");
         let stage = Vitals::default().stage("intake");
         let inbox = Inbox::open(root.path(), &[Arc::new(dataset)], Duration::ZERO, &stage).unwrap();
         (root, inbox)

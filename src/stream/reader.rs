@@ -199,7 +199,7 @@ mod tests {
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
-    use crate::dataset::{Dataset, Model};
+    use crate::dataset::Dataset;
     use crate::inbox::Inbox;
     use crate::record::chunk::CHUNK_RECORDS;
     use crate::vitals::Vitals;
@@ -218,15 +218,7 @@ mod tests {
     impl Sandbox {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
-            let dataset = Dataset {
-                name: "events".to_owned(),
-                dir: "events".into(),
-                columns: Vec::new(),
-                key: Vec::new(),
-                day: None,
-                model: Model::default(),
-                menu: false,
-            };
+            let dataset = Dataset::without_columns("events");
             let stage = Vitals::default().stage("reader");
             let inbox = Inbox::open(root.path(), &[Arc::new(dataset)], Duration::from_millis(1), &stage).unwrap();
             let runtime = Builder::new_current_thread().build().unwrap();

@@ -1,6 +1,6 @@
 //! Records that could not be loaded: kept whole, listed, exported, tried again, superseded.
 
-use crate::support::{Invocation, Sandbox, Store, array, event, on_both_stores, wait_until};
+use crate::support::{Invocation, Sandbox, Store, array, event, on_both_stores};
 
 on_both_stores!(
     every_reason_is_told_and_every_byte_kept,
@@ -192,13 +192,8 @@ fn very_many_rejects_are_listed_in_constant_memory(sandbox: &Sandbox) {
     const MOST_KB: u64 = 64_000;
     with_rejects(sandbox, REJECTS);
     for format in ["text", "json"] {
-        let mut list = sandbox.spawn(["rejects", "list", "--format", format]);
-        let mut peak = 0;
-        wait_until("all are listed", || {
-            peak = peak.max(Sandbox::peak_memory(&list).unwrap_or_default());
-            !list.is_running()
-        });
-        let listed = list.wait().ok();
+        let (listed, peak) = Sandbox::wait_and_measure(sandbox.spawn(["rejects", "list", "--format", format]));
+        let listed = listed.ok();
         println!("{format}: {peak} kB at most");
         assert!((1..MOST_KB).contains(&peak), "{format}: {peak} kB");
         if format == "json" {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, over_amqp, wait_until};
+use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, over_amqp};
 
 over_amqp!(
     messages_of_other_programs_are_loaded_and_booked_by_sender,
@@ -329,13 +329,8 @@ fn very_many_dead_letters_are_listed_in_constant_memory(sandbox: &Sandbox) {
     sandbox.queues().send("events", (0..LETTERS).map(|_| (poison.clone(), b"{}".as_slice())));
     consume(sandbox);
     for format in ["text", "json"] {
-        let mut list = sandbox.spawn(["rejects", "list", "--format", format]);
-        let mut peak = 0;
-        wait_until("all are listed", || {
-            peak = peak.max(Sandbox::peak_memory(&list).unwrap_or_default());
-            !list.is_running()
-        });
-        let listed = list.wait().ok();
+        let (listed, peak) = Sandbox::wait_and_measure(sandbox.spawn(["rejects", "list", "--format", format]));
+        let listed = listed.ok();
         println!("{format}: {peak} kB at most");
         assert!((1..MOST_KB).contains(&peak), "{format}: {peak} kB");
         if format == "json" {

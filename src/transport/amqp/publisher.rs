@@ -327,20 +327,12 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::dataset::{Dataset, Model};
+    use crate::dataset::Dataset;
     use crate::record::chunk::Chunk;
     use crate::record::split::Splitter;
 
     fn load(key: u128) -> Arc<Load> {
-        let dataset = Dataset {
-            name: "events".to_owned(),
-            dir: "events".into(),
-            columns: Vec::new(),
-            key: Vec::new(),
-            day: None,
-            model: Model::default(),
-            menu: false,
-        };
+        let dataset = Dataset::without_columns("events");
         Arc::new(Load { key: Uuid::from_u128(key), dataset: Arc::new(dataset), source: format!("{key}.json") })
     }
 

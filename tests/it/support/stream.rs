@@ -189,6 +189,17 @@ impl Sandbox {
         assert_eq!(ids, [format!("{records}|{records}")], "rows, and different ones");
     }
 
+    /// Waits until the process has ended, and returns what it printed with the kilobytes of its memory at its largest.
+    #[track_caller]
+    pub fn wait_and_measure(mut process: Background) -> (Outcome, u64) {
+        let mut peak = 0;
+        wait_until("it has ended", || {
+            peak = peak.max(Self::peak_memory(&process).unwrap_or_default());
+            !process.is_running()
+        });
+        (process.wait(), peak)
+    }
+
     /// Kilobytes of the process's memory at its largest.
     pub fn peak_memory(process: &Background) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", process.id())).ok()?;
