@@ -1,12 +1,13 @@
-//! The modelled tables: totals per day, and per day and dimension, recomputed from the raw rows for the days that changed.
+//! The modelled tables: totals per day, and per day and dimension. A refresh brings the days that changed up to date: it applies
+//! small changes, and recomputes the other days from the raw rows.
 
 mod notes; // what changed since the last refresh
 mod occurrences; // how often each value occurs on a busy day
 mod plan; // which days a refresh recomputes, and on which it applies the changes
-mod refresh; // when it does so, and from which snapshot
+mod refresh; // carries the plan out, from one snapshot
 mod apply; // applies small changes
-mod check; // whether they equal a recomputation
-mod counts; // how they are computed
+mod check; // whether the tables equal a recomputation
+mod counts; // how the totals are computed
 
 use std::collections::BTreeSet;
 

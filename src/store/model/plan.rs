@@ -125,10 +125,9 @@ pub(super) async fn plan(
                 continue;
             }
             (true, None) if may_build && has_paid(of_day) && has_room(connection.dialect(), rows) => {
-                // Any number that no other occurrences have.
-                let number = uuid::Uuid::now_v7().as_u128().cast_signed() >> 8;
-                #[expect(clippy::cast_possible_truncation, reason = "the lower bits are random")]
-                plan.build.push((day, number as i64));
+                // A random number, which no other occurrences have.
+                let (_, number) = uuid::Uuid::now_v7().as_u64_pair();
+                plan.build.push((day, number.cast_signed()));
             }
             (true, None) => {
                 plan.remember.insert(day);
