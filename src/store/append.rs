@@ -236,14 +236,19 @@ pub async fn append_accepted(
 ) -> StoreResult<Vec<Refused>> {
     let mut refused = Vec::new();
     let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
-    let (mut is_any_accepted, mut failure, mut failures) = (false, None, 0);
+    let (mut is_any_accepted, mut failed) = (false, Vec::new());
     while let Some(range) = ranges.pop() {
         if range.is_empty() {
             continue;
         }
         connection.run("savepoint rows").await?;
         match append_parts(connection, dataset, &[(rows, range.clone())], noting).await {
-            Ok(()) => is_any_accepted = true,
+            Ok(()) => {
+                is_any_accepted = true;
+                // What failed before may have passed meanwhile: another process makes tables anew. Only a row that fails while
+                // the table accepts others is the cause.
+                ranges.extend(failed.drain(..).map(|(range, _)| range));
+            }
             Err(error) if matches!(error.class(), Class::BadRow | Class::Changed | Class::Other) => {
                 connection.run("rollback to savepoint rows").await?;
                 if range.len() > 1 {
@@ -252,20 +257,22 @@ pub async fn append_accepted(
                     ranges.push(range.start..middle);
                 } else if error.class() == Class::BadRow {
                     refused.push(Refused { row: range.start, message: error.to_string() });
+                } else if is_any_accepted {
+                    connection.run("release savepoint rows").await?;
+                    return Err(error.of_a_row());
                 } else {
-                    failures += 1;
-                    failure.get_or_insert(error);
+                    failed.push((range, error));
                 }
             }
             Err(error) => return Err(error),
         }
         connection.run("release savepoint rows").await?;
-        if failure.is_some() && (is_any_accepted || failures == MOST_FAILURES) {
+        if failed.len() == MOST_FAILURES {
             break;
         }
     }
-    match failure {
-        Some(error) => Err(if is_any_accepted { error.of_a_row() } else { error }),
+    match failed.into_iter().next() {
+        Some((_, error)) => Err(error),
         None => Ok(refused),
     }
 }

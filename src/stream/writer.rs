@@ -249,23 +249,29 @@ async fn append(
             append::append(connection, dataset, &rows, noting).await.map_err(|error| (None, error))?;
         }
         WriteMode::RowByRow => {
-            let (mut is_any_accepted, mut failure) = (false, None);
-            for ((load_id, chunk), refused) in chunks.iter().zip(&mut refused) {
-                match append::append_accepted(connection, dataset, &chunk.rows, noting).await {
-                    Ok(rows) => {
-                        is_any_accepted |= rows.len() < chunk.rows.len();
-                        *refused = rows;
+            let (mut remaining, mut is_any_accepted): (Vec<usize>, _) = ((0..chunks.len()).collect(), false);
+            while !remaining.is_empty() {
+                let (may_blame, mut failed) = (is_any_accepted, Vec::new());
+                for i in remaining {
+                    let (load_id, chunk) = &chunks[i];
+                    match append::append_accepted(connection, dataset, &chunk.rows, noting).await {
+                        Ok(rows) => {
+                            is_any_accepted |= rows.len() < chunk.rows.len();
+                            refused[i] = rows;
+                        }
+                        Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
+                        Err(error) if matches!(error.class(), Class::Changed | Class::Other) => match may_blame {
+                            true => return Err((Some(*load_id), error)),
+                            false => failed.push((i, error)),
+                        },
+                        Err(error) => return Err((None, error)),
                     }
-                    Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
-                    // If the rows of other loads are accepted, this load is the cause. Otherwise the table is.
-                    Err(error) if matches!(error.class(), Class::Changed | Class::Other) => {
-                        failure.get_or_insert((*load_id, error));
-                    }
-                    Err(error) => return Err((None, error)),
                 }
-            }
-            if let Some((load_id, error)) = failure {
-                return Err((is_any_accepted.then_some(load_id), error));
+                // If the table accepts the rows of others, those that failed are tried again: the failure may have passed.
+                if !is_any_accepted && let Some((_, error)) = failed.pop() {
+                    return Err((None, error));
+                }
+                remaining = failed.into_iter().map(|(i, _)| i).collect();
             }
         }
     }
