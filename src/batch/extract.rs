@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
-use super::input::Input;
+use super::input::{Input, Text};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
 use crate::record::chunk::{Chunk, Digest};
+use crate::record::content::ContentHash;
 use crate::record::parse::{DayRange, Parsed, Parser};
 use crate::record::split::{SplitError, Splitter};
 use crate::store::{Dialect, Rows};
@@ -24,6 +25,8 @@ pub enum Extracted {
         file: usize,
         /// Length of its decompressed text.
         bytes: u64,
+        /// Of its stored bytes; `None` for standard input.
+        sha256: Option<ContentHash>,
         /// Number of records in the file.
         records: u64,
     },
@@ -31,6 +34,8 @@ pub enum Extracted {
     Failed {
         file: usize,
         bytes: u64,
+        /// `None` if its stored bytes were not read to their end.
+        sha256: Option<ContentHash>,
         error: Error,
     },
 }
@@ -97,12 +102,17 @@ pub fn extract(dataset: &Arc<Dataset>, inputs: Vec<Input>, how: Extraction, prog
     let progress = Arc::clone(progress);
     std::thread::spawn(move || {
         for (file, input) in inputs.iter().enumerate() {
-            let mut bytes = 0;
+            let (mut bytes, mut stored) = (0, None);
             let opened = input.open(&progress.stored_read, zstd_window_mib);
-            let message = match opened.and_then(|text| read(file, input, text, &chunks_in, &mut bytes)) {
-                Ok(Reading::Ended { records }) => Extracted::End { file, bytes, records },
+            let reading = opened.and_then(|Text { text, seen }| {
+                stored = seen;
+                read(file, input, text, &chunks_in, &mut bytes)
+            });
+            let sha256 = stored.and_then(|seen| seen.hash());
+            let message = match reading {
+                Ok(Reading::Ended { records }) => Extracted::End { file, bytes, sha256, records },
                 Ok(Reading::NobodyListens) => return,
-                Err(error) => Extracted::Failed { file, bytes, error },
+                Err(error) => Extracted::Failed { file, bytes, sha256, error },
             };
             let failed = matches!(message, Extracted::Failed { .. });
             progress.files.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, IoContext, Result, io_text};
+use crate::record::content::{Hashing, Seen};
 use crate::record::decompress::decompress;
 
 /// Where a load reads from.
@@ -44,20 +45,29 @@ impl Input {
     ///
     /// # Errors
     /// If it cannot be opened or read.
-    pub fn open(&self, stored_read: &Arc<AtomicU64>, zstd_window_mib: u32) -> Result<Box<dyn Read + Send>> {
-        let stored: Box<dyn Read + Send> = match self {
+    pub fn open(&self, stored_read: &Arc<AtomicU64>, zstd_window_mib: u32) -> Result<Text> {
+        let (stored, seen): (Box<dyn Read + Send>, _) = match self {
             Self::File(path) => {
                 let file = File::open(path).cannot(format_args!("open {self}"))?;
                 if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
                     return Err(Error::failed(format!("cannot read {self}: it is a directory")).hint("name the files in it"));
                 }
-                Box::new(file)
+                let (file, seen) = Hashing::new(file);
+                (Box::new(file), Some(seen))
             }
-            Self::StandardInput => Box::new(io::stdin()),
+            Self::StandardInput => (Box::new(io::stdin()), None),
         };
         let counted = Counted { inner: stored, read: Arc::clone(stored_read) };
-        decompress(counted, zstd_window_mib).cannot(format_args!("read {self}"))
+        let text = decompress(counted, zstd_window_mib).cannot(format_args!("read {self}"))?;
+        Ok(Text { text, seen })
     }
+}
+
+/// The decompressed text of an input.
+pub struct Text {
+    pub text: Box<dyn Read + Send>,
+    /// What was read of the stored bytes; `None` for standard input, which is no file.
+    pub seen: Option<Seen>,
 }
 
 impl std::fmt::Display for Input {

@@ -20,6 +20,8 @@ use uuid::Uuid;
 use crate::config::{Config, DatabaseUrl};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::host;
+use crate::record::content::ContentHash;
 use crate::record::parse::DayRange;
 use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
@@ -148,6 +150,8 @@ struct FailedFile {
     dataset: String,
     source: String,
     bytes: u64,
+    sha256: Option<ContentHash>,
+    host: Option<&'static str>,
     counts: Counts,
     started_at: Timestamp,
     error: Error,
@@ -168,12 +172,21 @@ struct FileRun {
     input: Input,
     source: String,
     bytes: u64,
+    /// Of its stored bytes. `None` until the reader is at the end, and for standard input.
+    sha256: Option<ContentHash>,
     /// How many records the reader found; `None` until it is at the end.
     records: Option<u64>,
     counts: Counts,
     started_at: Timestamp,
     /// The chunk lines. Their load id is set later.
     chunks: Vec<ChunkLine>,
+}
+
+impl FileRun {
+    /// Where it is read. Standard input is no file of a host.
+    fn host(&self) -> Option<&'static str> {
+        (self.input != Input::StandardInput).then(host::name)
+    }
 }
 
 impl DatasetRun {
@@ -184,6 +197,7 @@ impl DatasetRun {
                 source: input.source(),
                 input,
                 bytes: 0,
+                sha256: None,
                 records: None,
                 counts: Counts::default(),
                 started_at: Timestamp::now(),
@@ -233,12 +247,14 @@ impl DatasetRun {
         counts
     }
 
-    fn failed(&self, file: usize, bytes: u64, error: Error) -> Failure {
+    fn failed(&self, file: usize, bytes: u64, sha256: Option<ContentHash>, error: Error) -> Failure {
         let run = &self.files[file];
         Failure::File(Box::new(FailedFile {
             dataset: self.dataset.name.clone(),
             source: run.source.clone(),
             bytes,
+            sha256,
+            host: run.host(),
             counts: Counts { loaded: 0, ..run.counts },
             started_at: run.started_at,
             error,
@@ -410,12 +426,12 @@ async fn receive(
                     return Ok(Next::Resume);
                 }
             }
-            Extracted::End { file, bytes, records } => {
+            Extracted::End { file, bytes, sha256, records } => {
                 let file = &mut run.files[file];
-                file.bytes = bytes;
+                (file.bytes, file.sha256) = (bytes, sha256);
                 file.records = Some(records);
             }
-            Extracted::Failed { file, bytes, error } => return Err(run.failed(file, bytes, error)),
+            Extracted::Failed { file, bytes, sha256, error } => return Err(run.failed(file, bytes, sha256, error)),
         }
     }
     // A thread that panics ends without a message. The records that it held must not be missing silently.
@@ -445,6 +461,8 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
             started_at: file.started_at,
             status: LoadStatus::Loaded,
             error: None,
+            sha256: file.sha256,
+            host: file.host(),
             rows_removed: if i == 0 { run.replaced } else { 0 },
         })
         .collect();
@@ -475,6 +493,8 @@ async fn record_failure(connection: &mut Connection, failed: &FailedFile) {
             started_at: failed.started_at,
             status: LoadStatus::Failed,
             error: Some(&message),
+            sha256: failed.sha256,
+            host: failed.host,
             rows_removed: 0,
         };
         ledger::insert_finished(connection, &[load]).await?;

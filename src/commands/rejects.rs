@@ -405,6 +405,8 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
             started_at,
             status: LoadStatus::Loaded,
             error: None,
+            sha256: None,
+            host: None,
             rows_removed: 0,
         };
         ledger::insert_finished(connection, &[load]).await?;

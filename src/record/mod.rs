@@ -1,6 +1,7 @@
 //! Pure functions from bytes to rows or rejects. This layer uses neither files nor databases.
 
 pub mod decompress; // gzip and zstd by content
+pub mod content; // the hash of a file's stored bytes
 pub mod split; // finds where records begin and end; cuts chunks in constant memory
 pub mod chunk; // runs of whole records, the unit that is queued and counted
 pub mod parse; // a chunk's records → rows and rejects

@@ -9,6 +9,7 @@ use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::sql::{Dialect, Schema};
 use crate::record::chunk::Digest;
+use crate::record::content::ContentHash;
 
 /// The counts of a load's records. For a finished load, `read == loaded + rejected + skipped`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -50,6 +51,10 @@ pub struct FinishedLoad<'a> {
     pub started_at: Timestamp,
     pub status: LoadStatus,
     pub error: Option<&'a str>,
+    /// Of the file's stored bytes, if they were read to their end.
+    pub sha256: Option<ContentHash>,
+    /// Where the file was read; `None` if there is no file.
+    pub host: Option<&'a str>,
     /// How many rows of the table its run replaced. A run books all of them on the row of its first file.
     pub rows_removed: u64,
 }
@@ -108,9 +113,11 @@ pub async fn reserve_ids(connection: &mut Connection, count: usize) -> StoreResu
 /// If the database fails.
 pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<'_>]) -> StoreResult<()> {
     let finished_at = Timestamp::now();
+    let hashes: Vec<Option<String>> = loads.iter().map(|load| load.sha256.map(|hash| hash.to_string())).collect();
     let rows: Vec<Vec<Arg<'_>>> = loads
         .iter()
-        .map(|load| {
+        .zip(&hashes)
+        .map(|(load, sha256)| {
             let status = match load.status {
                 LoadStatus::Loaded => "loaded",
                 LoadStatus::Failed => "failed",
@@ -129,6 +136,8 @@ pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<
                 Arg::Time(Some(load.started_at)),
                 Arg::Time(Some(finished_at)),
                 Arg::Text(load.error),
+                Arg::Text(sha256.as_deref()),
+                Arg::Text(load.host),
                 int(load.rows_removed),
             ]
         })
@@ -136,7 +145,7 @@ pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<
     let loads = connection.dialect().table(Schema::Raw, "loads");
     let into = format!(
         "{loads} (id, load_key, dataset, source, bytes, status, records_read, rows_loaded, rows_rejected, records_skipped, \
-         started_at, finished_at, error, rows_removed)"
+         started_at, finished_at, error, sha256, host, rows_removed)"
     );
     connection.insert(&into, "", &rows).await
 }
@@ -303,6 +312,10 @@ pub struct LoadEnd<'a> {
     pub bytes: u64,
     /// Why the file failed, if it did.
     pub error: Option<&'a str>,
+    /// Of the file's stored bytes, if it is known.
+    pub sha256: Option<ContentHash>,
+    /// Where the file was read, if it is known.
+    pub host: Option<&'a str>,
 }
 
 /// A closed load, as the ledger has it.
@@ -355,12 +368,16 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
 /// Adds to the counts and stores the ends. A closed load is opened again when a different end arrives, or when records arrive
 /// that its end does not include. The end that includes them will follow.
 async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>]) -> StoreResult<()> {
+    let hash_of = |load: &LoadProgress<'_>| load.end.and_then(|end| end.sha256).map(|hash| hash.to_string());
+    let hashes: Vec<Option<String>> = loads.iter().map(hash_of).collect();
     let args: Vec<Arg<'_>> = loads
         .iter()
-        .flat_map(|load| {
+        .zip(&hashes)
+        .flat_map(|(load, sha256)| {
             let (records, bytes) = load.end.map_or((Arg::Int(None), Arg::Int(None)), |end| (int(end.records), int(end.bytes)));
-            let error = Arg::Text(load.end.and_then(|end| end.error));
-            [Arg::Int(Some(load.id)), int(load.counts.loaded), int(load.counts.rejected), records, bytes, error]
+            let [error, host] = [load.end.and_then(|end| end.error), load.end.and_then(|end| end.host)].map(Arg::Text);
+            let (id, sha256) = (Arg::Int(Some(load.id)), Arg::Text(sha256.as_deref()));
+            [id, int(load.counts.loaded), int(load.counts.rejected), records, bytes, error, sha256, host]
         })
         .collect();
     let adds = "(v.loaded > 0 or v.rejected > 0)";
@@ -369,16 +386,17 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
     let ends = format!("v.bytes is not null and (l.status = 'loading' or l.bytes is not null and ({adds} or not ({is_same_end})))");
     let outgrows = format!("l.status = 'loaded' and {adds}");
     let sql = format!(
-        "with v (id, loaded, rejected, records_read, bytes, error) as (values {values}) \
+        "with v (id, loaded, rejected, records_read, bytes, error, sha256, host) as (values {values}) \
          update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
          records_read = case when {ends} then v.records_read when {outgrows} then 0 \
          when l.status = 'failed' then l.records_read + v.loaded + v.rejected else l.records_read end, \
          bytes = case when {ends} then v.bytes when {outgrows} then null else l.bytes end, \
          error = case when {ends} then v.error else l.error end, \
+         sha256 = case when {ends} then v.sha256 else l.sha256 end, host = case when {ends} then v.host else l.host end, \
          finished_at = case when {ends} or {outgrows} then null else l.finished_at end, \
          status = case when {ends} or {outgrows} then 'loading' else l.status end \
          from v where l.id = v.id",
-        values = connection.dialect().tuples(loads.len(), 6),
+        values = connection.dialect().tuples(loads.len(), 8),
     );
     connection.execute(sql, &args).await.map(drop)
 }
@@ -495,11 +513,11 @@ mod tests {
     }
 
     fn end(records: u64) -> Option<LoadEnd<'static>> {
-        Some(LoadEnd { records, bytes: 10 * records, error: None })
+        Some(LoadEnd { records, bytes: 10 * records, error: None, sha256: None, host: None })
     }
 
     fn failed_end(records: u64) -> Option<LoadEnd<'static>> {
-        Some(LoadEnd { records, bytes: 10 * records, error: Some("cut off") })
+        Some(LoadEnd { records, bytes: 10 * records, error: Some("cut off"), sha256: None, host: None })
     }
 
     #[tokio::test]
@@ -525,6 +543,20 @@ mod tests {
         assert_eq!(ledger.add(0, 0, end(2)).await, result);
         assert_eq!(ledger.add(0, 0, None).await, None, "chunks that were loaded before tell nothing");
         assert_eq!(ledger.status().await, ("loaded".to_owned(), Some(20)));
+    }
+
+    #[tokio::test]
+    async fn a_load_has_the_hash_and_the_host_of_its_latest_end() {
+        let mut ledger = Ledger::new().await;
+        let hash = |digit: &str| digit.repeat(64);
+        for (records, sha256, host) in [(2, hash("a"), "one"), (3, hash("b"), "two")] {
+            let parsed = sha256.parse().ok();
+            let end = LoadEnd { records, bytes: 10 * records, error: None, sha256: parsed, host: Some(host) };
+            ledger.add(0, 0, Some(end)).await;
+            ledger.add(0, 0, None).await;
+            let row = ledger.connection.fetch("select sha256, host from raw_loads", &[]).await.unwrap().remove(0);
+            assert_eq!((row[0].text(), row[1].text()), (Some(sha256.as_str()), Some(host)));
+        }
     }
 
     #[tokio::test]

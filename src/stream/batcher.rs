@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn end(load: &Arc<Load>) -> ParsedPiece {
-        piece(load, ParsedContent::End(FileEnd { records: 0, bytes: 0, error: None }))
+        piece(load, ParsedContent::End(FileEnd { records: 0, bytes: 0, error: None, sha256: None, host: None }))
     }
 
     /// The load keys of a batch's chunks, and those of its ends.

@@ -11,8 +11,10 @@ use super::drain::Close;
 use super::faults::{Faults, StageWatch};
 use super::protocol::ReadFile;
 use crate::error::io_text;
+use crate::host;
 use crate::inbox::{CannotRead, Claim};
 use crate::record::chunk::Chunk;
+use crate::record::content::{ContentHash, Hashing};
 use crate::record::decompress::decompress;
 use crate::record::split::{SplitError, Splitter};
 use crate::transport::Outlet;
@@ -94,7 +96,7 @@ impl FileReader {
     fn read(&self, claim: &Claim) -> Result<(), Stopped> {
         let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
         if let Some(error) = cannot_start(claim) {
-            return self.end(claim, &load, FileEnd { records: 0, bytes: 0, error: Some(error) });
+            return self.end(claim, &load, end_of(0, 0, Some(error), None));
         }
         let mut passed = 0;
         loop {
@@ -115,10 +117,10 @@ impl FileReader {
     /// Reads the file to its end, and passes on all chunks from number `passed` on, except the last one. Returns the totals and
     /// this last chunk. `passed` counts the chunks passed on.
     fn cut(&self, claim: &Claim, load: &Arc<Load>, passed: &mut u64) -> Result<(FileEnd, Option<Chunk>), Stopped> {
-        let failed = |error: String| FileEnd { records: 0, bytes: 0, error: Some(error) };
-        let mut splitter = match decompress(claim.open(), self.zstd_window_mib) {
+        let (stored, seen) = Hashing::new(claim.open());
+        let mut splitter = match decompress(stored, self.zstd_window_mib) {
             Ok(text) => Splitter::new(text),
-            Err(error) => return Ok((failed(cannot_read(&error)), None)),
+            Err(error) => return Ok((end_of(0, 0, Some(cannot_read(&error)), None), None)),
         };
         let mut last: Option<Chunk> = None;
         let error = loop {
@@ -133,7 +135,7 @@ impl FileReader {
                 Err(boundary) => break Some(boundary.to_string()),
             }
         };
-        Ok((FileEnd { records: splitter.records(), bytes: splitter.bytes(), error }, last))
+        Ok((end_of(splitter.records(), splitter.bytes(), error, seen.hash()), last))
     }
 
     fn pass_chunk(&self, load: &Arc<Load>, chunk: Chunk) -> Result<(), Stopped> {
@@ -166,6 +168,11 @@ impl FileReader {
         self.stage.progress();
         passed.map_err(|_| Stopped)
     }
+}
+
+/// The end of a file that was read here.
+fn end_of(records: u64, bytes: u64, error: Option<String>, sha256: Option<ContentHash>) -> FileEnd {
+    FileEnd { records, bytes, error, sha256, host: Some(host::name().to_owned()) }
 }
 
 /// Why the file cannot even be opened.
@@ -262,6 +269,12 @@ mod tests {
         }
     }
 
+    fn hash_of(text: &str) -> ContentHash {
+        let (mut reader, seen) = Hashing::new(text.as_bytes());
+        std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+        seen.hash().unwrap()
+    }
+
     /// The text of this many records. The last one has no line end.
     fn records(count: usize) -> String {
         vec!["{}"; count].join("\n")
@@ -272,7 +285,7 @@ mod tests {
         let sandbox = Sandbox::new();
         let text = records(2 * CHUNK_RECORDS + 1);
         assert!(sandbox.reader.read(&sandbox.claim(&text)).is_ok());
-        let end = FileEnd { records: 2_001, bytes: text.len() as u64, error: None };
+        let end = end_of(2_001, text.len() as u64, None, Some(hash_of(&text)));
         assert_eq!(sandbox.passed(), (vec![(0, 1_000), (1, 1_000), (2, 1)], Some(end)));
         assert_eq!(sandbox.reader.budget.taken(), 0);
     }
@@ -281,7 +294,7 @@ mod tests {
     fn a_file_without_records_is_only_an_end() {
         let sandbox = Sandbox::new();
         assert!(sandbox.reader.read(&sandbox.claim("[]")).is_ok());
-        assert_eq!(sandbox.passed(), (vec![], Some(FileEnd { records: 0, bytes: 2, error: None })));
+        assert_eq!(sandbox.passed(), (vec![], Some(end_of(0, 2, None, Some(hash_of("[]"))))));
     }
 
     #[test]
@@ -304,13 +317,14 @@ mod tests {
         });
         let end = sandbox.passed().1.unwrap();
         assert_eq!(end.records, 1_005);
-        assert!(end.error.is_some());
+        assert!(end.error.is_some() && end.sha256.is_some(), "its end was seen: {end:?}");
     }
 
     #[test]
     fn a_file_that_grew_while_it_was_read_is_passed_on_once() {
         let sandbox = Sandbox::new();
-        let claim = sandbox.claim(&(records(CHUNK_RECORDS + 5) + "\n{\"a\":"));
+        let before = records(CHUNK_RECORDS + 5) + "\n{\"a\":";
+        let claim = sandbox.claim(&before);
         let load = Arc::new(Load { key: claim.key, dataset: Arc::clone(&claim.dataset), source: claim.source.clone() });
         let mut passed = 0;
         let Ok((end, last)) = sandbox.reader.cut(&claim, &load, &mut passed) else { panic!("the run does not end") };
@@ -318,9 +332,11 @@ mod tests {
         assert_eq!(last.map(|last| (last.seq, last.records())), Some((1, 5)), "it may go on: it is held back");
         assert_eq!((passed, sandbox.passed().0), (1, vec![(0, 1_000)]));
 
-        sandbox.append(&claim, &format!("1}}\n{}", records(CHUNK_RECORDS)));
+        let more = format!("1}}\n{}", records(CHUNK_RECORDS));
+        sandbox.append(&claim, &more);
         let Ok((end, last)) = sandbox.reader.cut(&claim, &load, &mut passed) else { panic!("the run does not end") };
         assert_eq!((end.records, end.error), (2_006, None));
+        assert_eq!(end.sha256, Some(hash_of(&(before + &more))), "of all of it");
         assert_eq!(last.map(|last| (last.seq, last.records())), Some((2, 6)));
         assert_eq!((passed, sandbox.passed().0), (2, vec![(1, 1_000)]), "the first chunk was passed on before");
     }

@@ -131,8 +131,9 @@ impl<'a> Work<'a> {
                 ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if *is_new => work.add(id, &piece.load, chunk),
                 ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
                 ParsedContent::End(end) => {
-                    let FileEnd { records, bytes, error } = end;
-                    work.ends.insert(id, LoadEnd { records: *records, bytes: *bytes, error: error.as_deref() });
+                    let &FileEnd { records, bytes, ref error, sha256, ref host } = &*end;
+                    let (error, host) = (error.as_deref(), host.as_deref());
+                    work.ends.insert(id, LoadEnd { records, bytes, error, sha256, host });
                 }
             }
         }
@@ -462,7 +463,7 @@ mod tests {
     }
 
     fn end(load: &Arc<Load>, records: u64, error: Option<&str>) -> ParsedPiece {
-        piece(load, ParsedContent::End(FileEnd { records, bytes: 2, error: error.map(str::to_owned) }))
+        piece(load, ParsedContent::End(FileEnd { records, bytes: 2, error: error.map(str::to_owned), sha256: None, host: None }))
     }
 
     #[test]
@@ -526,7 +527,7 @@ mod tests {
     #[test]
     fn a_load_that_gets_no_records_goes_on_too_and_only_its_own_end_is_told() {
         let added = BTreeMap::from([(10, Counts { read: 3, loaded: 2, rejected: 1, skipped: 0 })]);
-        let ends = HashMap::from([(20, LoadEnd { records: 5, bytes: 9, error: None })]);
+        let ends = HashMap::from([(20, LoadEnd { records: 5, bytes: 9, error: None, sha256: None, host: None })]);
         let progress = progress([10, 20].into_iter(), &added, &ends);
         assert_eq!((progress[0].id, progress[0].counts.loaded, progress[0].end.is_none()), (10, 2, true));
         assert_eq!((progress[1].id, progress[1].counts), (20, Counts::default()));

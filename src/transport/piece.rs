@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::dataset::Dataset;
 use crate::record::chunk::Chunk;
+use crate::record::content::ContentHash;
 
 /// A file that is being loaded. Its key identifies it: together with `seq`, it identifies a chunk of the file, in every process
 /// and in every reading.
@@ -47,6 +48,10 @@ pub struct FileEnd {
     pub bytes: u64,
     /// Why the file failed, if it did.
     pub error: Option<String>,
+    /// Of the stored bytes. `None` if they were not read to their end, and for a file that version 0.1.0 has read.
+    pub sha256: Option<ContentHash>,
+    /// Where the file was read. `None` for a file that version 0.1.0 has read.
+    pub host: Option<String>,
 }
 
 /// A message of another program, without the header `kind`. It is counted on the `open` ledger row of its dataset and `app_id`.

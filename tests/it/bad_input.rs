@@ -1,9 +1,8 @@
 //! Input that is broken: a clear message, the right exit code, and nothing else is lost.
 
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use crate::support::{Invocation, Outcome, Sandbox, Store, array, event, on_both_stores};
+use crate::support::{Invocation, Outcome, Sandbox, Store, array, event, gzip, on_both_stores};
 
 on_both_stores!(
     files_whose_boundaries_are_lost_fail_the_run,
@@ -19,12 +18,6 @@ fn good(id: &str) -> String {
 
 fn load(sandbox: &Sandbox) -> Outcome {
     sandbox.run(["load", "--dataset", "events"])
-}
-
-fn gzip(text: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
-    encoder.write_all(text).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
 }
 
 fn files_whose_boundaries_are_lost_fail_the_run(sandbox: &Sandbox) {

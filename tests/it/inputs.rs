@@ -1,11 +1,9 @@
 //! What `load` reads: the directories' files in every form, files by name, standard input, some of the days; and what it
 //! answers.
 
-use std::io::Write;
-
 use serde_json::json;
 
-use crate::support::{Sandbox, Store, array, event, many_events, on_both_stores};
+use crate::support::{Sandbox, Store, array, event, gzip, many_events, on_both_stores};
 
 on_both_stores!(
     every_file_form_of_the_directory_is_loaded,
@@ -19,12 +17,6 @@ on_both_stores!(
     a_missing_directory_fails_before_anything_is_loaded,
     generated_events_load_through_a_pipe,
 );
-
-fn gzip(text: &str) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(text.as_bytes()).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything")
-}
 
 fn zstd(text: &str) -> Vec<u8> {
     zstd::encode_all(text.as_bytes(), 1).expect("memory takes everything")

@@ -1,12 +1,13 @@
 //! The ledger: one row per file, nothing unaccounted for, a row that says why a file failed.
 
-use crate::support::{Sandbox, event, many_events, on_both_stores};
+use crate::support::{Sandbox, event, gzip, host_name, many_events, on_both_stores, sha256};
 
 on_both_stores!(
     every_file_has_a_row_and_every_record_a_fate,
     chunks_tell_where_their_records_begin,
     a_failed_file_is_on_record_and_nothing_else_is,
     status_sums_the_ledger_up,
+    a_load_has_the_hash_of_its_file_as_it_is_stored_and_the_host_that_read_it,
     load_numbers_are_never_used_again,
     the_rows_of_a_table_are_those_loaded_less_those_removed,
 );
@@ -65,6 +66,34 @@ fn status_sums_the_ledger_up(sandbox: &Sandbox) {
         "in_flight": 0, "failed": 0, "open_rejects": 1});
     assert_eq!(status["datasets"][0], expected);
     assert!(sandbox.run(["status"]).ok().stdout.contains("open rejects"));
+}
+
+fn a_load_has_the_hash_of_its_file_as_it_is_stored_and_the_host_that_read_it(sandbox: &Sandbox) {
+    let text = many_events(1_200, "ada");
+    let packed = gzip(&text);
+    let zstd = zstd::encode_all(text.as_bytes(), 1).expect("memory takes everything");
+    let files = [("a.jsonl", text.clone().into_bytes()), ("b.jsonl.gz", packed), ("c.jsonl.zst", zstd), ("d.json", Vec::new())];
+    for (name, stored) in &files {
+        sandbox.write_events(name, stored);
+    }
+    sandbox.run(["load", "--dataset", "events"]).ok();
+    let ledger = "SELECT status, sha256, host FROM {raw.loads} ORDER BY id";
+    let expected = files.map(|(_, stored)| format!("loaded|{}|{}", sha256(stored), host_name()));
+    assert_eq!(sandbox.lines(ledger), expected);
+
+    // A pipe is no file of a host.
+    sandbox.command(["load", "--dataset", "events", "-"]).stdin(text).run().ok();
+    assert_eq!(sandbox.lines(ledger)[4..], ["loaded|NULL|NULL"]);
+    // It was read to its end before that was wrong; of the other only the beginning was read.
+    for (name, contents, known) in [("e.json", "[{}".to_owned(), true), ("f.json", "[] x".to_owned() + &" ".repeat(1 << 20), false)]
+    {
+        sandbox.write_events(name, &contents);
+        sandbox
+            .run(["load", "--dataset", "events", sandbox.file("raw_data/events").join(name).to_str().expect("a plain name")])
+            .code(1);
+        let hash = if known { sha256(&contents) } else { "NULL".to_owned() };
+        assert_eq!(sandbox.lines(ledger).last(), Some(&format!("failed|{hash}|{}", host_name())), "{name}");
+    }
 }
 
 fn load_numbers_are_never_used_again(sandbox: &Sandbox) {

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::support::{
-    Background, FaultyDisk, Invocation, Outcome, Sandbox, Signal, Store, Transport, event, events_over_days, many_events,
-    on_both_stores, on_every_pipeline, only_file, wait_until,
+    Background, FaultyDisk, Invocation, Outcome, Sandbox, Signal, Store, Transport, event, events_over_days, gzip, host_name,
+    many_events, on_both_stores, on_every_pipeline, only_file, sha256, wait_until,
 };
 
 on_every_pipeline!(
@@ -15,6 +15,7 @@ on_every_pipeline!(
     a_read_error_and_a_kill_lose_no_record,
     a_file_that_grew_between_its_commit_and_its_move_is_read_to_its_end,
     a_file_that_grew_by_whole_chunks_is_read_to_its_end,
+    a_dropped_file_has_the_hash_of_its_stored_bytes_and_the_host_that_read_it,
 );
 
 // Over RabbitMQ a file is in its place before anybody compares it.
@@ -146,9 +147,27 @@ fn a_file_that_grew_between_its_commit_and_its_move_is_read_to_its_end(sandbox: 
     let before: String = contents.split_inclusive('\n').take(2_300).collect();
     let summary = load_then_find_changed(sandbox, &before, &contents).ok().json();
     assert_eq!(summary["datasets"][0]["read"], 3_000, "{summary}");
-    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents, 3_000)]);
+    sandbox.assert_each_loaded_once(&[("a.jsonl".to_owned(), contents.clone(), 3_000)]);
     let chunks = "SELECT seq, first_ordinal, records FROM {raw.batches} ORDER BY seq";
     assert_eq!(sandbox.lines(chunks), ["0|1|1000", "1|1001|1000", "2|2001|1000"]);
+    assert_eq!(sandbox.lines("SELECT sha256 FROM {raw.loads}"), [sha256(contents)], "of all of it");
+    sandbox.assert_settled();
+}
+
+fn a_dropped_file_has_the_hash_of_its_stored_bytes_and_the_host_that_read_it(sandbox: &Sandbox) {
+    let plain = events_over_days("a", 2_500);
+    let packed = gzip(events_over_days("b", 1_500));
+    sandbox.drop_in("events", "a.jsonl", &plain);
+    sandbox.drop_in("events", "b.jsonl.gz", &packed);
+    sandbox.drop_in("events", "c.json", "");
+    sandbox.drop_in("events", "d.json", "[");
+    sandbox.run_once().code(3);
+    let mut expected = [("loaded", sha256(plain)), ("loaded", sha256(packed)), ("loaded", sha256("")), ("failed", sha256("["))]
+        .map(|(status, hash)| format!("{status}|{hash}|{}", host_name()));
+    expected.sort();
+    let mut ledger = sandbox.lines("SELECT status, sha256, host FROM {raw.loads}");
+    ledger.sort();
+    assert_eq!(ledger, expected);
     sandbox.assert_settled();
 }
 

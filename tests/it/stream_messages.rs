@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, over_amqp};
+use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, host_name, over_amqp, sha256};
 
 over_amqp!(
     messages_of_other_programs_are_loaded_and_booked_by_sender,
@@ -55,12 +55,12 @@ fn messages_of_other_programs_are_loaded_and_booked_by_sender(sandbox: &Sandbox)
     assert_eq!(summary["datasets"][0]["files"], 1, "messages are no files: {summary}");
 
     assert_eq!(sandbox.lines("SELECT id FROM {raw.events} ORDER BY id"), ["1", "2", "3", "4", "5", "6", "7"]);
-    let ledger = "SELECT dataset, status, records_read, rows_loaded, rows_rejected, records_skipped, finished_at \
+    let ledger = "SELECT dataset, status, records_read, rows_loaded, rows_rejected, records_skipped, finished_at, sha256, host \
                   FROM {raw.loads} WHERE source = '{source}'";
     let booked = |source: &str| sandbox.lines(&ledger.replace("{source}", source));
-    assert_eq!(booked("amqp:shop"), ["events|open|6|4|2|0|NULL"]);
-    assert_eq!(booked("amqp"), ["events|open|2|2|0|0|NULL"]);
-    assert_eq!(booked("amqp:crm"), ["orgs|open|1|1|0|0|NULL"]);
+    assert_eq!(booked("amqp:shop"), ["events|open|6|4|2|0|NULL|NULL|NULL"]);
+    assert_eq!(booked("amqp"), ["events|open|2|2|0|0|NULL|NULL|NULL"]);
+    assert_eq!(booked("amqp:crm"), ["orgs|open|1|1|0|0|NULL|NULL|NULL"]);
     assert_eq!(sandbox.count("raw.loads"), 4, "one row per sender, and one of the file");
     let reasons =
         "SELECT r.reason FROM {raw.rejects} r JOIN {raw.loads} l ON l.id = r.load_id WHERE l.source = 'amqp:shop' ORDER BY 1";
@@ -195,8 +195,8 @@ fn what_version_0_1_0_left_in_the_queues_is_loaded(sandbox: &Sandbox) {
         ],
     );
     sandbox.pipeline(["--role", "consumer", "--once"]).run().code(3);
-    let ledger = "SELECT load_key, source, bytes, status, records_read, rows_loaded, rows_rejected FROM {raw.loads}";
-    assert_eq!(sandbox.lines(ledger), [format!("{LOAD_KEY}|/inbox/events/a.json|9000000|loaded|3|1|2")]);
+    let ledger = "SELECT load_key, source, bytes, status, records_read, rows_loaded, rows_rejected, sha256, host FROM {raw.loads}";
+    assert_eq!(sandbox.lines(ledger), [format!("{LOAD_KEY}|/inbox/events/a.json|9000000|loaded|3|1|2|NULL|NULL")]);
     let rejects = "SELECT ordinal, byte_offset, reason, record FROM {raw.rejects} ORDER BY ordinal";
     let second = records.find("{}").expect("it is in there");
     assert_eq!(
@@ -256,6 +256,9 @@ fn a_file_of_lines_is_messages_that_hold_its_own_bytes() {
         [1_000, 200]
     );
     assert_is_part(end, "end", &load_key, "/inbox/events/a.jsonl");
+    let totals: serde_json::Value = serde_json::from_slice(&end.body).expect("JSON");
+    let expected = serde_json::json!({"records": 1_200, "bytes": contents.len(), "error": null, "sha256": sha256(&contents), "host": host_name()});
+    assert_eq!(totals, expected);
 }
 
 #[test]

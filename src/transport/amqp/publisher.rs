@@ -342,7 +342,7 @@ mod tests {
     }
 
     fn end(records: u64) -> Content {
-        Content::End(FileEnd { records, bytes: 2, error: None })
+        Content::End(FileEnd { records, bytes: 2, error: None, sha256: None, host: None })
     }
 
     /// An outbox, a budget of 100 pieces, and the totals of the loads that were finished.

@@ -90,7 +90,8 @@ impl MessageKey {
 
 /// Encodes the end of a load.
 pub fn encode_end(load: &Load, end: &FileEnd) -> Message {
-    let body = EndBody { records: end.records, bytes: end.bytes, error: end.error.clone() };
+    let FileEnd { records, bytes, error, sha256, host } = end.clone();
+    let body = EndBody { records, bytes, error, sha256: sha256.map(|hash| hash.to_string()), host };
     let body = serde_json::to_vec(&body).expect("numbers and text are always JSON");
     message(load, Headers::of(load, Kind::End), "end", JSON, body)
 }
@@ -191,6 +192,9 @@ struct EndBody {
     records: u64,
     bytes: u64,
     error: Option<String>,
+    /// Version 0.1.0 sent neither this nor the host.
+    sha256: Option<String>,
+    host: Option<String>,
 }
 
 /// One reject in the body of a message of kind `rejects`. `record` is in base64, because it may contain any bytes.
@@ -331,9 +335,11 @@ impl Envelope {
                 Content::Chunk(position.chunk(ChunkBody::Rejects(rejects)))
             }
             EnvelopeKind::End => {
-                let EndBody { records, bytes, error } =
+                let EndBody { records, bytes, error, sha256, host } =
                     serde_json::from_slice(body).map_err(|error| Undecodable::body("the totals of a file", error))?;
-                Content::End(FileEnd { records, bytes, error })
+                let sha256 = sha256.map(|hash| hash.parse()).transpose();
+                let sha256 = sha256.map_err(|error| Undecodable::body("the totals of a file", error))?;
+                Content::End(FileEnd { records, bytes, error, sha256, host })
             }
             EnvelopeKind::Foreign { app_id, message_id, digest } => {
                 Content::Foreign(ForeignMessage { app_id, message_id, digest, chunk: decode_foreign(body)? })

@@ -183,7 +183,7 @@ impl RunningPublisher {
         while let Some(chunk) = splitter.next_chunk().expect("a well-formed text") {
             self.pass(&load, Content::Chunk(chunk), &mut parts);
         }
-        let end = FileEnd { records: splitter.records(), bytes: splitter.bytes(), error: None };
+        let end = FileEnd { records: splitter.records(), bytes: splitter.bytes(), error: None, sha256: None, host: None };
         self.pass(&load, Content::End(end), &mut parts);
         parts
     }

@@ -25,7 +25,7 @@ pub use lock::WriteLock;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
 pub use queues::{Message, Queues, Transport};
-pub use records::{array, event, many_events, write_samples};
+pub use records::{array, event, gzip, host_name, many_events, sha256, write_samples};
 pub use sandbox::Sandbox;
 pub use servers::{PrivatePostgres, PrivateRabbit, StopMode};
 pub use stopped::Stopped;

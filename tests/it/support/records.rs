@@ -1,7 +1,11 @@
 //! Input of the tests: records and files of the shape that `dataloader.toml` defines.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
 
 use super::Sandbox;
 
@@ -29,4 +33,22 @@ pub fn write_samples(sandbox: &Sandbox) {
         let contents = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(sample)).expect("the samples are in the repository");
         sandbox.write(sample, contents);
     }
+}
+
+/// The text, compressed.
+pub fn gzip(text: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_ref()).expect("memory takes everything");
+    encoder.finish().expect("memory takes everything")
+}
+
+/// The SHA-256 of a file's bytes, as the ledger writes it.
+pub fn sha256(stored: impl AsRef<[u8]>) -> String {
+    Sha256::digest(stored).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of this machine, as the system tells it.
+pub fn host_name() -> String {
+    let name = Command::new("uname").arg("-n").output().expect("every Unix has uname").stdout;
+    String::from_utf8(name).expect("a host name is plain text").trim().to_owned()
 }

@@ -120,17 +120,36 @@ fn rejects_and_totals_survive_the_wire() {
     };
     let body = ChunkBody::Rejects(vec![reject; 16]);
     assert_chunk_survives(&load, Chunk { seq: 3, first_ordinal: 7, first_byte_offset: 1 << 40, body });
-    for error in [None, Some("line 3, column 1: the text ends inside a record".to_owned())] {
-        let end = FileEnd { records: 3_007, bytes: 1 << 41, error };
+    let failed = Some("line 3, column 1: the text ends inside a record".to_owned());
+    for (error, sha256) in [(None, Some(HASH.parse().unwrap())), (failed, None)] {
+        let end = FileEnd { records: 3_007, bytes: 1 << 41, error, sha256, host: Some("host".to_owned()) };
         let (_, content, _) = round_trip(&load, Content::End(end.clone()));
         assert!(matches!(content, Content::End(decoded) if decoded == end));
+    }
+}
+
+/// A SHA-256.
+const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+#[test]
+fn an_end_of_version_0_1_0_has_neither_hash_nor_host() {
+    let load = load();
+    let message = encode(&load, Content::End(FileEnd { records: 3, bytes: 9, error: None, sha256: None, host: None }));
+    let decode = |body: &str| {
+        Envelope::open(&message.properties, body.as_bytes(), &load.dataset).and_then(|envelope| envelope.decode(body.as_bytes()))
+    };
+    let Content::End(end) = decode(r#"{"chunks":2,"records":3,"bytes":9,"error":null}"#).unwrap().1 else { panic!("an end") };
+    assert_eq!(end, FileEnd { records: 3, bytes: 9, error: None, sha256: None, host: None });
+    for wrong in ["", "xyz", &HASH[1..]] {
+        let body = format!(r#"{{"records":3,"bytes":9,"error":null,"sha256":"{wrong}","host":"x"}}"#);
+        assert_eq!(decode(&body).unwrap_err().reason, "malformed_body", "the ledger could not store it: {wrong}");
     }
 }
 
 #[test]
 fn a_message_has_the_same_key_whenever_it_is_published_and_no_other_has_it() {
     let load = load();
-    let end = || Content::End(FileEnd { records: 2_000, bytes: 1, error: None });
+    let end = || Content::End(FileEnd { records: 2_000, bytes: 1, error: None, sha256: None, host: None });
     let [first, second]: [Chunk; 2] = chunks("{}\n".repeat(2 * CHUNK_RECORDS).as_bytes()).try_into().expect("two chunks");
     let key = |content| round_trip(&load, content).2;
     let keys = [key(Content::Chunk(first.clone())), key(Content::Chunk(second)), key(end())];
