@@ -48,6 +48,8 @@ impl std::fmt::Display for Left {
 pub struct DatasetSummary {
     pub dataset: String,
     pub files: usize,
+    /// Number of files that were not loaded because their content is there already.
+    pub unchanged: usize,
     #[serde(flatten)]
     pub counts: Counts,
     /// Master rows that the upsert deleted.
@@ -96,6 +98,7 @@ impl LoadSummary {
         let nothing = |dataset: &Arc<Dataset>| DatasetSummary {
             dataset: dataset.name.clone(),
             files: 0,
+            unchanged: 0,
             counts: Counts::default(),
             replaced: 0,
             failed: 0,

@@ -121,6 +121,39 @@ fn sqlite3(bench: &Bench, database: &Path, script: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// Measures what finding the new file costs: `load --new` over small files of which one is new, less the load of one such file.
+pub fn load_new(bench: &Bench) -> Result<Vec<Row>> {
+    let [known @ .., one, new] = bench.small_files()? else { return Err("load-new needs more events".into()) };
+    let url = bench.server.url(OURS);
+    let mut beyond = vec![];
+    for _ in 0..bench.runs {
+        let data = bench.dir.path().join("new");
+        if data.exists() {
+            fs::remove_dir_all(&data)?;
+        }
+        let link = |file: &Path| fs::hard_link(file, data.join("events").join(file.file_name().unwrap_or_default()));
+        fs::create_dir_all(data.join("events"))?;
+        known.iter().try_for_each(|file| link(file))?;
+        bench.fresh_database()?;
+        let load = |args: &[&str]| {
+            let mut command = bench.dataloader(&url, &LOAD);
+            command.arg("--data-dir").arg(&data).args(args);
+            command
+        };
+        load(&[]).timed()?;
+        bench.server.checkpoint()?;
+        let one_alone = load(&[]).arg(one).timed()?;
+        link(one)?;
+        link(new)?;
+        bench.server.checkpoint()?;
+        beyond.push(load(&["--new"]).timed()? - one_alone);
+        bench.server.expect_events(OURS, "raw.events", bench.events)?;
+    }
+    let files = known.len() + 2;
+    let name = format!("load --new, 1 of {files} files, beyond it");
+    Ok(vec![Row::at_most(&name, Measure::Milliseconds(median(&beyond)), Measure::Milliseconds(0.300))])
+}
+
 /// Measures the peak memory of `load` with one large array.
 pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     let file = bench.large_file()?;

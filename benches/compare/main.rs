@@ -28,10 +28,11 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// A measurement that returns rows of the table.
 type Measurement = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measurement); 16] = [
+const MEASUREMENTS: [(&str, Measurement); 17] = [
     ("load", batch::load),
     ("load-sqlite", batch::load_sqlite),
     ("load-memory", batch::memory),
+    ("load-new", batch::load_new),
     ("raw", batch::raw),
     ("help", batch::help),
     ("size", batch::size),

@@ -3,6 +3,7 @@
 
 pub mod extract; // reads and parses files on threads
 pub mod input; // the files
+mod new_files; // those whose content is not loaded yet
 pub mod limit; // how many rejects a run may have
 
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ use crate::store::{
 use extract::{Extracted, ExtractedChunk, Extraction, Progress, extract};
 use input::{Input, files_of};
 use limit::RejectLimit;
+use new_files::keep_new;
 
 use crate::summary::{DatasetSummary, LoadSummary, ShownReject};
 pub use limit::MaxRejects;
@@ -46,6 +48,8 @@ pub struct LoadOptions {
     pub days: DayRange,
     /// Files to read instead of those in the directory of the only dataset.
     pub inputs: Option<Vec<Input>>,
+    /// Whether to load only files whose content the dataset does not have yet.
+    pub only_new: bool,
     pub max_rejects: Option<MaxRejects>,
     /// Whether files without a record may empty the table of a dataset without a day.
     pub allow_empty: bool,
@@ -69,7 +73,7 @@ impl LoadOptions {
         let days =
             days.map_or(DayRange::ALL, |days| DayRange { from: Some(Day::of(*days.start()).0), to: Some(Day::of(*days.end()).0) });
         let stage_dir = config.stage_dir.clone();
-        Ok(Self { datasets, days, inputs: None, max_rejects: None, allow_empty: false, dry_run: false, stage_dir })
+        Ok(Self { datasets, days, inputs: None, only_new: false, max_rejects: None, allow_empty: false, dry_run: false, stage_dir })
     }
 
     fn extraction(&self, config: &Config, dialect: Dialect) -> Extraction {
@@ -102,17 +106,23 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
             let dir = config.data_dir.join(&dataset.dir);
             tracing::warn!("no file for dataset {} in {}: its table stays as it is", dataset.name, dir.display());
         }
-        let stored: u64 = inputs.iter().map(Input::stored_bytes).sum();
-        progress.stored_total.fetch_add(stored, Ordering::Relaxed);
         runs.push(DatasetRun::new(dataset, inputs));
     }
 
+    let database = Database::new(&config.database, LOCK_WAIT)?;
     if options.dry_run {
+        if options.only_new
+            && let Some(mut connection) = database.open_to_read().await?
+        {
+            let kept = keep_new_of(&mut connection, config, &mut runs, progress).await;
+            connection.close().await;
+            kept.map_err(|error| database.explain(error))?;
+        }
+        announce(&runs, progress);
         validate(config, options, &mut runs, progress).await?;
     } else {
-        let database = Database::new(&config.database, LOCK_WAIT)?;
         let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
-        let loaded = match load_in_transaction(&mut connection, config, options, &mut runs, progress).await {
+        let loaded = match load_with(&mut connection, config, options, &mut runs, progress).await {
             Ok(()) => Ok(()),
             Err(Failure::Store(error)) => Err(database.explain(error)),
             Err(Failure::Run(error)) => Err(error),
@@ -161,6 +171,8 @@ struct FailedFile {
 struct DatasetRun {
     dataset: Arc<Dataset>,
     files: Vec<FileRun>,
+    /// How many files are not loaded because their content is there already.
+    unchanged: usize,
     days: BTreeSet<Day>,
     replaced: u64,
     /// The first rejects, sorted by file and ordinal.
@@ -204,7 +216,15 @@ impl DatasetRun {
                 chunks: Vec::new(),
             })
             .collect();
-        Self { dataset: Arc::clone(dataset), files, days: BTreeSet::new(), replaced: 0, shown: Vec::new(), elapsed: Duration::ZERO }
+        Self {
+            dataset: Arc::clone(dataset),
+            files,
+            unchanged: 0,
+            days: BTreeSet::new(),
+            replaced: 0,
+            shown: Vec::new(),
+            elapsed: Duration::ZERO,
+        }
     }
 
     fn inputs(&self) -> Vec<Input> {
@@ -292,6 +312,7 @@ impl DatasetRun {
         DatasetSummary {
             counts: self.counts(),
             files: self.files.len(),
+            unchanged: self.unchanged,
             dataset: self.dataset.name.clone(),
             replaced: self.replaced,
             failed: 0,
@@ -299,6 +320,49 @@ impl DatasetRun {
             shown: self.shown,
         }
     }
+}
+
+/// Loads what is to be loaded. Without a new file there is no transaction.
+async fn load_with(
+    connection: &mut Connection,
+    config: &Config,
+    options: &LoadOptions,
+    runs: &mut [DatasetRun],
+    progress: &Arc<Progress>,
+) -> Result<(), Failure> {
+    if options.only_new {
+        // Without the lock, so that other loads need not wait until the files are hashed.
+        keep_new_of(connection, config, runs, progress).await?;
+        if runs.iter().all(|run| run.files.is_empty()) {
+            return Ok(());
+        }
+    }
+    announce(runs, progress);
+    load_in_transaction(connection, config, options, runs, progress).await
+}
+
+/// Adds the files to what the progress bar expects.
+fn announce(runs: &[DatasetRun], progress: &Progress) {
+    let stored: u64 = runs.iter().flat_map(|run| &run.files).map(|file| file.input.stored_bytes()).sum();
+    progress.stored_total.fetch_add(stored, Ordering::Relaxed);
+}
+
+async fn keep_new_of(
+    connection: &mut Connection,
+    config: &Config,
+    runs: &mut [DatasetRun],
+    progress: &Arc<Progress>,
+) -> StoreResult<()> {
+    for run in runs {
+        keep_new(connection, run, config.stream.parsers, progress).await?;
+        tracing::debug!(
+            dataset = run.dataset.name,
+            new = run.files.len(),
+            unchanged = run.unchanged,
+            "files compared with the ledger"
+        );
+    }
+    Ok(())
 }
 
 async fn load_in_transaction(
@@ -311,6 +375,10 @@ async fn load_in_transaction(
     let done = async {
         connection.begin_bulk().await?;
         lock::transaction(connection, Lock::Load).await?;
+        if options.only_new {
+            // The load that held the lock may have brought some of them.
+            keep_new_of(connection, config, runs, progress).await?;
+        }
         let mut limit = RejectLimit::new(options.max_rejects);
         let mut timer = Instant::now();
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
@@ -389,8 +457,10 @@ async fn load_dataset(
         run.check_any_record().map_err(Failure::Run)?;
     }
     run.check_any_loadable()?;
-    let brought = upsert::Brought { rows: run.counts().loaded, days: &run.days };
-    run.replaced = upsert::upsert(connection, &dataset, brought).await?;
+    let one_after_the_other = options.only_new && dataset.day.is_some() && run.files.len() > 1;
+    let superseded = if one_after_the_other { upsert::keep_latest(connection, &dataset).await? } else { 0 };
+    let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &run.days };
+    run.replaced = superseded + upsert::upsert(connection, &dataset, brought).await?;
     book(connection, run, &ids).await?;
     Ok(())
 }

@@ -27,6 +27,7 @@ pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8>
     }
     let options = LoadOptions {
         inputs: (!inputs.is_empty()).then_some(inputs),
+        only_new: args.new,
         max_rejects: args.max_rejects,
         allow_empty: args.allow_empty,
         dry_run: args.dry_run,

@@ -80,6 +80,11 @@ pub fn decompress(mut reader: impl Read + Send + 'static, zstd_window_mib: u32) 
     })
 }
 
+/// Whether a file that begins with these four bytes is compressed.
+pub fn is_compressed(magic: &[u8]) -> bool {
+    !matches!(Format::of(magic), Format::Plain)
+}
+
 /// log₂ of the number of bytes in a MiB.
 const MIB_LOG: u32 = 20;
 /// The decoder reads this many compressed bytes at a time.

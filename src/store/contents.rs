@@ -27,7 +27,7 @@ pub async fn known(connection: &mut Connection, dataset: &Dataset, contents: &[C
             contents.iter().flat_map(|content| [Arg::Text(Some(&dataset.name)), Arg::Text(Some(content))]).collect();
         let named = dialect.tuples(contents.len(), 2);
         let sql = format!("select distinct sha256 from {loads} where (dataset, sha256) in (values {named}) and {HAS_CONTENT}");
-        known.extend(connection.fetch(sql, &args).await?.iter().filter_map(|row| row[0].text()?.parse().ok()));
+        known.extend(connection.fetch(sql, &args).await?.iter().filter_map(|row| row[0].text()?.parse::<ContentHash>().ok()));
     }
     Ok(known)
 }
@@ -60,7 +60,8 @@ pub async fn of_latest_load(connection: &mut Connection, dataset: &Dataset) -> S
     let contents: Option<HashSet<ContentHash>> = rows.iter().map(|row| row[0].text()?.parse().ok()).collect();
     let brought: i64 = rows.iter().map(|row| row[1].int()).sum();
     let master = RawTable::Master.of(dialect, dataset);
-    let sql = format!("select count(*), count(case when _load_id in (select id from {loads} where {latest}) then 1 end) from {master}");
+    let sql =
+        format!("select count(*), count(case when _load_id in (select id from {loads} where {latest}) then 1 end) from {master}");
     let held = connection.fetch(sql, &dataset_name).await?;
     let is_just_that = [0, 1].iter().all(|column| held[0][*column].int() == brought);
     Ok(contents.filter(|contents| !contents.is_empty() && is_just_that))

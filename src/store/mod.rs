@@ -5,6 +5,7 @@ pub mod append; // rows into a raw table
 pub mod connection; // one connection to either database
 pub mod error; // errors, classified by what the caller can do
 pub mod ledger; // loads and chunks
+pub mod contents; // which files a dataset has already
 pub mod lock; // named locks between processes
 pub mod messages; // messages of other programs: which are loaded
 pub mod attempts; // how often processing of a message was started

@@ -55,6 +55,27 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Bro
     Ok(replaced)
 }
 
+/// Inside a transaction: of the delta's rows with the same key, keeps those of the latest load. The result of the upsert is then
+/// that of loading the files one after the other. Returns how many rows were removed.
+///
+/// # Errors
+/// If the database fails.
+pub async fn keep_latest(connection: &mut Connection, dataset: &Dataset) -> StoreResult<u64> {
+    let dialect = connection.dialect();
+    let delta = RawTable::Delta.of(dialect, dataset);
+    let keys = dataset.key.iter().map(|key| quote(&dataset.columns[*key].name)).collect::<Vec<_>>().join(", ");
+    let row = match dialect {
+        Dialect::Postgres => "ctid",
+        Dialect::Sqlite => "rowid",
+    };
+    // A window takes nulls as equal.
+    let sql = format!(
+        "delete from {delta} where {row} in (select r from (select {row} as r, _load_id, \
+         max(_load_id) over (partition by {keys}) as latest from {delta}) as d where _load_id < latest)"
+    );
+    connection.run(sql).await
+}
+
 /// How the master's rows with the delta's keys are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Search {

@@ -124,6 +124,7 @@ pub enum Command {
 Examples:
   dataloader load                                      All files of all datasets
   dataloader load --date 2020-12-05                    One day of the events, all organisations
+  dataloader load --new                                Only what was not loaded yet
   dataloader load --dataset events --max-rejects 1%    Fail if more than 1 % do not fit
   zcat export.json.gz | dataloader load --dataset events -
 
@@ -141,6 +142,9 @@ pub struct LoadArgs {
     /// Only this dataset; may be repeated
     #[arg(long = "dataset", value_name = "NAME")]
     pub datasets: Vec<String>,
+    /// Only files whose content was not loaded yet, each content once; the others are counted as unchanged
+    #[arg(long, conflicts_with_all = ["date", "from", "to"])]
+    pub new: bool,
     /// Fail, and load nothing, if more records are rejected: a number, or a percentage of those read as in 0.5%
     #[arg(long, value_name = "N|P%")]
     pub max_rejects: Option<MaxRejects>,
@@ -175,7 +179,12 @@ impl LoadArgs {
             let message = "files to load need one --dataset NAME that says what they hold";
             return Err(usage("load", ErrorKind::MissingRequiredArgument, message));
         }
-        if self.files.iter().filter(|file| file.as_path() == Path::new("-")).count() > 1 {
+        let pipes = self.files.iter().filter(|file| file.as_path() == Path::new("-")).count();
+        if self.new && pipes > 0 {
+            let message = "--new is for files: whether the content of standard input (-) is new is not known before it is read";
+            return Err(usage("load", ErrorKind::ArgumentConflict, message));
+        }
+        if pipes > 1 {
             return Err(usage("load", ErrorKind::TooManyValues, "standard input (-) can be loaded once"));
         }
         Ok(())

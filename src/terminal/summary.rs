@@ -31,6 +31,10 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
         table.row(std::iter::once(dataset.dataset.clone()).chain(counts));
     }
     writeln!(out, "{table}")?;
+    for dataset in summary.datasets.iter().filter(|dataset| dataset.unchanged > 0) {
+        let count = HumanCount(dataset.unchanged as u64);
+        writeln!(out, "files of {} that were not loaded, because their content is there already: {count}", dataset.dataset)?;
+    }
     for dataset in summary.datasets.iter().filter(|dataset| dataset.counts.rejected > 0) {
         writeln!(out, "\n{} records of {} were rejected:", HumanCount(dataset.counts.rejected), dataset.dataset)?;
         for reject in &dataset.shown {

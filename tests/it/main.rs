@@ -15,6 +15,7 @@ mod sample; // the main job on the samples
 mod inputs; // what is read, and the answer
 mod datasets; // tables from the configuration
 mod upsert; // what replaces what
+mod new_files; // only what is not loaded yet
 mod model; // the modelled tables
 mod exact; // at every moment
 mod changes; // in the cost of the change

@@ -30,8 +30,8 @@ fn what_is_there_at_the_start_is_loaded(sandbox: &Sandbox) {
         assert!(seconds.and_then(|seconds| seconds.as_f64()).is_some_and(|seconds| seconds > 0.0), "{summary}");
     }
     let expected = serde_json::json!([
-        {"dataset": "events", "files": 4, "read": 2501, "loaded": 2501, "rejected": 0, "skipped": 0, "replaced": 0},
-        {"dataset": "orgs", "files": 1, "read": 1, "loaded": 1, "rejected": 0, "skipped": 0, "replaced": 0},
+        {"dataset": "events", "files": 4, "unchanged": 0, "read": 2501, "loaded": 2501, "rejected": 0, "skipped": 0, "replaced": 0},
+        {"dataset": "orgs", "files": 1, "unchanged": 0, "read": 1, "loaded": 1, "rejected": 0, "skipped": 0, "replaced": 0},
     ]);
     assert_eq!(datasets, expected);
     assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{summary}");

@@ -70,6 +70,7 @@ fn load_takes_days_files_and_datasets() {
     assert_eq!(load("load --dataset events --dataset orgs").datasets, ["events", "orgs"]);
     assert_eq!(load("load --dataset events a.json - b.json").files, [Path::new("a.json"), Path::new("-"), Path::new("b.json")]);
     assert!(load("load --dry-run").dry_run);
+    assert!(load("load --new --dataset events a.json").new);
     assert_eq!(load("load --max-rejects 10").max_rejects, Some(MaxRejects::Count(10)));
     assert_eq!(load("load --max-rejects 0.5%").max_rejects, Some(MaxRejects::Percent(0.5)));
 }
