@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use dataloader::commands::{drop, generate, health, load, menu, migrate, model, rejects, report, run, status};
+use dataloader::commands::{drop, generate, health, load, menu, migrate, model, rejects, report, run, status, unload};
 use dataloader::config::Config;
 use dataloader::error::Result;
 use dataloader::signals::interruptible;
@@ -41,6 +41,7 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Report(args) => interruptible(report::run(&config, args, output)),
         Command::Status => interruptible(status::run(&config, output)),
         Command::Rejects(args) => interruptible(rejects::run(&config, args, output)),
+        Command::Unload(args) => interruptible(unload::run(&config, args, output)),
         Command::Health => health::run(output),
         Command::Migrate => interruptible(migrate::run(&config, output)),
         Command::Generate(args) => generate::run(args),

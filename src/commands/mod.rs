@@ -7,6 +7,7 @@ pub mod drop; // puts copies of a file into the inbox
 pub mod report; // shows the modelled tables
 pub mod status; // shows the ledger
 pub mod rejects; // lists, exports and replays rejects
+pub mod unload; // takes loads back
 pub mod model; // refreshes and checks the modelled tables
 pub mod migrate; // creates or upgrades the tables
 pub mod health; // whether the stream of this working directory is healthy

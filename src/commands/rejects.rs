@@ -47,6 +47,9 @@ pub async fn run(config: &Config, args: &RejectsArgs, output: Output) -> Result<
     Ok(DONE)
 }
 
+/// The source of a replay in the ledger.
+pub const REPLAY_SOURCE: &str = "rejects replay";
+
 /// How many rejects are in memory at a time. One has at most 8 MiB, and nearly all have far less.
 const PAGE: u32 = 100;
 
@@ -399,7 +402,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
             id,
             load_key: Uuid::now_v7(),
             dataset: &dataset.name,
-            source: "rejects replay",
+            source: REPLAY_SOURCE,
             bytes: 0,
             counts,
             started_at,

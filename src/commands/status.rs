@@ -37,7 +37,7 @@ pub struct Status {
     pub notes: Vec<String>,
 }
 
-/// The sums of a dataset's loads.
+/// The sums of a dataset's loads, without those that were taken back or that repeat another one.
 #[derive(Debug, Clone, Serialize)]
 pub struct DatasetStatus {
     pub dataset: String,
@@ -51,6 +51,8 @@ pub struct DatasetStatus {
     pub in_flight: i64,
     /// Number of failed files.
     pub failed: i64,
+    /// Number of files that were taken back. The other numbers do not include them.
+    pub unloaded: i64,
     /// Number of records in `raw.rejects`.
     pub open_rejects: i64,
 }
@@ -90,11 +92,14 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
     connection.begin_read().await?;
     let dialect = connection.dialect();
     let (loads, rejects) = (dialect.table(Schema::Raw, "loads"), dialect.table(Schema::Raw, "rejects"));
+    let counts = "status not in ('unloaded', 'repeated')";
     let sums: String = ["records_read", "rows_loaded", "rows_rejected", "records_skipped"]
-        .map(|column| format!(", cast(coalesce(sum({column}), 0) as bigint)"))
+        .map(|column| format!(", cast(coalesce(sum(case when {counts} then {column} end), 0) as bigint)"))
         .concat();
+    let with = |status: &str| format!("count(case when status = '{status}' then 1 end)");
+    let (in_flight, failed, unloaded) = (with("loading"), with("failed"), with("unloaded"));
     let sql = format!(
-        "select dataset, count(*){sums}, count(case when status = 'loading' then 1 end), count(case when status = 'failed' then 1 end), \
+        "select dataset, count(case when {counts} then 1 end){sums}, {in_flight}, {failed}, {unloaded}, \
          (select count(*) from {rejects} r where r.dataset = l.dataset) from {loads} l group by dataset order by dataset"
     );
     let found: Vec<DatasetStatus> = connection
@@ -110,7 +115,8 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
             skipped: row[5].int(),
             in_flight: row[6].int(),
             failed: row[7].int(),
-            open_rejects: row[8].int(),
+            unloaded: row[8].int(),
+            open_rejects: row[9].int(),
         })
         .collect();
     let sql = format!(
@@ -148,6 +154,7 @@ fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<
         skipped: 0,
         in_flight: 0,
         failed: 0,
+        unloaded: 0,
         open_rejects: 0,
     };
     let mut status: Vec<DatasetStatus> = datasets
@@ -168,12 +175,13 @@ impl Status {
             return writeln!(out, "{nothing_is_there}");
         }
         let count = |value: i64| HumanCount(value.unsigned_abs()).to_string();
-        let numbers = ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "open rejects"];
+        let numbers = ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "unloaded", "open rejects"];
         let columns: Vec<(&str, Align)> =
             std::iter::once(("dataset", Align::Left)).chain(numbers.map(|name| (name, Align::Right))).collect();
         let mut table = Table::new(&columns);
         for d in &self.datasets {
-            let counts = [d.files, d.read, d.loaded, d.rejected, d.skipped, d.in_flight, d.failed, d.open_rejects].map(count);
+            let counts =
+                [d.files, d.read, d.loaded, d.rejected, d.skipped, d.in_flight, d.failed, d.unloaded, d.open_rejects].map(count);
             table.row(std::iter::once(d.dataset.clone()).chain(counts));
         }
         writeln!(out, "{table}")?;

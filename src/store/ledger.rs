@@ -1,6 +1,6 @@
 //! The ledger: one row per load of a file, and one line per chunk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -177,12 +177,12 @@ pub struct OpenLoad<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedLoad {
     pub id: i64,
-    /// Its file has changed, so no more of it is loaded.
+    /// Its file has changed, or it was taken back: no more of it is loaded.
     pub is_void: bool,
 }
 
-/// The condition that [`void`] has ended a load.
-const IS_VOID: &str = "status = 'failed' and bytes is null";
+/// The condition that no more of a load is loaded: [`void`] has ended it, or it was taken back.
+const IS_VOID: &str = "(status = 'unloaded' or status = 'failed' and bytes is null)";
 
 /// Inside a transaction: creates the rows of loads that have none yet. Returns all the loads, in the given order.
 ///
@@ -359,7 +359,10 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
     let before: Vec<i64> = ended.into_iter().filter(|id| !closed.iter().any(|load| load.id == *id)).collect();
     if !before.is_empty() {
         let ids = id_list(before.into_iter());
-        let sql = format!("select {CLOSED_COLUMNS} from {table} where id in ({ids}) and status <> 'loading'");
+        let sql = format!(
+            "select {CLOSED_COLUMNS} from {table} where id in ({ids}) and status in ('loaded', 'failed') \
+             union all select id, 0, 0, 0, 0, null from {table} where id in ({ids}) and status = 'unloaded'"
+        );
         closed.extend(connection.fetch(sql, &[]).await?.iter().map(|row| ClosedLoad::of(row)));
     }
     Ok(closed)
@@ -395,7 +398,7 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
          sha256 = case when {ends} then v.sha256 else l.sha256 end, host = case when {ends} then v.host else l.host end, \
          finished_at = case when {ends} or {outgrows} then null else l.finished_at end, \
          status = case when {ends} or {outgrows} then 'loading' else l.status end \
-         from v where l.id = v.id",
+         from v where l.id = v.id and l.status <> 'unloaded'",
         values = connection.dialect().tuples(loads.len(), 8),
     );
     connection.execute(sql, &args).await.map(drop)
@@ -435,7 +438,7 @@ pub async fn void(connection: &mut Connection, id: i64, error: &str) -> StoreRes
     let now = dialect.now();
     let sql = format!(
         "update {table} set status = 'failed', error = $2, bytes = null, finished_at = {now}, records_read = {ACCOUNTED} \
-         where id = $1 and not ({IS_VOID}) returning {CLOSED_COLUMNS}"
+         where id = $1 and not {IS_VOID} returning {CLOSED_COLUMNS}"
     );
     let rows = connection.fetch(sql, &[Arg::Int(Some(id)), Arg::Text(Some(error))]).await?;
     Ok(rows.first().map(|row| ClosedLoad::of(row)))
@@ -450,7 +453,39 @@ impl ClosedLoad {
     }
 }
 
-fn id_list(ids: impl Iterator<Item = i64>) -> String {
+/// A row of the ledger, of any status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerLoad {
+    pub id: i64,
+    pub dataset: String,
+    pub source: String,
+    pub status: String,
+    pub rows_loaded: u64,
+    /// Rows of other loads that it has replaced; zero where that is not known.
+    pub rows_removed: u64,
+}
+
+/// The rows of the ledger with these ids, in their order; without those that there are not.
+///
+/// # Errors
+/// If the database fails.
+pub async fn find(connection: &mut Connection, ids: &BTreeSet<i64>) -> StoreResult<Vec<LedgerLoad>> {
+    let (loads, ids) = (connection.dialect().table(Schema::Raw, "loads"), id_list(ids.iter().copied()));
+    let columns = "id, dataset, source, status, rows_loaded, coalesce(rows_removed, 0)";
+    let rows = connection.fetch(format!("select {columns} from {loads} where id in ({ids}) order by id"), &[]).await?;
+    let text = |field: &Field| field.text().unwrap_or_default().to_owned();
+    let load = |row: &Vec<Field>| LedgerLoad {
+        id: row[0].int(),
+        dataset: text(&row[1]),
+        source: text(&row[2]),
+        status: text(&row[3]),
+        rows_loaded: row[4].int().unsigned_abs(),
+        rows_removed: row[5].int().unsigned_abs(),
+    };
+    Ok(rows.iter().map(load).collect())
+}
+
+pub(super) fn id_list(ids: impl Iterator<Item = i64>) -> String {
     ids.map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -603,6 +638,21 @@ mod tests {
         assert_eq!(void(&mut ledger.connection, id, "replaced again").await.unwrap(), None);
         assert_eq!(ledger.add(0, 0, end(2)).await, Some((2, 2, 0, Some("replaced".to_owned()))));
         assert_eq!(ledger.status().await, ("failed".to_owned(), None));
+    }
+
+    #[tokio::test]
+    async fn a_load_that_was_taken_back_stays_so_whatever_comes_of_it() {
+        let mut ledger = Ledger::new().await;
+        ledger.add(2, 0, end(2)).await.unwrap();
+        ledger.connection.run("update raw_loads set status = 'unloaded'").await.unwrap();
+        assert!(open(&mut ledger.connection, &[load(1)]).await.unwrap()[0].is_void);
+        assert_eq!(ledger.add(0, 0, None).await, None);
+        for end in [end(2), end(5), failed_end(5)] {
+            assert_eq!(ledger.add(0, 0, end).await, Some((0, 0, 0, None)), "its file may go, and nothing of it is there");
+        }
+        let id = ledger.id;
+        assert_eq!(void(&mut ledger.connection, id, "replaced").await.unwrap(), None);
+        assert_eq!(ledger.status().await, ("unloaded".to_owned(), Some(20)));
     }
 
     #[tokio::test]

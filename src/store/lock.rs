@@ -1,8 +1,13 @@
-//! Named locks between processes, by PostgreSQL's advisory locks. SQLite needs none: only one transaction can write at a time.
+//! Locks between processes: named ones, by PostgreSQL's advisory locks, and those of tables. SQLite needs none: only one
+//! transaction can write at a time.
 
+use std::collections::BTreeMap;
+
+use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::sql::Dialect;
+use crate::dataset::Dataset;
 
 /// Work that only one process may do at a time.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +53,19 @@ pub async fn session(connection: &mut Connection, lock: Lock<'_>) -> StoreResult
 /// If the database fails.
 pub async fn release(connection: &mut Connection, lock: Lock<'_>) -> StoreResult<()> {
     call(connection, "pg_advisory_unlock", lock).await
+}
+
+/// Inside a transaction of the stream, first of all: locks the tables of the datasets that it writes to, by name. What the
+/// transaction then reads in the ledger holds until its end: whoever [holds a dataset still](super::model::hold_still) waits.
+///
+/// # Errors
+/// If the database fails.
+pub async fn tables(connection: &mut Connection, datasets: &BTreeMap<&str, &Dataset>) -> StoreResult<()> {
+    if connection.dialect() == Dialect::Postgres {
+        let tables: Vec<String> = datasets.values().map(|dataset| RawTable::Master.of(Dialect::Postgres, dataset)).collect();
+        connection.run(format!("lock table {} in row exclusive mode", tables.join(", "))).await?;
+    }
+    Ok(())
 }
 
 async fn call(connection: &mut Connection, function: &str, lock: Lock<'_>) -> StoreResult<()> {

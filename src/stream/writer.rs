@@ -22,6 +22,7 @@ use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
 use crate::store::append::{self, Refused};
 use crate::store::ledger::{self, ClosedLoad, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
+use crate::store::lock;
 use crate::store::model::{self, Noting};
 use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, open_rejects};
 use crate::transport::piece::{FileEnd, Load};
@@ -88,6 +89,8 @@ impl Failure {
 /// Writes a batch in one transaction.
 async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: WriteMode) -> Result<Committed, Failure> {
     connection.begin().await?;
+    let datasets = pieces.iter().map(|piece| (piece.load.dataset.name.as_str(), &*piece.load.dataset)).collect();
+    lock::tables(connection, &datasets).await?;
     let mut committed = Committed::default();
     let opened = open_loads(connection, pieces).await?;
     let ClaimedChunks { mut is_new, mut grown, changed } = chunks::claim(connection, pieces, &opened).await?;

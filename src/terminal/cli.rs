@@ -105,6 +105,7 @@ pub enum Command {
     /// Shows the ledger: files, records read, loaded, rejected, skipped, in flight
     Status,
     Rejects(RejectsArgs),
+    Unload(UnloadArgs),
     Model(ModelArgs),
     Menu(MenuArgs),
     Drop(DropArgs),
@@ -279,6 +280,23 @@ pub enum RejectsAction {
     Export,
     /// Parses them again; those that load now leave the list
     Replay,
+}
+
+/// Takes loads back: their rows and rejects go, their days are modelled again
+///
+/// All of the named loads or none. The ledger keeps them, as `unloaded`; what comes late of one is passed over. Rows that a load had
+/// replaced do not come back, and no rejects that a replay had loaded. A file that is dropped or loaded again is a new load.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader unload 7            The load 7
+  dataloader unload 7 8 9        Three loads, together
+
+The ids are in raw.loads (SQLite: raw_loads), with the file that each load came from.")]
+pub struct UnloadArgs {
+    /// Loads that are loaded or failed, by their ids
+    #[arg(value_name = "ID", required = true, value_parser = clap::value_parser!(i64).range(1..))]
+    pub ids: Vec<i64>,
 }
 
 /// Refreshes the modelled tables for the days that changed

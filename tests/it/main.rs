@@ -22,6 +22,7 @@ mod changes; // in the cost of the change
 mod reading; // commands that only read
 mod durable; // power cuts
 mod ledger; // loads and chunks
+mod unload; // loads that are taken back
 mod upgrade; // databases of earlier versions
 mod rejects; // what could not be loaded
 mod alike; // the same rows on both databases

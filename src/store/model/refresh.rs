@@ -146,9 +146,11 @@ async fn alone<T>(
 /// If the database fails.
 pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
     // On SQLite the transaction already holds the only write lock.
-    if connection.dialect() == Dialect::Postgres && dataset.day.is_some() {
+    if connection.dialect() == Dialect::Postgres {
         // The lock against refreshes comes first: a running refresh may take long, and writers need not wait for it.
-        lock::transaction(connection, Lock::Model(&dataset.name)).await?;
+        if dataset.day.is_some() {
+            lock::transaction(connection, Lock::Model(&dataset.name)).await?;
+        }
         let raw = RawTable::Master.of(Dialect::Postgres, dataset);
         connection.run(format!("lock table {raw} in share row exclusive mode")).await?;
     }
