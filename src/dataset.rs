@@ -110,6 +110,29 @@ impl FactView {
     }
 }
 
+/// What a dropped record does to the rows of its key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StreamMode {
+    /// It is added to them.
+    #[default]
+    Append,
+    /// It replaces those that earlier loads brought.
+    Upsert,
+}
+
+impl StreamMode {
+    /// All modes, in the order of error messages.
+    pub const ALL: [Self; 2] = [Self::Append, Self::Upsert];
+
+    /// The name in `dataloader.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::Upsert => "upsert",
+        }
+    }
+}
+
 /// A dataset as `dataloader.toml` defines it, validated. All names are unique, quotable identifiers, at most 63 bytes long with
 /// their generated suffixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +149,7 @@ pub struct Dataset {
     pub day: Option<usize>,
     /// Empty unless `day` is set.
     pub model: Model,
+    pub stream: StreamMode,
     /// Whether `menu` and `drop` use this dataset by default.
     pub menu: bool,
 }
@@ -148,6 +172,7 @@ impl Dataset {
             key: Vec::new(),
             day: None,
             model: Model::default(),
+            stream: StreamMode::default(),
             menu: false,
         }
     }

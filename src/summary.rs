@@ -52,7 +52,7 @@ pub struct DatasetSummary {
     pub unchanged: usize,
     #[serde(flatten)]
     pub counts: Counts,
-    /// Master rows that the upsert deleted.
+    /// Master rows that the upsert deleted; in the stream also records that were outdated when they came.
     pub replaced: u64,
     /// Number of failed files. In batch, one failed file fails the run.
     #[serde(skip)]
@@ -108,11 +108,12 @@ impl LoadSummary {
         Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false, left: None }
     }
 
-    /// Adds a finished file. `elapsed` is the time since the start of the run.
-    pub fn add_file(&mut self, dataset: &str, counts: Counts, has_failed: bool, elapsed: Duration) {
+    /// Adds a finished file, which has removed so many rows. `elapsed` is the time since the start of the run.
+    pub fn add_file(&mut self, dataset: &str, counts: Counts, removed: u64, has_failed: bool, elapsed: Duration) {
         if let Some(summary) = self.datasets.iter_mut().find(|summary| summary.dataset == dataset) {
             summary.files += 1;
             summary.counts += counts;
+            summary.replaced += removed;
             summary.failed += usize::from(has_failed);
             summary.elapsed = elapsed;
         }

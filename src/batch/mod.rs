@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, StreamMode};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::record::content::ContentHash;
@@ -173,6 +173,8 @@ struct DatasetRun {
     files: Vec<FileRun>,
     /// How many files are not loaded because their content is there already.
     unchanged: usize,
+    /// The ledger ids of the files.
+    ids: Vec<i64>,
     days: BTreeSet<Day>,
     replaced: u64,
     /// The first rejects, sorted by file and ordinal.
@@ -183,6 +185,8 @@ struct DatasetRun {
 struct FileRun {
     input: Input,
     source: String,
+    /// Made when the rows are moved into the master: that is when the load comes, among those of the stream.
+    load_key: Uuid,
     bytes: u64,
     /// Of its stored bytes. `None` until the reader is at the end, and for standard input.
     sha256: Option<ContentHash>,
@@ -208,6 +212,7 @@ impl DatasetRun {
             .map(|input| FileRun {
                 source: input.source(),
                 input,
+                load_key: Uuid::nil(),
                 bytes: 0,
                 sha256: None,
                 records: None,
@@ -220,6 +225,7 @@ impl DatasetRun {
             dataset: Arc::clone(dataset),
             files,
             unchanged: 0,
+            ids: Vec::new(),
             days: BTreeSet::new(),
             replaced: 0,
             shown: Vec::new(),
@@ -382,7 +388,10 @@ async fn load_in_transaction(
         let mut limit = RejectLimit::new(options.max_rejects);
         let mut timer = Instant::now();
         for run in runs.iter_mut().filter(|run| !run.files.is_empty()) {
-            load_dataset(connection, config, options, run, &mut limit, progress).await?;
+            stage(connection, config, options, run, &mut limit, progress).await?;
+            if run.dataset.stream == StreamMode::Append {
+                merge(connection, options, run).await?;
+            }
             run.elapsed = timer.elapsed();
             timer = Instant::now();
         }
@@ -391,6 +400,10 @@ async fn load_in_transaction(
         changed.sort_by(|a, b| a.dataset.name.cmp(&b.dataset.name));
         for run in changed {
             model::hold_still(connection, &run.dataset).await?;
+            if run.dataset.stream == StreamMode::Upsert {
+                // Only now: it comes after all that the stream has written.
+                merge(connection, options, run).await?;
+            }
             schema::index_rows(connection, &run.dataset).await?;
             model::refresh_within(connection, &run.dataset).await?;
             run.elapsed += timer.elapsed();
@@ -407,7 +420,8 @@ async fn load_in_transaction(
     done
 }
 
-async fn load_dataset(
+/// Reads the files of a dataset into its delta.
+async fn stage(
     connection: &mut Connection,
     config: &Config,
     options: &LoadOptions,
@@ -417,7 +431,8 @@ async fn load_dataset(
 ) -> Result<(), Failure> {
     let dataset = Arc::clone(&run.dataset);
     upsert::clear_delta(connection, &dataset).await?;
-    let ids = ledger::reserve_ids(connection, run.files.len()).await?;
+    run.ids = ledger::reserve_ids(connection, run.files.len()).await?;
+    let ids = run.ids.clone();
     // Standard input is not included: the data of this pipe is not related to the data of an earlier one.
     let files = run.files.iter().filter(|file| file.input != Input::StandardInput);
     let sources: Vec<&str> = files.map(|file| file.source.as_str()).collect();
@@ -456,13 +471,20 @@ async fn load_dataset(
     if !options.allow_empty {
         run.check_any_record().map_err(Failure::Run)?;
     }
-    run.check_any_loadable()?;
-    let one_after_the_other = options.only_new && dataset.day.is_some() && run.files.len() > 1;
-    let superseded = if one_after_the_other { upsert::keep_latest(connection, &dataset).await? } else { 0 };
-    let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &run.days };
-    run.replaced = superseded + upsert::upsert(connection, &dataset, brought).await?;
-    book(connection, run, &ids).await?;
-    Ok(())
+    run.check_any_loadable()
+}
+
+/// Moves the delta of a dataset into its master and books the files.
+async fn merge(connection: &mut Connection, options: &LoadOptions, run: &mut DatasetRun) -> Result<(), Failure> {
+    for file in &mut run.files {
+        file.load_key = Uuid::now_v7();
+    }
+    let load_key = run.files.last().map(|file| file.load_key).unwrap_or_default();
+    let one_after_the_other = options.only_new && run.dataset.day.is_some() && run.files.len() > 1;
+    let superseded = if one_after_the_other { upsert::keep_latest(connection, &run.dataset).await? } else { 0 };
+    let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &run.days, load_key };
+    run.replaced = superseded + upsert::upsert(connection, &run.dataset, brought).await?;
+    Ok(book(connection, run, &run.ids).await?)
 }
 
 /// Whether to continue after a chunk.
@@ -523,7 +545,7 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
         .enumerate()
         .map(|(i, (file, id))| FinishedLoad {
             id: *id,
-            load_key: Uuid::now_v7(),
+            load_key: file.load_key,
             dataset: &run.dataset.name,
             source: &file.source,
             bytes: file.bytes,

@@ -1,6 +1,6 @@
 //! `dataloader rejects`: lists the records that could not be loaded, exports them for repair, or replays them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
@@ -11,17 +11,18 @@ use uuid::Uuid;
 
 use super::DONE;
 use crate::config::{Config, Transport};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, StreamMode};
 use crate::error::{Error, Result, io_text};
 use crate::record::chunk::{Chunk, ChunkBody, Framing};
 use crate::record::parse::{DayRange, Parser};
 use crate::record::row::RejectReason;
 use crate::retry::GIVE_UP_AFTER;
-use crate::store::append::append_accepted;
+use crate::store::append::{Way, append_accepted};
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Noting};
 use crate::store::open_rejects::{Cursor, OpenReject, Records, delete, page};
+use crate::store::stream_upsert::{Order, Writing};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
 use crate::terminal::cli::{RejectsAction, RejectsArgs};
 use crate::terminal::output::{Format, Output, Printer};
@@ -356,6 +357,9 @@ pub async fn replay(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Replay
 async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> StoreResult<Counts> {
     // A batch load deletes rejects too, so only one of the two may run at a time.
     lock::transaction(connection, Lock::Load).await?;
+    lock::tables(connection, &BTreeMap::from([(dataset.name.as_str(), &**dataset)])).await?;
+    // It comes now, whenever its records came first.
+    let (load_key, mut removed) = (Uuid::now_v7(), 0);
     let started_at = Timestamp::now();
     let mut parser = Parser::new(Arc::clone(dataset));
     let names = [dataset.name.clone()];
@@ -382,8 +386,13 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
             rejects.iter().zip(0..).filter(|(_, i)| !still_rejected.contains(i)).map(|(reject, _)| reject).collect();
         // Small as a page is, all of them can be many.
         let noting = Noting::of(dataset, counts.read + parsed.rows);
-        let refused = append_accepted(connection, dataset, &rows, noting).await?;
-        for refused in refused.iter().rev() {
+        let way = match dataset.stream {
+            StreamMode::Append => Way::Append,
+            StreamMode::Upsert => Way::Upsert(Writing { load_id, order: Order::Load(load_key) }),
+        };
+        let accepted = append_accepted(connection, dataset, &rows, noting, way).await?;
+        removed += accepted.removed;
+        for refused in accepted.refused.iter().rev() {
             good.remove(refused.row);
         }
         delete(connection, &good).await?;
@@ -400,7 +409,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
     if let Some(id) = load_id {
         let load = FinishedLoad {
             id,
-            load_key: Uuid::now_v7(),
+            load_key,
             dataset: &dataset.name,
             source: REPLAY_SOURCE,
             bytes: 0,
@@ -410,7 +419,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>) -> 
             error: None,
             sha256: None,
             host: None,
-            rows_removed: 0,
+            rows_removed: removed,
         };
         ledger::insert_finished(connection, &[load]).await?;
         ledger::insert_chunks(connection, &lines).await?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::document::{Section, Value, suggestion};
-use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model};
+use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, StreamMode};
 use crate::error::Result;
 
 /// PostgreSQL truncates longer names. SQLite does not, but both must have the same tables.
@@ -91,7 +91,7 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
     check_identifier(name, entry)?;
     check_dataset_name(name, entry)?;
     let section = entry.section()?;
-    section.allow_only(&["dir", "key", "day", "menu", "columns", "model"])?;
+    section.allow_only(&["dir", "key", "day", "stream", "menu", "columns", "model"])?;
 
     let dir = section.get("dir").map_or(Ok(PathBuf::from(name)), |value| value.path())?;
     let Some(columns) = section.get("columns") else {
@@ -114,8 +114,9 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
         }
         Some(value) => read_model(&value, name, day, &columns)?,
     };
+    let stream = section.get("stream").map_or(Ok(StreamMode::default()), |value| read_stream(&value))?;
     let menu = section.get("menu").map_or(Ok(false), |value| value.boolean())?;
-    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model, menu })
+    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model, stream, menu })
 }
 
 fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
@@ -243,6 +244,15 @@ fn read_day(value: &Value<'_>, columns: &[Column]) -> Result<usize> {
         return Err(error.hint(format!("every record needs a day: {right}")));
     }
     Ok(index)
+}
+
+/// Reads `"append"` or `"upsert"`: what a dropped record does to the rows of its key.
+fn read_stream(value: &Value<'_>) -> Result<StreamMode> {
+    let name = value.string()?;
+    StreamMode::ALL.into_iter().find(|mode| mode.name() == name).ok_or_else(|| {
+        let modes = StreamMode::ALL.iter().map(|mode| mode.name());
+        value.error(format!("unknown stream mode `{name}`")).hint(suggestion(name, modes, "modes"))
+    })
 }
 
 fn read_model(value: &Value<'_>, dataset: &str, day: Option<usize>, columns: &[Column]) -> Result<Model> {

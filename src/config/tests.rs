@@ -1,7 +1,7 @@
 //! Tests of the configuration: layers, errors and their places.
 
 use super::*;
-use crate::dataset::ColumnType;
+use crate::dataset::{ColumnType, StreamMode};
 
 /// A minimal valid dataset. The tests put mistakes before it.
 const ORGS: &str = "[datasets.orgs]\nkey = [\"id\"]\n[datasets.orgs.columns]\nid = \"text\"\n";
@@ -55,6 +55,7 @@ fn the_built_in_configuration_is_the_contracts() {
     let columns: Vec<_> = events.columns.iter().map(|c| c.name.as_str()).collect();
     let expected = ["id", "event_type", "username", "user_email", "user_type", "organization_name", "plan_name", "received_at"];
     assert_eq!(columns, expected);
+    assert_eq!([events.stream, orgs.stream], [StreamMode::Append, StreamMode::Upsert]);
     assert_eq!((&events.key[..], events.day), (&[0, 1, 7][..], Some(7)));
     assert_eq!(events.day_column().map(|c| (c.column_type, c.required)), Some((ColumnType::Timestamp, true)));
     assert_eq!(events.model.dimensions, [5, 4]);
@@ -196,6 +197,18 @@ fn mistakes_in_keys_name_line_and_remedy() {
     mistake(&key("[\"user_id\", 1]"), "my.toml:2", &["must hold strings only, holds an integer"]);
     mistake(&key("[\n\"usr_id\"]"), "my.toml:3", &["`key` names `usr_id`, which is no column", "did you mean `user_id`?"]);
     mistake(&key("[\"user_id\", \"user_id\"]"), "my.toml:2", &["names `user_id` twice"]);
+}
+
+#[test]
+fn what_a_dropped_record_does_to_older_ones_is_one_of_two_words() {
+    assert_eq!(resolve(ORGS).unwrap().datasets[0].stream, StreamMode::Append);
+    for mode in StreamMode::ALL {
+        let line = format!("key = [\"id\"]\nstream = \"{}\"", mode.name());
+        assert_eq!(resolve(&ORGS.replace("key = [\"id\"]", &line)).unwrap().datasets[0].stream, mode);
+    }
+    dataset_mistake("stream = \"replace\"", &["unknown stream mode `replace`", "append, upsert"]);
+    dataset_mistake("stream = \"upserts\"", &["did you mean `upsert`?"]);
+    dataset_mistake("stream = true", &["must be a string"]);
 }
 
 #[test]

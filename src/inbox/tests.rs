@@ -14,7 +14,6 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::dataset::Model;
 use crate::vitals::Vitals;
 
 /// So long that a test which really waits for it is noticed.
@@ -77,7 +76,7 @@ fn open(root: &Path) -> Inbox {
 fn open_with(root: &Path, settle: Duration) -> Inbox {
     let dataset = |name: &str| {
         let (name, dir) = (name.to_owned(), PathBuf::from(name));
-        Arc::new(Dataset { name, dir, columns: Vec::new(), key: Vec::new(), day: None, model: Model::default(), menu: false })
+        Arc::new(Dataset { dir, ..Dataset::without_columns(&name) })
     };
     Inbox::open(root, &[dataset("events"), dataset("orgs")], settle, &Vitals::default().stage("intake")).unwrap()
 }

@@ -16,6 +16,7 @@ use super::error::{Class, StoreError, StoreResult};
 use super::model::{self, Noting};
 use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, RowArray, Rows, SqliteValue};
 use super::sql::{Dialect, Schema, raw_column_list, raw_columns};
+use super::stream_upsert::{self, Writing};
 use super::watch::Watch;
 use crate::dataset::Dataset;
 use crate::error::io_text;
@@ -210,6 +211,24 @@ async fn copy<'c>(
     Ok(copy)
 }
 
+/// What becomes of the rows of the same keys.
+#[derive(Debug, Clone, Copy)]
+pub enum Way {
+    /// They stay.
+    Append,
+    /// Those of earlier loads are replaced.
+    Upsert(Writing),
+}
+
+/// What was appended row by row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// The rows that the database refused.
+    pub refused: Vec<Refused>,
+    /// How many rows were removed, as [`append`] returns it.
+    pub removed: u64,
+}
+
 /// A row that the database refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
@@ -233,8 +252,9 @@ pub async fn append_accepted(
     dataset: &Dataset,
     rows: &Rows,
     noting: Noting,
-) -> StoreResult<Vec<Refused>> {
-    let mut refused = Vec::new();
+    way: Way,
+) -> StoreResult<Accepted> {
+    let (mut refused, mut removed) = (Vec::new(), 0);
     let mut ranges: Vec<std::ops::Range<usize>> = std::iter::once(0..rows.len()).collect();
     let (mut is_any_accepted, mut failed) = (false, Vec::new());
     while let Some(range) = ranges.pop() {
@@ -242,9 +262,10 @@ pub async fn append_accepted(
             continue;
         }
         connection.run("savepoint rows").await?;
-        match append_parts(connection, dataset, &[(rows, range.clone())], noting).await {
-            Ok(()) => {
+        match append_parts(connection, dataset, &[(rows, range.clone())], noting, way).await {
+            Ok(gone) => {
                 is_any_accepted = true;
+                removed += gone;
                 // What failed before may have passed meanwhile: another process makes tables anew. Only a row that fails while
                 // the table accepts others is the cause.
                 ranges.extend(failed.drain(..).map(|(range, _)| range));
@@ -273,43 +294,81 @@ pub async fn append_accepted(
     }
     match failed.into_iter().next() {
         Some((_, error)) => Err(error),
-        None => Ok(refused),
+        None => Ok(Accepted { refused, removed }),
     }
 }
 
 /// Inside a transaction: appends rows to a master table. Their load id must be set. The rows are noted for the model; a caller
-/// that notes days marks them itself.
+/// that notes days marks them itself. Returns how many rows were removed: rows that were replaced, and rows among these that are
+/// outdated.
 ///
 /// # Errors
 /// If the database refuses a row or fails.
-pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Rows], noting: Noting) -> StoreResult<()> {
+pub async fn append(connection: &mut Connection, dataset: &Dataset, rows: &[&Rows], noting: Noting, way: Way) -> StoreResult<u64> {
     let parts: Vec<Part<'_>> = rows.iter().map(|rows| (*rows, 0..rows.len())).collect();
-    append_parts(connection, dataset, &parts, noting).await
+    append_parts(connection, dataset, &parts, noting, way).await
 }
 
 /// A range of encoded rows.
-type Part<'r> = (&'r Rows, std::ops::Range<usize>);
+pub(super) type Part<'r> = (&'r Rows, std::ops::Range<usize>);
 
-async fn append_parts(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>], noting: Noting) -> StoreResult<()> {
+async fn append_parts(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    parts: &[Part<'_>],
+    noting: Noting,
+    way: Way,
+) -> StoreResult<u64> {
     if parts.iter().all(|(_, range)| range.is_empty()) {
-        return Ok(());
+        return Ok(0);
     }
+    match way {
+        Way::Append => insert_noted(connection, dataset, parts, noting).await.map(|()| 0),
+        Way::Upsert(writing) => stream_upsert::write(connection, dataset, parts, noting, writing).await,
+    }
+}
+
+/// Inserts rows into the master and notes them.
+async fn insert_noted(connection: &mut Connection, dataset: &Dataset, parts: &[Part<'_>], noting: Noting) -> StoreResult<()> {
     let table = RawTable::Master.of(connection.dialect(), dataset);
     let last = match (connection.dialect(), noting) {
         (Dialect::Sqlite, Noting::Rows) => Some(model::last_row(connection, dataset).await?),
         _ => None,
     };
-    let Connection { kind, watch, .. } = &mut *connection;
-    match kind {
-        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, &table, parts, noting)).await?,
-        Kind::Sqlite(connection) => {
-            let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
-            watch.answer(insert_bound(connection, dataset, &table, &parts)).await?;
-        }
-    }
+    insert_into(connection, dataset, &table, parts, noting).await?;
     match last {
         Some(last) => model::note_rows_after(connection, dataset, last).await,
         None => Ok(()),
+    }
+}
+
+/// Inserts rows into another table that has the master's columns.
+///
+/// # Errors
+/// If the database fails.
+pub(super) async fn insert_parts(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    table: &str,
+    parts: &[Part<'_>],
+) -> StoreResult<()> {
+    insert_into(connection, dataset, table, parts, Noting::Days).await
+}
+
+async fn insert_into(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    table: &str,
+    parts: &[Part<'_>],
+    noting: Noting,
+) -> StoreResult<()> {
+    let Connection { kind, watch, .. } = &mut *connection;
+    match kind {
+        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, table, parts, noting)).await,
+        Kind::Sqlite(connection) => {
+            let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
+            watch.answer(insert_bound(connection, dataset, table, &parts)).await
+        }
     }
 }
 
@@ -321,12 +380,14 @@ async fn insert_array(
     parts: &[Part<'_>],
     noting: Noting,
 ) -> StoreResult<()> {
-    let row_type = row_type(connection, dataset, table).await?;
+    // Of the master, also for rows of another table: a statement that is prepared stays valid when a temporary table goes.
+    let master = RawTable::Master.of(Dialect::Postgres, dataset);
+    let row_type = row_type(connection, dataset, &master).await?;
     let tuples: Vec<&[u8]> = parts.iter().map(|(rows, range)| postgres(rows).slice(range.clone())).collect();
     let mut arguments = PgArguments::default();
     arguments.add(RowArray::new(&tuples, &row_type)).map_err(sqlx::Error::Encode)?;
     let columns = raw_column_list(dataset);
-    let insert = format!("insert into {table} ({columns}) select {columns} from unnest($1::{table}[])");
+    let insert = format!("insert into {table} ({columns}) select {columns} from unnest($1::{master}[])");
     let sql = match noting {
         Noting::Rows => model::noted(dataset, &insert, 1),
         Noting::Days => insert,

@@ -301,6 +301,8 @@ pub struct LoadProgress<'a> {
     pub id: i64,
     /// Only `loaded` and `rejected` are added.
     pub counts: Counts,
+    /// Rows that were removed, see [`append`](super::append::append).
+    pub removed: u64,
     pub end: Option<LoadEnd<'a>>,
 }
 
@@ -323,11 +325,13 @@ pub struct LoadEnd<'a> {
 pub struct ClosedLoad {
     pub id: i64,
     pub counts: Counts,
+    /// Rows that it has removed.
+    pub removed: u64,
     pub error: Option<String>,
 }
 
 /// The columns of a [`ClosedLoad`].
-const CLOSED_COLUMNS: &str = "id, records_read, rows_loaded, rows_rejected, records_skipped, error";
+const CLOSED_COLUMNS: &str = "id, records_read, rows_loaded, rows_rejected, records_skipped, error, coalesce(rows_removed, 0)";
 
 /// How many of a load's records the ledger accounts for.
 const ACCOUNTED: &str = "rows_loaded + rows_rejected + records_skipped";
@@ -361,7 +365,7 @@ pub async fn advance(connection: &mut Connection, loads: &[LoadProgress<'_>]) ->
         let ids = id_list(before.into_iter());
         let sql = format!(
             "select {CLOSED_COLUMNS} from {table} where id in ({ids}) and status in ('loaded', 'failed') \
-             union all select id, 0, 0, 0, 0, null from {table} where id in ({ids}) and status = 'unloaded'"
+             union all select id, 0, 0, 0, 0, null, 0 from {table} where id in ({ids}) and status = 'unloaded'"
         );
         closed.extend(connection.fetch(sql, &[]).await?.iter().map(|row| ClosedLoad::of(row)));
     }
@@ -380,7 +384,8 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
             let (records, bytes) = load.end.map_or((Arg::Int(None), Arg::Int(None)), |end| (int(end.records), int(end.bytes)));
             let [error, host] = [load.end.and_then(|end| end.error), load.end.and_then(|end| end.host)].map(Arg::Text);
             let (id, sha256) = (Arg::Int(Some(load.id)), Arg::Text(sha256.as_deref()));
-            [id, int(load.counts.loaded), int(load.counts.rejected), records, bytes, error, sha256, host]
+            let [loaded, rejected, removed] = [load.counts.loaded, load.counts.rejected, load.removed].map(int);
+            [id, loaded, rejected, removed, records, bytes, error, sha256, host]
         })
         .collect();
     let adds = "(v.loaded > 0 or v.rejected > 0)";
@@ -389,8 +394,9 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
     let ends = format!("v.bytes is not null and (l.status = 'loading' or l.bytes is not null and ({adds} or not ({is_same_end})))");
     let outgrows = format!("l.status = 'loaded' and {adds}");
     let sql = format!(
-        "with v (id, loaded, rejected, records_read, bytes, error, sha256, host) as (values {values}) \
+        "with v (id, loaded, rejected, removed, records_read, bytes, error, sha256, host) as (values {values}) \
          update {table} as l set rows_loaded = l.rows_loaded + v.loaded, rows_rejected = l.rows_rejected + v.rejected, \
+         rows_removed = l.rows_removed + v.removed, \
          records_read = case when {ends} then v.records_read when {outgrows} then 0 \
          when l.status = 'failed' then l.records_read + v.loaded + v.rejected else l.records_read end, \
          bytes = case when {ends} then v.bytes when {outgrows} then null else l.bytes end, \
@@ -399,7 +405,7 @@ async fn add(connection: &mut Connection, table: &str, loads: &[LoadProgress<'_>
          finished_at = case when {ends} or {outgrows} then null else l.finished_at end, \
          status = case when {ends} or {outgrows} then 'loading' else l.status end \
          from v where l.id = v.id and l.status <> 'unloaded'",
-        values = connection.dialect().tuples(loads.len(), 8),
+        values = connection.dialect().tuples(loads.len(), 9),
     );
     connection.execute(sql, &args).await.map(drop)
 }
@@ -449,7 +455,7 @@ impl ClosedLoad {
     fn of(row: &[Field]) -> Self {
         let count = |column: usize| row[column].int().unsigned_abs();
         let counts = Counts { read: count(1), loaded: count(2), rejected: count(3), skipped: count(4) };
-        Self { id: row[0].int(), counts, error: row[5].text().map(str::to_owned) }
+        Self { id: row[0].int(), counts, removed: count(6), error: row[5].text().map(str::to_owned) }
     }
 }
 
@@ -519,7 +525,7 @@ mod tests {
         /// Adds this many loaded and rejected records, and an end. Returns the result of the load if it is told.
         async fn add(&mut self, loaded: u64, rejected: u64, end: Option<LoadEnd<'_>>) -> Option<Told> {
             let counts = Counts { read: loaded + rejected, loaded, rejected, skipped: 0 };
-            let progress = LoadProgress { id: self.id, counts, end };
+            let progress = LoadProgress { id: self.id, counts, removed: 0, end };
             let closed = advance(&mut self.connection, &[progress]).await.unwrap();
             assert!(closed.len() <= 1 && closed.iter().all(|closed| closed.id == self.id), "{closed:?}");
             closed.into_iter().next().map(told)

@@ -7,7 +7,7 @@ use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::sql::Dialect;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, StreamMode};
 
 /// Work that only one process may do at a time.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,8 @@ pub enum Lock<'a> {
     /// Refreshing the modelled tables of a dataset. The lock is taken before the rows are read, so that a later refresh sees at
     /// least the rows that the earlier one saw.
     Model(&'a str),
+    /// Writing rows of a dataset whose dropped records replace older ones.
+    Upsert(&'a str),
 }
 
 impl Lock<'_> {
@@ -27,6 +29,7 @@ impl Lock<'_> {
             Self::Schema => "dataloader schema".to_owned(),
             Self::Load => "dataloader load".to_owned(),
             Self::Model(dataset) => format!("dataloader model {dataset}"),
+            Self::Upsert(dataset) => format!("dataloader upsert {dataset}"),
         }
     }
 }
@@ -57,6 +60,7 @@ pub async fn release(connection: &mut Connection, lock: Lock<'_>) -> StoreResult
 
 /// Inside a transaction of the stream, first of all: locks the tables of the datasets that it writes to, by name. What the
 /// transaction then reads in the ledger holds until its end: whoever [holds a dataset still](super::model::hold_still) waits.
+/// Of the writers of a dataset whose records replace older ones, one goes on at a time.
 ///
 /// # Errors
 /// If the database fails.
@@ -64,6 +68,10 @@ pub async fn tables(connection: &mut Connection, datasets: &BTreeMap<&str, &Data
     if connection.dialect() == Dialect::Postgres {
         let tables: Vec<String> = datasets.values().map(|dataset| RawTable::Master.of(Dialect::Postgres, dataset)).collect();
         connection.run(format!("lock table {} in row exclusive mode", tables.join(", "))).await?;
+        // Not by a stronger lock of the table: a vacuum would wait for it, and it for a vacuum.
+        for (name, _) in datasets.iter().filter(|(_, dataset)| dataset.stream == StreamMode::Upsert) {
+            transaction(connection, Lock::Upsert(name)).await?;
+        }
     }
     Ok(())
 }

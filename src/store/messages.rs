@@ -151,17 +151,17 @@ pub async fn open_foreign(connection: &mut Connection, load_key: Uuid, dataset: 
     Ok(ForeignLoad { id, next_seq: next_seq.unsigned_abs(), next_ordinal: records_read.unsigned_abs() + 1 })
 }
 
-/// Adds the counts of more messages to the ledger row that [`open_foreign`] locked.
+/// Adds the counts of more messages to the ledger row that [`open_foreign`] locked, and the number of rows that they removed.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn book(connection: &mut Connection, load: ForeignLoad, counts: Counts, bytes: u64) -> StoreResult<()> {
+pub async fn book(connection: &mut Connection, load: ForeignLoad, counts: Counts, removed: u64, bytes: u64) -> StoreResult<()> {
     let loads = connection.dialect().table(Schema::Raw, "loads");
     let update = format!(
         "update {loads} set bytes = coalesce(bytes, 0) + $2, records_read = records_read + $3, rows_loaded = rows_loaded + $4, \
-         rows_rejected = rows_rejected + $5, records_skipped = records_skipped + $6 where id = $1"
+         rows_rejected = rows_rejected + $5, records_skipped = records_skipped + $6, rows_removed = rows_removed + $7 where id = $1"
     );
     let Counts { read, loaded, rejected, skipped } = counts;
-    let args = [Arg::Int(Some(load.id)), int(bytes), int(read), int(loaded), int(rejected), int(skipped)];
+    let args = [Arg::Int(Some(load.id)), int(bytes), int(read), int(loaded), int(rejected), int(skipped), int(removed)];
     connection.execute(update, &args).await.map(drop)
 }

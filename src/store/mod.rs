@@ -14,6 +14,7 @@ pub mod open_rejects; // records that could not be loaded
 pub mod rows; // rows encoded for each database
 pub mod schema; // creates and upgrades the tables
 pub mod sql; // the two dialects
+pub mod stream_upsert; // the stream's records replace older ones
 pub mod unload; // takes loads back
 pub mod upsert; // moves the delta into the master
 mod watch; // detects a server that no longer answers

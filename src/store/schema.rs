@@ -12,7 +12,8 @@ use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
 use super::sql::{Dialect, Schema, quote, raw_columns};
-use crate::dataset::{ColumnType, Dataset};
+use super::stream_upsert;
+use crate::dataset::{ColumnType, Dataset, StreamMode};
 
 static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations"));
 static SQLITE: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/sqlite"), "dataloader_migrations"));
@@ -27,8 +28,8 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
 }
 
 /// What to do about a missing day index. A batch load creates it by [`index_rows`] after the rows are inserted, which takes
-/// half as long as updating it row by row. Other commands that write or refresh need it at once. Only batch loads need the key
-/// index and create it.
+/// half as long as updating it row by row. Other commands that write or refresh need it at once. The key index is treated alike
+/// where dropped records replace older ones; otherwise only batch loads need it and create it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
@@ -188,7 +189,8 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
     for dataset in datasets {
         let statements = &mut plan.statements;
         let is_there = |index: &RawIndex| found_indexes.contains(&index.bare_name(dialect, dataset));
-        let mut is_indexed = is_there(&RawIndex::Day);
+        let mut is_indexed = true;
+        let mut has_messages = kept.contains_key(&dialect.bare_table(Schema::Dataloader, &stream_upsert::messages_name(dataset)));
         let make_index = match indexes {
             Indexes::Make => true,
             Indexes::MakeOverRows => {
@@ -207,7 +209,8 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         let old = known.get(&dataset.name);
         let is_missing = |table: &String| !modelled.contains_key(&dialect.bare_table(Schema::Modelled, table));
         if old != Some(&definition) || model::table_names(dataset).iter().any(is_missing) {
-            if old.is_some_and(|old| !old.is_empty() && *old != definition) {
+            let has_model = |old: &&String| !old.is_empty() && !old.starts_with(';');
+            if old.filter(has_model).is_some_and(|old| *old != definition) {
                 plan.replaced.push(dataset.name.clone());
             }
             if dialect == Dialect::Postgres {
@@ -219,6 +222,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             let outdated = [RawIndex::Day, RawIndex::Key].into_iter().filter(is_there);
             statements.extend(outdated.map(|index| format!("drop index {}", index.name(dialect, dataset))));
             is_indexed = false;
+            has_messages = false;
             statements.extend(model::replace(dialect, dataset, old.map(String::as_str), kept.keys()));
             let name = &dataset.name;
             // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
@@ -234,10 +238,15 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
                 let raw = dialect.table(Schema::Raw, &dataset.name);
                 statements.push(format!("lock table {raw} in share row exclusive mode"));
             }
+            has_messages = false;
             statements.extend(model::replace_notes(dialect, dataset, kept.keys()));
         }
-        if !is_indexed && make_index {
-            statements.extend(RawIndex::Day.create(dialect, dataset));
+        if dataset.stream == StreamMode::Upsert && !has_messages {
+            statements.extend(stream_upsert::create_messages(dialect, dataset));
+        }
+        let wanted = [Some(RawIndex::Day), (dataset.stream == StreamMode::Upsert).then_some(RawIndex::Key)];
+        for index in wanted.into_iter().flatten().filter(|index| make_index && !(is_indexed && is_there(index))) {
+            statements.extend(index.create(dialect, dataset));
         }
     }
     Ok(plan)
@@ -300,22 +309,19 @@ pub async fn index_rows(connection: &mut Connection, dataset: &Dataset) -> Store
 enum RawIndex {
     /// By the day: the refresh of a day, and a batch load whose keys contain the day, read only the rows of that day.
     Day,
-    /// By the key, for datasets whose keys do not contain the day: a small batch load finds the rows that it replaces. PostgreSQL
-    /// indexes a hash, because keys may be longer than an entry of an index.
+    /// By the key, for datasets whose keys do not contain the day, or whose dropped records replace older ones: a small load finds
+    /// the rows that it replaces. PostgreSQL indexes a hash, because keys may be longer than an entry of an index.
     Key,
 }
 
 impl RawIndex {
     /// The statement that creates the index, if the dataset needs it.
     fn create(self, dialect: Dialect, dataset: &Dataset) -> Option<String> {
-        let day = dataset.day_column()?;
+        let is_by_key = dataset.stream == StreamMode::Upsert || dataset.day.is_some_and(|day| !dataset.key.contains(&day));
         let expression = match self {
-            Self::Day => format!("({})", dialect.day(day)),
-            Self::Key if dataset.day.is_some_and(|day| dataset.key.contains(&day)) => return None,
-            Self::Key => dialect.key_hash(dataset).unwrap_or_else(|| {
-                let keys: Vec<String> = dataset.key.iter().map(|column| quote(&dataset.columns[*column].name)).collect();
-                keys.join(", ")
-            }),
+            Self::Day => format!("({})", dialect.day(dataset.day_column()?)),
+            Self::Key if is_by_key => dialect.key_index(dataset),
+            Self::Key => return None,
         };
         let name = quote(&self.bare_name(dialect, dataset));
         // Another process may have created it while this one waited for the table.

@@ -95,6 +95,20 @@ impl Dialect {
         (self == Self::Postgres).then(|| format!("hash_record_extended(row({}), 0)", keys.join(", ")))
     }
 
+    /// What the key index of a table has of a row: the hash of its key, or the key's columns.
+    pub fn key_index(self, dataset: &Dataset) -> String {
+        let keys = || dataset.key.iter().map(|column| quote(&dataset.columns[*column].name)).collect::<Vec<_>>().join(", ");
+        self.key_hash(dataset).unwrap_or_else(keys)
+    }
+
+    /// A UUID as a value of its column's type.
+    pub fn uuid_literal(self, uuid: uuid::Uuid) -> String {
+        match self {
+            Self::Postgres => format!("'{uuid}'::uuid"),
+            Self::Sqlite => format!("'{uuid}'"),
+        }
+    }
+
     /// Compares two expressions; nulls are equal. PostgreSQL can neither hash this comparison nor use an index for it, so it is
     /// not for large joins.
     pub fn same(self, left: &str, right: &str) -> String {

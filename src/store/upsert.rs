@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::model::{self, Noting};
 use super::schema::{self, has_rows};
 use super::sql::{Day, Dialect, Schema, day_literals, quote};
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, StreamMode};
 
 /// Inside a transaction: empties the delta.
 ///
@@ -31,6 +33,8 @@ pub struct Brought<'a> {
     pub rows: u64,
     /// The days of the rows.
     pub days: &'a BTreeSet<Day>,
+    /// The latest load key of its files.
+    pub load_key: Uuid,
 }
 
 /// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. The model
@@ -47,8 +51,8 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Bro
     }
     let noting = Noting::of(dataset, brought.rows);
     let replaced = match has_rows(connection, &master).await? {
+        _ if dataset.day.is_none() => replace_all(connection, dataset, &master, brought.load_key).await?,
         false => 0,
-        true if dataset.day.is_none() => connection.run(format!("delete from {master}")).await?,
         true => delete_same_keys(connection, dataset, brought, noting).await?,
     };
     model::insert_from(connection, dataset, &delta, brought.days.iter().copied(), noting).await?;
@@ -76,9 +80,20 @@ pub async fn keep_latest(connection: &mut Connection, dataset: &Dataset) -> Stor
     connection.run(sql).await
 }
 
-/// How the master's rows with the delta's keys are found.
+/// Deletes all rows of a dataset without a day. Returns their number.
+async fn replace_all(connection: &mut Connection, dataset: &Dataset, master: &str, load_key: Uuid) -> StoreResult<u64> {
+    if dataset.stream == StreamMode::Upsert {
+        // Records of earlier drops that are still to come are outdated.
+        let datasets = connection.dialect().table(Schema::Dataloader, "datasets");
+        let args = [Arg::Text(Some(&dataset.name)), Arg::Uuid(load_key)];
+        connection.execute(format!("update {datasets} set replaced_by = $2 where name = $1"), &args).await?;
+    }
+    connection.run(format!("delete from {master}")).await
+}
+
+/// How the master's rows of some keys are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Search {
+pub(super) enum Search {
     /// All rows of the master are read.
     Scan,
     /// The rows of the delta's days are read: a list of SQL literals.
@@ -126,9 +141,10 @@ async fn delete_same_keys(
     let search = Search::choose(connection, dataset, brought).await?;
     tracing::debug!(dataset = dataset.name, ?search, "rows of the same keys are searched");
     let mut replaced = 0;
-    let patterns = same_key(connection, dataset, &search).await?;
+    let delta = RawTable::Delta.of(dialect, dataset);
+    let patterns = same_key(connection, dataset, &search, &delta).await?;
     if dialect == Dialect::Postgres {
-        connection.run(planning(&search, &RawTable::Delta.of(dialect, dataset))).await?;
+        connection.run(planning(&search, &delta)).await?;
     }
     for condition in patterns {
         replaced += delete_where(connection, dataset, &search, &condition, noting).await?;
@@ -141,7 +157,7 @@ async fn delete_same_keys(
 
 /// PostgreSQL: the statements before the search. After a large load there may be no statistics of the master; then the planner
 /// would not expect the indexes to be of use.
-fn planning(search: &Search, delta: &str) -> String {
+pub(super) fn planning(search: &Search, delta: &str) -> String {
     match search {
         // Statistics let the planner choose a hash join. A sample of 3,000 rows instead of 30,000 is enough to see that the
         // keys differ.
@@ -151,7 +167,7 @@ fn planning(search: &Search, delta: &str) -> String {
     }
 }
 
-const PLANNING_AS_USUAL: &str = "set local enable_seqscan to default; set local enable_nestloop to default; \
+pub(super) const PLANNING_AS_USUAL: &str = "set local enable_seqscan to default; set local enable_nestloop to default; \
      set local enable_mergejoin to default; set local default_statistics_target to default";
 
 /// Deletes the master's rows of a condition. Returns their number.
@@ -175,12 +191,16 @@ async fn delete_where(
     model::delete(connection, dataset, &master, condition, noting).await
 }
 
-/// Conditions on a master row, one for each combination of nulls in the delta's keys. Together they match the rows whose key is
-/// in the delta, where nulls are equal. Each compares the columns that are not null by plain equality, which both databases can
+/// Conditions on a row, one for each combination of nulls in the keys of `delta`, which is a table or a query with the key's
+/// columns. Together they match the rows whose key is in the delta, where nulls are equal. Each compares the columns that are not null by plain equality, which both databases can
 /// hash or index. `IS NOT DISTINCT FROM` would compare every row with every other row.
-async fn same_key(connection: &mut Connection, dataset: &Dataset, search: &Search) -> StoreResult<Vec<String>> {
+pub(super) async fn same_key(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    search: &Search,
+    delta: &str,
+) -> StoreResult<Vec<String>> {
     let dialect = connection.dialect();
-    let delta = RawTable::Delta.of(dialect, dataset);
     let keys: Vec<String> = dataset.key.iter().map(|k| quote(&dataset.columns[*k].name)).collect();
     let nullable: Vec<usize> = (0..keys.len()).filter(|i| !dataset.columns[dataset.key[*i]].required).collect();
     let mut patterns = vec![vec![false; keys.len()]];
@@ -208,7 +228,7 @@ async fn same_key(connection: &mut Connection, dataset: &Dataset, search: &Searc
     }
     let conditions = patterns.iter().map(|pattern| {
         let searched = searched.iter().cloned();
-        searched.chain([condition(&keys, pattern, &delta)]).collect::<Vec<_>>().join(" and ")
+        searched.chain([condition(&keys, pattern, delta)]).collect::<Vec<_>>().join(" and ")
     });
     Ok(conditions.collect())
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::protocol::{ParsedContent, ParsedPiece};
-use crate::store::ledger::{self, ChunkLine, Counts};
+use super::writer::Added;
+use crate::store::ledger::{self, ChunkLine};
 use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use crate::store::{Connection, StoreResult};
 
@@ -90,11 +91,11 @@ impl ForeignLoads {
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Counts>) -> StoreResult<u64> {
+    pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Added>) -> StoreResult<u64> {
         let mut rejected = 0;
         for (load, bytes) in self.0.values() {
-            let counts = added.get(&load.id).copied().unwrap_or_default();
-            book(connection, *load, counts, *bytes).await?;
+            let Added { counts, removed } = added.get(&load.id).copied().unwrap_or_default();
+            book(connection, *load, counts, removed, *bytes).await?;
             rejected += counts.rejected;
         }
         Ok(rejected)

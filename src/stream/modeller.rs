@@ -209,7 +209,7 @@ impl Handler<Drain> for Modeller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{Column, ColumnType, Model};
+    use crate::dataset::{Column, ColumnType, Model, StreamMode};
 
     fn events() -> Arc<Dataset> {
         let at = Column { name: "at".to_owned(), column_type: ColumnType::Date, required: true };
@@ -220,6 +220,7 @@ mod tests {
             key: vec![0],
             day: Some(0),
             model: Model::default(),
+            stream: StreamMode::default(),
             menu: false,
         })
     }

@@ -120,6 +120,8 @@ pub struct LoadFinished {
     pub source: String,
     /// The counts of the file's records. For a published file only `read` is known.
     pub counts: Counts,
+    /// Rows that the load has removed. For a published file this is not known.
+    pub removed: u64,
     /// Why the file failed, if it did.
     pub error: Option<String>,
     /// Whether this was sent together with the file's end. If a file is read again, only its new end decides the result: before
@@ -135,6 +137,7 @@ impl From<Published> for LoadFinished {
             dataset: load.dataset.name.clone(),
             source: load.source.clone(),
             counts,
+            removed: 0,
             error: end.error,
             with_end: true,
         }

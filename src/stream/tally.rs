@@ -41,11 +41,11 @@ impl Actor for Tally {
 impl Handler<LoadFinished> for Tally {
     type Result = ();
 
-    fn handle(&mut self, LoadFinished { key, dataset, source, counts, error, .. }: LoadFinished, _: &mut Self::Context) {
+    fn handle(&mut self, LoadFinished { key, dataset, source, counts, removed, error, .. }: LoadFinished, _: &mut Self::Context) {
         if error.is_some() && !self.failed.insert(key) {
             return;
         }
-        self.summary.add_file(&dataset, counts, error.is_some(), self.started.elapsed());
+        self.summary.add_file(&dataset, counts, removed, error.is_some(), self.started.elapsed());
         match error {
             // Only the consumers know whether the records are valid.
             None if self.role == Role::Producer => tracing::info!(%dataset, file = %source, read = counts.read, "published"),

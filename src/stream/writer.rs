@@ -16,14 +16,15 @@ use super::modeller::Modeller;
 use super::parser::OnCrash;
 use super::protocol::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
 use super::stats::Stats;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, StreamMode};
 use crate::error::{Error, Result};
 use crate::record::chunk::ChunkBody;
 use crate::record::row::{Reject, RejectReason};
-use crate::store::append::{self, Refused};
+use crate::store::append::{self, Accepted, Refused, Way};
 use crate::store::ledger::{self, ClosedLoad, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
 use crate::store::lock;
 use crate::store::model::{self, Noting};
+use crate::store::stream_upsert::{Order, Writing};
 use crate::store::{Class, Connection, Day, Rows, StoreError, StoreResult, open_rejects};
 use crate::transport::piece::{FileEnd, Load};
 
@@ -48,8 +49,30 @@ enum WriteMode {
     RowByRow,
 }
 
-/// A chunk that was not loaded before, with the ledger id of its load.
-type FreshChunk<'a> = (i64, &'a mut ParsedChunk);
+/// A chunk that was not loaded before.
+#[derive(Debug)]
+struct FreshChunk<'a> {
+    /// The ledger id of its load, and the load's place among the others.
+    writing: Writing,
+    chunk: &'a mut ParsedChunk,
+}
+
+impl FreshChunk<'_> {
+    fn way(&self, dataset: &Dataset) -> Way {
+        match dataset.stream {
+            StreamMode::Append => Way::Append,
+            StreamMode::Upsert => Way::Upsert(self.writing),
+        }
+    }
+}
+
+/// What a transaction adds to a ledger row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Added {
+    pub counts: Counts,
+    /// Rows that were removed, see [`append::append`].
+    pub removed: u64,
+}
 
 /// What a transaction has to write, by the ledger ids of the loads.
 #[derive(Debug, Default)]
@@ -98,13 +121,13 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
     let id_of = |load: &Load| opened.get(&load.key).map(|load| load.id).or_else(|| foreign.id(load.key)).unwrap_or_default();
     let Work { fresh, ends, loads } = Work::of(pieces, &is_new, &mut grown, id_of);
 
-    let mut added: BTreeMap<i64, Counts> = BTreeMap::new();
+    let mut added: BTreeMap<i64, Added> = BTreeMap::new();
     for (dataset, chunks) in fresh.into_values() {
         let written = write_chunks(connection, dataset, chunks, mode, &mut added).await;
         let changed = written.map_err(|(id, error)| Failure { error, culprit: id.and_then(|id| loads.get(&id).cloned()) })?;
         committed.changed.extend(changed);
     }
-    committed.records = added.values().map(|counts| counts.read).sum();
+    committed.records = added.values().map(|added| added.counts.read).sum();
     // Ledger rows are updated last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
     let mut closed = Vec::new();
@@ -131,7 +154,8 @@ impl<'a> Work<'a> {
             let id = id_of(&piece.load);
             work.loads.insert(id, Arc::clone(&piece.load));
             match &mut piece.content {
-                ParsedContent::Chunk(chunk) | ParsedContent::Foreign { chunk, .. } if *is_new => work.add(id, &piece.load, chunk),
+                ParsedContent::Chunk(chunk) if *is_new => work.add(id, Order::Load(piece.load.key), &piece.load, chunk),
+                ParsedContent::Foreign { chunk, .. } if *is_new => work.add(id, Order::Message(Uuid::now_v7()), &piece.load, chunk),
                 ParsedContent::Chunk(_) | ParsedContent::Foreign { .. } => {}
                 ParsedContent::End(end) => {
                     let &FileEnd { records, bytes, ref error, sha256, ref host } = &*end;
@@ -141,14 +165,19 @@ impl<'a> Work<'a> {
             }
         }
         for (load, chunk) in grown {
-            work.add(id_of(load), load, chunk);
+            work.add(id_of(load), Order::Load(load.key), load, chunk);
+        }
+        for (_, chunks) in work.fresh.values_mut() {
+            // In the order of the loads, the chunks of each together.
+            chunks.sort_by_key(|fresh| fresh.writing.order);
         }
         work
     }
 
-    fn add(&mut self, id: i64, load: &Load, chunk: &'a mut ParsedChunk) {
+    fn add(&mut self, load_id: i64, order: Order, load: &Load, chunk: &'a mut ParsedChunk) {
         let of_dataset = self.fresh.entry(load.dataset.name.clone());
-        of_dataset.or_insert_with(|| (Arc::clone(&load.dataset), Vec::new())).1.push((id, chunk));
+        let fresh = FreshChunk { writing: Writing { load_id, order }, chunk };
+        of_dataset.or_insert_with(|| (Arc::clone(&load.dataset), Vec::new())).1.push(fresh);
     }
 }
 
@@ -162,18 +191,20 @@ async fn write_chunks(
     dataset: Arc<Dataset>,
     mut chunks: Vec<FreshChunk<'_>>,
     mode: WriteMode,
-    added: &mut BTreeMap<i64, Counts>,
+    added: &mut BTreeMap<i64, Added>,
 ) -> Result<Option<ModelChanged>, (Option<i64>, StoreError)> {
     let of_database = |error| (None, error);
-    let noting = Noting::of(&dataset, chunks.iter().map(|(_, chunk)| chunk.rows.len() as u64).sum());
-    let refused = append(connection, &dataset, &mut chunks, mode, noting).await?;
+    let noting = Noting::of(&dataset, chunks.iter().map(|fresh| fresh.chunk.rows.len() as u64).sum());
+    let accepted = append(connection, &dataset, &mut chunks, mode, noting).await?;
     let mut days = BTreeSet::new();
     let mut rows = 0;
-    for ((load_id, chunk), refused) in chunks.iter().zip(refused) {
+    for (FreshChunk { writing, chunk }, Accepted { refused, removed }) in chunks.iter().zip(accepted) {
         let rejects = all_rejects(chunk, refused);
-        open_rejects::insert(connection, *load_id, &dataset, &rejects).await.map_err(of_database)?;
+        open_rejects::insert(connection, writing.load_id, &dataset, &rejects).await.map_err(of_database)?;
         let counts = counts(chunk, &rejects);
-        *added.entry(*load_id).or_default() += counts;
+        let added = added.entry(writing.load_id).or_default();
+        added.counts += counts;
+        added.removed += removed;
         rows += counts.loaded;
         days.extend(chunk.days.iter().map(|day| Day(*day)));
     }
@@ -202,10 +233,14 @@ fn counts(chunk: &ParsedChunk, rejects: &[Reject]) -> Counts {
 /// its last records may have been added by another writer.
 fn progress<'a>(
     ids: impl Iterator<Item = i64>,
-    added: &BTreeMap<i64, Counts>,
+    added: &BTreeMap<i64, Added>,
     ends: &HashMap<i64, LoadEnd<'a>>,
 ) -> Vec<LoadProgress<'a>> {
-    ids.map(|id| LoadProgress { id, counts: added.get(&id).copied().unwrap_or_default(), end: ends.get(&id).copied() }).collect()
+    ids.map(|id| {
+        let Added { counts, removed } = added.get(&id).copied().unwrap_or_default();
+        LoadProgress { id, counts, removed, end: ends.get(&id).copied() }
+    })
+    .collect()
 }
 
 fn finished(closed: ClosedLoad, loads: &HashMap<i64, Arc<Load>>, ends: &HashMap<i64, LoadEnd<'_>>) -> LoadFinished {
@@ -215,6 +250,7 @@ fn finished(closed: ClosedLoad, loads: &HashMap<i64, Arc<Load>>, ends: &HashMap<
         dataset: load.dataset.name.clone(),
         source: load.source.clone(),
         counts: closed.counts,
+        removed: closed.removed,
         error: closed.error,
         with_end: ends.contains_key(&closed.id),
     }
@@ -232,7 +268,7 @@ async fn open_loads(connection: &mut Connection, pieces: &[ParsedPiece]) -> Stor
     Ok(loads.into_keys().zip(opened).collect())
 }
 
-/// Appends the rows of one dataset's chunks. Returns for each chunk the rows that the database refused.
+/// Appends the rows of one dataset's chunks. Returns for each chunk the rows that the database refused, and how many it removed.
 ///
 /// # Errors
 /// If the database fails. The load is given if only its rows cause the error, while the table accepts other rows.
@@ -242,26 +278,34 @@ async fn append(
     chunks: &mut [FreshChunk<'_>],
     mode: WriteMode,
     noting: Noting,
-) -> Result<Vec<Vec<Refused>>, (Option<i64>, StoreError)> {
-    for (load_id, chunk) in chunks.iter_mut() {
-        chunk.rows.set_load(*load_id);
+) -> Result<Vec<Accepted>, (Option<i64>, StoreError)> {
+    for FreshChunk { writing, chunk } in chunks.iter_mut() {
+        chunk.rows.set_load(writing.load_id);
     }
-    let mut refused = vec![Vec::new(); chunks.len()];
+    let mut accepted = vec![Accepted::default(); chunks.len()];
     match mode {
         WriteMode::Bulk => {
-            let rows: Vec<&Rows> = chunks.iter().map(|(_, chunk)| &chunk.rows).collect();
-            append::append(connection, dataset, &rows, noting).await.map_err(|error| (None, error))?;
+            let mut first = 0;
+            // All loads together, or one load after the other.
+            let together =
+                |a: &FreshChunk<'_>, b: &FreshChunk<'_>| dataset.stream == StreamMode::Append || a.writing.order == b.writing.order;
+            for chunks in chunks.chunk_by(together) {
+                let rows: Vec<&Rows> = chunks.iter().map(|fresh| &fresh.chunk.rows).collect();
+                let removed = append::append(connection, dataset, &rows, noting, chunks[0].way(dataset)).await;
+                accepted[first].removed = removed.map_err(|error| (None, error))?;
+                first += chunks.len();
+            }
         }
         WriteMode::RowByRow => {
             let (mut remaining, mut is_any_accepted): (Vec<usize>, _) = ((0..chunks.len()).collect(), false);
             while !remaining.is_empty() {
                 let (may_blame, mut failed) = (is_any_accepted, Vec::new());
                 for i in remaining {
-                    let (load_id, chunk) = &chunks[i];
-                    match append::append_accepted(connection, dataset, &chunk.rows, noting).await {
+                    let FreshChunk { writing: Writing { load_id, .. }, chunk } = &chunks[i];
+                    match append::append_accepted(connection, dataset, &chunk.rows, noting, chunks[i].way(dataset)).await {
                         Ok(rows) => {
-                            is_any_accepted |= rows.len() < chunk.rows.len();
-                            refused[i] = rows;
+                            is_any_accepted |= rows.refused.len() < chunk.rows.len();
+                            accepted[i] = rows;
                         }
                         Err(error) if error.is_of_a_row() => return Err((Some(*load_id), error)),
                         Err(error) if matches!(error.class(), Class::Changed | Class::Other) => match may_blame {
@@ -279,7 +323,7 @@ async fn append(
             }
         }
     }
-    Ok(refused)
+    Ok(accepted)
 }
 
 /// The reject for a refused row. A chunk's rows are its records in order, without the records that were rejected before.
@@ -420,7 +464,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::dataset::{Column, ColumnType, Model};
+    use crate::dataset::{Column, ColumnType, Model, StreamMode};
     use crate::record::parse::{DayRange, Parser};
     use crate::record::split::Splitter;
     use crate::store::Dialect;
@@ -435,6 +479,7 @@ mod tests {
             key: vec![0],
             day: None,
             model: Model::default(),
+            stream: StreamMode::default(),
             menu: false,
         };
         Arc::new(Load { key: Uuid::from_u128(key), dataset: Arc::new(dataset), source: format!("{key}.json") })
@@ -492,7 +537,9 @@ mod tests {
         let fresh: Vec<(&str, i64, String)> = work
             .fresh
             .iter()
-            .flat_map(|(name, (_, chunks))| chunks.iter().map(move |(id, chunk)| (name.as_str(), *id, text(chunk))))
+            .flat_map(|(name, (_, chunks))| {
+                chunks.iter().map(move |fresh| (name.as_str(), fresh.writing.load_id, text(fresh.chunk)))
+            })
             .collect();
         let expected = [("events", 10, 2), ("events", 20, 6), ("orgs", 30, 1), ("orgs", 40, 4)];
         assert_eq!(fresh, expected.map(|(dataset, load, id)| (dataset, load, format!("{{\"id\":{id}}}"))));
@@ -529,15 +576,17 @@ mod tests {
 
     #[test]
     fn a_load_that_gets_no_records_goes_on_too_and_only_its_own_end_is_told() {
-        let added = BTreeMap::from([(10, Counts { read: 3, loaded: 2, rejected: 1, skipped: 0 })]);
+        let counts = Counts { read: 3, loaded: 2, rejected: 1, skipped: 0 };
+        let added = BTreeMap::from([(10, Added { counts, removed: 7 })]);
         let ends = HashMap::from([(20, LoadEnd { records: 5, bytes: 9, error: None, sha256: None, host: None })]);
         let progress = progress([10, 20].into_iter(), &added, &ends);
         assert_eq!((progress[0].id, progress[0].counts.loaded, progress[0].end.is_none()), (10, 2, true));
+        assert_eq!((progress[0].removed, progress[1].removed), (7, 0));
         assert_eq!((progress[1].id, progress[1].counts), (20, Counts::default()));
         assert_eq!(progress[1].end.map(|end| end.records), Some(5));
 
         let loads = HashMap::from([(10, load(1, "events")), (20, load(2, "orgs"))]);
-        let closed = |id| ClosedLoad { id, counts: Counts::default(), error: None };
+        let closed = |id| ClosedLoad { id, counts: Counts::default(), removed: 0, error: None };
         let (without, with) = (finished(closed(10), &loads, &ends), finished(closed(20), &loads, &ends));
         assert_eq!((without.source.as_str(), without.with_end), ("1.json", false));
         assert_eq!((with.source.as_str(), with.dataset.as_str(), with.with_end), ("2.json", "orgs", true));

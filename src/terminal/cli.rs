@@ -195,7 +195,7 @@ impl LoadArgs {
 /// Watches the inbox and loads every file dropped there (the default command)
 ///
 /// Files in `<inbox>/<dataset>/` are claimed, loaded and moved to processed/ or failed/ there. Rows are appended: a file that is
-/// dropped twice is loaded twice. Interrupt once to finish what is in flight and exit, twice to exit at once.
+/// dropped twice is loaded twice, but for datasets with `stream = "upsert"`. Interrupt once to finish what is in flight and exit, twice to exit at once.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -39,6 +39,7 @@ mod amqp; // RabbitMQ between reader and parsers
 // Stream, in the order in which a file meets it.
 mod stream_once; // what the inbox holds, then an end
 mod stream_watch; // files that arrive while it runs: which, when, and where they go
+mod stream_upsert; // records that replace those of their keys
 mod stream_files; // files that cannot be read, grow, change, or take long to move
 mod stream_rejects; // records and files that cannot be loaded
 mod stream_model; // the modelled tables follow; other commands beside the pipeline

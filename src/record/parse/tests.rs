@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, Model};
+use crate::dataset::{Column, Model, StreamMode};
 use crate::record::chunk::Framing;
 
 /// A dataset with the columns `name:type`; `!` after the type means required. The day column is `at`.
@@ -27,6 +27,7 @@ fn dataset(columns: &str) -> Arc<Dataset> {
         key: vec![0],
         day,
         model: Model::default(),
+        stream: StreamMode::default(),
         menu: false,
     })
 }

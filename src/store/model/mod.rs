@@ -19,7 +19,7 @@ pub use refresh::{Refreshed, hold_still, refresh, refresh_within};
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
 use super::sql::{Day, Dialect, Schema, quote};
-use crate::dataset::{ColumnType, Dataset, FactColumns, FactView};
+use crate::dataset::{ColumnType, Dataset, FactColumns, FactView, StreamMode};
 
 /// Which days a refresh recomputes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,9 +123,13 @@ impl ModelTable<'_> {
 /// The definition that the modelled tables are made for: their names, then everything that their rows depend on. It contains
 /// only identifiers, spaces, commas and semicolons.
 pub fn definition(dataset: &Dataset) -> String {
-    let Some(day) = dataset.day_column() else { return String::new() };
     let name = |index: &usize| dataset.columns[*index].name.clone();
     let key: Vec<String> = dataset.key.iter().map(name).collect();
+    let Some(day) = dataset.day_column() else {
+        // There is nothing modelled, but an index of the keys.
+        let is_by_key = dataset.stream == StreamMode::Upsert;
+        return if is_by_key { format!(";key {}", key.join(",")) } else { String::new() };
+    };
     let distinct: Vec<String> =
         dataset.model.distinct.iter().map(|(as_name, column)| format!("{as_name} {}", name(column))).collect();
     let view = match &dataset.model.fact_view {

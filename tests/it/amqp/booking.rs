@@ -87,7 +87,7 @@ fn messages_are_booked_one_after_the_other_on_one_row(sandbox: &Sandbox) {
                 ChunkLine { load_id: load.id, seq: load.next_seq, first_ordinal: load.next_ordinal, records: 5, digest: [0; 16] };
             insert_chunks(&mut connection, &[line]).await.expect("written");
             let counts = Counts { read: 5, loaded: 3, rejected: 2, skipped: 0 };
-            book(&mut connection, load, counts, 100).await.expect("booked");
+            book(&mut connection, load, counts, 0, 100).await.expect("booked");
             connection.commit().await.expect("committed");
         }
     });

@@ -136,8 +136,13 @@ impl Sandbox {
             ),
             (
                 "rows are missing or doubled",
-                "SELECT l.id, l.rows_loaded FROM {raw.loads} l WHERE l.rows_loaded <> (SELECT count(*) FROM {raw.events} e \
-                 WHERE e._load_id = l.id) + (SELECT count(*) FROM {raw.orgs} o WHERE o._load_id = l.id)",
+                "SELECT l.id, l.rows_loaded FROM {raw.loads} l WHERE l.dataset = 'events' \
+                 AND l.rows_loaded <> (SELECT count(*) FROM {raw.events} e WHERE e._load_id = l.id)",
+            ),
+            (
+                "the rows of a dataset whose records replace older ones are not those loaded less those removed",
+                "SELECT sum(l.rows_loaded), sum(l.rows_removed) FROM {raw.loads} l WHERE l.dataset = 'orgs' \
+                 HAVING sum(l.rows_loaded) - sum(l.rows_removed) <> (SELECT count(*) FROM {raw.orgs})",
             ),
             (
                 "rejects are missing or doubled",

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, ColumnType, Model};
+use crate::dataset::{Column, ColumnType, Model, StreamMode};
 use crate::record::chunk::CHUNK_RECORDS;
 
 fn dataset(name: &str) -> Arc<Dataset> {
@@ -15,6 +15,7 @@ fn dataset(name: &str) -> Arc<Dataset> {
         key: vec![0],
         day: None,
         model: Model::default(),
+        stream: StreamMode::default(),
         menu: false,
     })
 }

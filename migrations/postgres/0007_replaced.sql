@@ -1,0 +1,3 @@
+-- The key of the latest batch load that replaced all rows of a dataset whose dropped records replace older ones: records of earlier
+-- drops that come later are outdated.
+alter table dataloader.datasets add column replaced_by uuid;
