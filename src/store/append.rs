@@ -101,6 +101,8 @@ impl WaitingRows {
 /// From this many rows on, a COPY is faster than an INSERT. Its end follows its data in a separate packet, which TCP holds back
 /// until the server has acknowledged the data, by default 40 ms later.
 const COPY_ROWS: usize = 10_000;
+/// The same for a stream, whose other writer works during that wait: a COPY costs the server a third less time than an INSERT.
+const SHARED_COPY_ROWS: usize = 4_000;
 
 impl<'c> Appender<'c> {
     /// Begins the append. With `stage_dir`, the rows are written to a file in that directory, and a PostgreSQL server that
@@ -364,12 +366,30 @@ async fn insert_into(
 ) -> StoreResult<()> {
     let Connection { kind, watch, .. } = &mut *connection;
     match kind {
+        Kind::Postgres(connection) if noting == Noting::Days && row_count(parts) >= SHARED_COPY_ROWS => {
+            watch.answer(copy_parts(connection, dataset, table, parts)).await
+        }
         Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, table, parts, noting)).await,
         Kind::Sqlite(connection) => {
             let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
             watch.answer(insert_bound(connection, dataset, table, &parts)).await
         }
     }
+}
+
+fn row_count(parts: &[Part<'_>]) -> usize {
+    parts.iter().map(|(_, range)| range.len()).sum()
+}
+
+/// Appends rows by one COPY.
+async fn copy_parts(connection: &mut PgConnection, dataset: &Dataset, table: &str, parts: &[Part<'_>]) -> StoreResult<()> {
+    let mut copy = copy(connection, dataset, table, &[]).await?;
+    for (rows, range) in parts {
+        copy.send(postgres(rows).slice(range.clone())).await?;
+    }
+    copy.send(COPY_TRAILER).await?;
+    copy.finish().await?;
+    Ok(())
 }
 
 /// Inserts rows by one statement with one argument, which is [faster than a COPY](COPY_ROWS) of few rows.

@@ -74,9 +74,9 @@ fn with_eves(count: usize, eves: &[usize]) -> (String, Vec<usize>) {
 
 fn a_record_that_the_database_refuses_is_a_reject_of_its_own(sandbox: &Sandbox) {
     forbid_eve(sandbox);
-    // The first and the last of the file, two neighbours, one of another chunk; and one that does not parse in between.
-    let eves = [1, 500, 501, 1_700, 2_499];
-    let (mut text, mut offsets) = with_eves(2_499, &eves);
+    // The first and the last of a file that goes by COPY, two neighbours, one of another chunk; and one that does not parse.
+    let eves = [1, 500, 501, 1_700, 6_499];
+    let (mut text, mut offsets) = with_eves(6_499, &eves);
     let fourth = offsets[3];
     text.insert_str(fourth, "{}\n");
     offsets[3] += 3;
@@ -84,7 +84,7 @@ fn a_record_that_the_database_refuses_is_a_reject_of_its_own(sandbox: &Sandbox) 
     sandbox.drop_in("events", "a.jsonl", &text);
     sandbox.drop_in("events", "b.jsonl", many_events(10, "ben"));
     let summary = sandbox.run_once().code(3).json();
-    assert_eq!((&summary["datasets"][0]["loaded"], &summary["datasets"][0]["rejected"]), (&(2_494 + 10).into(), &6.into()));
+    assert_eq!((&summary["datasets"][0]["loaded"], &summary["datasets"][0]["rejected"]), (&(6_494 + 10).into(), &6.into()));
     assert_eq!(sandbox.lines("SELECT count(*) FROM {raw.events} WHERE username = 'eve'"), ["0"]);
     let expected = [
         format!("1|{}|constraint", offsets[0]),
@@ -92,7 +92,7 @@ fn a_record_that_the_database_refuses_is_a_reject_of_its_own(sandbox: &Sandbox) 
         format!("501|{}|constraint", offsets[2]),
         format!("1700|{fourth}|missing_required"),
         format!("1701|{}|constraint", offsets[3]),
-        format!("2500|{}|constraint", offsets[4]),
+        format!("6500|{}|constraint", offsets[4]),
     ];
     assert_eq!(sandbox.lines(REJECTS), expected);
     let details = sandbox.lines("SELECT DISTINCT detail FROM {raw.rejects} WHERE reason = 'constraint'");
