@@ -27,7 +27,7 @@ use crate::record::parse::DayRange;
 use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
-use crate::store::model;
+use crate::store::model::{self, Days};
 use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, upsert,
 };
@@ -89,12 +89,39 @@ const REJECT_BUFFER_BYTES: usize = 4 << 20;
 /// How many rejects the summary shows per dataset.
 const SHOWN_REJECTS: usize = 5;
 
-/// Loads the files and returns a summary.
+/// What a load that has changed the database leaves to its caller. It is complete without anything more.
+pub struct Session {
+    pub connection: Connection,
+    database: Database,
+    /// The datasets with days that changed in small steps.
+    busy: Vec<Arc<Dataset>>,
+}
+
+impl Session {
+    /// The error for the user.
+    pub fn explain(&self, error: StoreError) -> Error {
+        self.database.explain(error)
+    }
+
+    /// Builds what makes the next small load of the same days cheap, and closes the connection. If that fails, the next load only
+    /// takes longer.
+    pub async fn end(mut self) {
+        for dataset in &self.busy {
+            tracing::info!("{}: preparing its busy days for small changes", dataset.name);
+            if let Err(error) = model::refresh(&mut self.connection, dataset, Days::none()).await {
+                tracing::warn!("{}: its busy days are not prepared for small changes: {error}", dataset.name);
+            }
+        }
+        self.connection.close().await;
+    }
+}
+
+/// Loads the files and returns a summary, and the session unless it was a dry run.
 ///
 /// # Errors
 /// If a directory or file cannot be read, if the record boundaries in a file are lost, if too many records are rejected, or if
 /// the database fails. Nothing of the run is loaded then. A file that failed gets a ledger row with the error.
-pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progress>) -> Result<LoadSummary> {
+pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progress>) -> Result<(LoadSummary, Option<Session>)> {
     let started = Instant::now();
     let mut runs = Vec::new();
     for dataset in &options.datasets {
@@ -110,7 +137,7 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
     }
 
     let database = Database::new(&config.database, LOCK_WAIT)?;
-    if options.dry_run {
+    let session = if options.dry_run {
         if options.only_new
             && let Some(mut connection) = database.open_to_read().await?
         {
@@ -120,26 +147,38 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         }
         announce(&runs, progress);
         validate(config, options, &mut runs, progress).await?;
+        None
     } else {
-        let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
-        let loaded = match load_with(&mut connection, config, options, &mut runs, progress).await {
-            Ok(()) => Ok(()),
-            Err(Failure::Store(error)) => Err(database.explain(error)),
-            Err(Failure::Run(error)) => Err(error),
-            Err(Failure::File(failed)) => {
-                record_failure(&mut connection, &failed).await;
-                Err(failed.error)
-            }
-        };
-        connection.close().await;
-        loaded?;
-    }
-    Ok(LoadSummary {
+        Some(load_in_session(database, config, options, &mut runs, progress).await?)
+    };
+    let summary = LoadSummary {
         datasets: runs.into_iter().map(DatasetRun::summary).collect(),
         elapsed: started.elapsed(),
         dry_run: options.dry_run,
         left: None,
-    })
+    };
+    Ok((summary, session))
+}
+
+async fn load_in_session(
+    database: Database,
+    config: &Config,
+    options: &LoadOptions,
+    runs: &mut [DatasetRun],
+    progress: &Arc<Progress>,
+) -> Result<Session> {
+    let mut connection = database.open(&config.datasets, Indexes::Leave).await?;
+    let error = match load_with(&mut connection, config, options, runs, progress).await {
+        Ok(busy) => return Ok(Session { connection, database, busy }),
+        Err(Failure::Store(error)) => database.explain(error),
+        Err(Failure::Run(error)) => error,
+        Err(Failure::File(failed)) => {
+            record_failure(&mut connection, &failed).await;
+            failed.error
+        }
+    };
+    connection.close().await;
+    Err(error)
 }
 
 /// Why a run failed.
@@ -328,19 +367,20 @@ impl DatasetRun {
     }
 }
 
-/// Loads what is to be loaded. Without a new file there is no transaction.
+/// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets with days that changed in small
+/// steps.
 async fn load_with(
     connection: &mut Connection,
     config: &Config,
     options: &LoadOptions,
     runs: &mut [DatasetRun],
     progress: &Arc<Progress>,
-) -> Result<(), Failure> {
+) -> Result<Vec<Arc<Dataset>>, Failure> {
     if options.only_new {
         // Without the lock, so that other loads need not wait until the files are hashed.
         keep_new_of(connection, config, runs, progress).await?;
         if runs.iter().all(|run| run.files.is_empty()) {
-            return Ok(());
+            return Ok(Vec::new());
         }
     }
     announce(runs, progress);
@@ -371,13 +411,14 @@ async fn keep_new_of(
     Ok(())
 }
 
+/// Returns the datasets with days that changed in small steps.
 async fn load_in_transaction(
     connection: &mut Connection,
     config: &Config,
     options: &LoadOptions,
     runs: &mut [DatasetRun],
     progress: &Arc<Progress>,
-) -> Result<(), Failure> {
+) -> Result<Vec<Arc<Dataset>>, Failure> {
     let done = async {
         connection.begin_bulk().await?;
         lock::transaction(connection, Lock::Load).await?;
@@ -398,6 +439,7 @@ async fn load_in_transaction(
         limit.finish().map_err(Failure::Run)?;
         let mut changed: Vec<&mut DatasetRun> = runs.iter_mut().filter(|run| !run.files.is_empty()).collect();
         changed.sort_by(|a, b| a.dataset.name.cmp(&b.dataset.name));
+        let mut busy = Vec::new();
         for run in changed {
             model::hold_still(connection, &run.dataset).await?;
             if run.dataset.stream == StreamMode::Upsert {
@@ -405,12 +447,14 @@ async fn load_in_transaction(
                 merge(connection, options, run).await?;
             }
             schema::index_rows(connection, &run.dataset).await?;
-            model::refresh_within(connection, &run.dataset).await?;
+            if model::refresh_within(connection, &run.dataset).await? {
+                busy.push(Arc::clone(&run.dataset));
+            }
             run.elapsed += timer.elapsed();
             timer = Instant::now();
         }
         connection.commit().await?;
-        Ok(())
+        Ok(busy)
     }
     .await;
     if done.is_err() {

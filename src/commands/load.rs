@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::report::{self, TableReport};
 use super::{DONE, REJECTED};
 use crate::batch::input::Input;
-use crate::batch::{self, LoadOptions};
+use crate::batch::{self, LoadOptions, Session};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::summary::LoadSummary;
@@ -35,15 +35,17 @@ pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8>
     };
     let loaded = load(config, &options).await?;
     output.result(&loaded.summary, |out| loaded.write(out))?;
-    Ok(if loaded.summary.has_rejects() { REJECTED } else { DONE })
+    let code = if loaded.summary.has_rejects() { REJECTED } else { DONE };
+    loaded.end().await;
+    Ok(code)
 }
 
 /// The summary of a load, and the totals after it.
-#[derive(Debug, Clone)]
 pub struct Loaded {
-    pub summary: LoadSummary,
+    summary: LoadSummary,
     /// The daily totals of the loaded datasets; none after a dry run.
-    pub totals: Vec<TableReport>,
+    totals: Vec<TableReport>,
+    session: Option<Session>,
 }
 
 /// Loads, with a progress bar if standard error is a terminal.
@@ -52,12 +54,18 @@ pub struct Loaded {
 /// As [`batch::load`]; or if the totals cannot be read.
 pub async fn load(config: &Config, options: &LoadOptions) -> Result<Loaded> {
     let progress = Arc::default();
-    let summary = tokio::select! {
-        summary = batch::load(config, options, &progress) => summary?,
+    let (summary, mut session) = tokio::select! {
+        loaded = batch::load(config, options, &progress) => loaded?,
         never = progress::show(Arc::clone(&progress)) => match never {},
     };
-    let totals = if summary.dry_run { Vec::new() } else { report::daily_totals(config, &options.datasets).await? };
-    Ok(Loaded { summary, totals })
+    let totals = match &mut session {
+        Some(session) => {
+            let totals = report::daily_totals(&mut session.connection, &options.datasets).await;
+            totals.map_err(|error| session.explain(error))?
+        }
+        None => Vec::new(),
+    };
+    Ok(Loaded { summary, totals, session })
 }
 
 impl Loaded {
@@ -68,5 +76,12 @@ impl Loaded {
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         summary::write(&self.summary, out)?;
         report::write_totals(out, &self.totals)
+    }
+
+    /// Does what can wait until the result is shown.
+    pub async fn end(self) {
+        if let Some(session) = self.session {
+            session.end().await;
+        }
     }
 }

@@ -82,7 +82,10 @@ async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Re
         let loaded = load_files(config, day).await;
         writeln!(console.out)?;
         match loaded {
-            Ok(loaded) => loaded.write(console.out)?,
+            Ok(loaded) => {
+                loaded.write(console.out)?;
+                loaded.end().await;
+            }
             Err(error) => write_error(console.out, &error)?,
         }
     }

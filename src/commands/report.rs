@@ -92,12 +92,9 @@ pub async fn report(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Report
 ///
 /// # Errors
 /// If the database fails.
-pub async fn daily_totals(config: &Config, datasets: &[Arc<Dataset>]) -> Result<Vec<TableReport>> {
-    let database = Database::new(&config.database, GIVE_UP_AFTER)?;
-    let Some(mut connection) = database.open_to_read().await? else { return Ok(Vec::new()) };
-    let report = read(&mut connection, datasets, 1).await.map_err(|error| database.explain(error));
-    connection.close().await;
-    Ok(report?.datasets.into_iter().flat_map(|dataset| dataset.tables).collect())
+pub async fn daily_totals(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Vec<TableReport>> {
+    let report = read(connection, datasets, 1).await?;
+    Ok(report.datasets.into_iter().flat_map(|dataset| dataset.tables).collect())
 }
 
 /// How many days of the totals are shown after a load.

@@ -5,6 +5,8 @@
 //! computed from a snapshot while others write, and a short transaction stores it. If another refresh has stored its result
 //! meanwhile, it is computed again. Small changes are applied by a short transaction of their own.
 
+use std::collections::BTreeSet;
+
 use super::apply::apply;
 use super::check::{Difference, compare};
 use super::counts::DayCounts;
@@ -15,7 +17,7 @@ use crate::store::append::RawTable;
 use crate::store::connection::{Arg, Connection};
 use crate::store::error::StoreResult;
 use crate::store::lock::{self, Lock};
-use crate::store::sql::{Dialect, Schema, day_literals};
+use crate::store::sql::{Day, Dialect, Schema, day_literals};
 
 /// What a refresh did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,11 +103,31 @@ async fn apply_planned(connection: &mut Connection, dataset: &Dataset, days: &Da
         tracing::warn!("{}: the occurrences of a day do not fit its rows; it is recomputed", dataset.name);
         plan.recompute_all_pending(&busy);
     }
-    let applied = std::mem::take(&mut plan.apply).len();
+    recompute_few(connection, dataset, &plan).await?;
+    let applied = std::mem::take(&mut plan.apply).len() + std::mem::take(&mut plan.few).len();
     if applied > 0 {
         plan.version = count_refresh(connection, dataset, plan.version).await?;
     }
     Ok((plan, applied))
+}
+
+/// Inside a transaction that writes: recomputes the days that have few rows.
+async fn recompute_few(connection: &mut Connection, dataset: &Dataset, plan: &Plan) -> StoreResult<()> {
+    if plan.few.is_empty() {
+        return Ok(());
+    }
+    let (dialect, list) = (connection.dialect(), day_literals(plan.few.iter().copied()));
+    let tables = tables(dataset);
+    let mut statements: Vec<String> = tables
+        .iter()
+        .map(|table| format!("delete from {} where \"date\" in ({list})", dialect.table(Schema::Modelled, &table.name())))
+        .collect();
+    statements.extend(delete_read(dialect, dataset, Some(&plan.few), plan.last));
+    statements.extend(DayCounts::new(dialect, dataset, &DayFilter::In(list)).insert_few(&tables));
+    for statement in statements {
+        connection.run(statement).await?;
+    }
+    Ok(())
 }
 
 /// Inside a snapshot of SQLite: plans, and computes what is planned to be recomputed. Changes that could be applied wait for the
@@ -114,7 +136,10 @@ async fn compute_pending(connection: &mut Connection, dataset: &Dataset, days: &
     let (mut plan, busy) = plan(connection, dataset, days, true).await?;
     match check {
         Check::Yes => plan.recompute_all_pending(&busy),
-        Check::No => plan.apply.clear(),
+        Check::No => {
+            plan.apply.clear();
+            plan.few.clear();
+        }
     }
     compute(connection, dataset, plan).await
 }
@@ -159,17 +184,19 @@ pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> Store
 
 /// Inside a transaction that [holds the dataset still](hold_still): refreshes all days with marks or notes. Its statements need
 /// no common snapshot, because the rows do not change between them. It builds no occurrences: others wait for this transaction.
+/// Returns whether a [`refresh`] after the commit would build some, so that the next small change is cheap.
 ///
 /// # Errors
 /// As [`refresh`].
-pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    if dataset.day.is_some() {
-        let (plan, _) = apply_planned(connection, dataset, &Days::none(), false).await?;
-        let computed = compute(connection, dataset, plan).await?;
-        store(connection, dataset, &computed).await?;
-        drop_computed(connection, dataset, &computed).await?;
+pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+    if dataset.day.is_none() {
+        return Ok(false);
     }
-    Ok(())
+    let (plan, _) = apply_planned(connection, dataset, &Days::none(), false).await?;
+    let computed = compute(connection, dataset, plan).await?;
+    store(connection, dataset, &computed).await?;
+    drop_computed(connection, dataset, &computed).await?;
+    Ok(computed.plan.is_ready)
 }
 
 /// How often a refresh of all days on SQLite may find its result outdated by another refresh. After that it computes while it
@@ -298,7 +325,8 @@ async fn store(connection: &mut Connection, dataset: &Dataset, computed: &Comput
             statements.push(format!("delete from {modelled}{replaced}"));
             statements.push(format!("insert into {modelled} ({columns}) select * from {rows}"));
         }
-        statements.extend(delete_read(dialect, dataset, &computed.plan));
+        let plan = &computed.plan;
+        statements.extend(delete_read(dialect, dataset, (!plan.all).then_some(&plan.recompute), plan.last));
     }
     statements.extend(store_occurrences(dialect, dataset, &computed.plan));
     for statement in statements {
@@ -307,14 +335,15 @@ async fn store(connection: &mut Connection, dataset: &Dataset, computed: &Comput
     count_refresh(connection, dataset, computed.plan.version.clone()).await.map(drop)
 }
 
-/// The statements that delete the marks and notes that a recomputation contains: in PostgreSQL those that the snapshot shows.
-fn delete_read(dialect: Dialect, dataset: &Dataset, plan: &Plan) -> Vec<String> {
+/// The statements that delete the marks and notes that a recomputation of these days, or of all, contains: in PostgreSQL those that
+/// the snapshot shows, in SQLite those up to the last mark and note that were read.
+fn delete_read(dialect: Dialect, dataset: &Dataset, days: Option<&BTreeSet<Day>>, last: (i64, i64)) -> Vec<String> {
     let (marks, notes) = (dialect.table(Schema::Dataloader, "changed_days"), notes::table(dialect, dataset));
-    let days = if plan.all { String::new() } else { format!(" and day in ({})", day_literals(plan.recompute.iter().copied())) };
+    let days = days.map_or_else(String::new, |days| format!(" and day in ({})", day_literals(days.iter().copied())));
     let until = |last: i64| if dialect == Dialect::Sqlite { format!(" and id <= {last}") } else { String::new() };
     vec![
-        format!("delete from {marks} where dataset = '{}'{days}{}", dataset.name, until(plan.last.0)),
-        format!("delete from {notes} where n <> 0{days}{}", until(plan.last.1)),
+        format!("delete from {marks} where dataset = '{}'{days}{}", dataset.name, until(last.0)),
+        format!("delete from {notes} where n <> 0{days}{}", until(last.1)),
     ]
 }
 
