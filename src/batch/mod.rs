@@ -27,7 +27,7 @@ use crate::record::parse::DayRange;
 use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
-use crate::store::model::{self, Days};
+use crate::store::model::{self, Change, Days};
 use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, upsert,
 };
@@ -93,8 +93,28 @@ const SHOWN_REJECTS: usize = 5;
 pub struct Session {
     pub connection: Connection,
     database: Database,
-    /// The datasets with days that changed in small steps.
-    busy: Vec<Arc<Dataset>>,
+    busy: Vec<Busy>,
+}
+
+/// A dataset that changes in small steps again and again.
+struct Busy {
+    dataset: Arc<Dataset>,
+    /// Whether its days lack what small changes are applied with.
+    lacks_occurrences: bool,
+    lacks_key_index: bool,
+}
+
+impl Busy {
+    /// Prepares the dataset for the next small step.
+    async fn prepare(&self, connection: &mut Connection) -> StoreResult<()> {
+        if self.lacks_occurrences {
+            model::refresh(connection, &self.dataset, Days::none()).await?;
+        }
+        if self.lacks_key_index {
+            schema::make_key_index(connection, &self.dataset).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Session {
@@ -103,13 +123,13 @@ impl Session {
         self.database.explain(error)
     }
 
-    /// Builds what makes the next small load of the same days cheap, and closes the connection. If that fails, the next load only
-    /// takes longer.
+    /// Builds what makes the next small load cheap, and closes the connection. If that fails, the next load only takes longer.
     pub async fn end(mut self) {
-        for dataset in &self.busy {
-            tracing::info!("{}: preparing its busy days for small changes", dataset.name);
-            if let Err(error) = model::refresh(&mut self.connection, dataset, Days::none()).await {
-                tracing::warn!("{}: its busy days are not prepared for small changes: {error}", dataset.name);
+        for busy in &self.busy {
+            let name = &busy.dataset.name;
+            tracing::info!("{name}: preparing its tables for more small loads");
+            if let Err(error) = busy.prepare(&mut self.connection).await {
+                tracing::warn!("{name}: its tables are not prepared for more small loads, so these take longer: {error}");
             }
         }
         self.connection.close().await;
@@ -216,6 +236,7 @@ struct DatasetRun {
     ids: Vec<i64>,
     days: BTreeSet<Day>,
     replaced: u64,
+    misses_key_index: bool,
     /// The first rejects, sorted by file and ordinal.
     shown: Vec<ShownReject>,
     elapsed: Duration,
@@ -267,6 +288,7 @@ impl DatasetRun {
             ids: Vec::new(),
             days: BTreeSet::new(),
             replaced: 0,
+            misses_key_index: false,
             shown: Vec::new(),
             elapsed: Duration::ZERO,
         }
@@ -367,15 +389,15 @@ impl DatasetRun {
     }
 }
 
-/// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets with days that changed in small
-/// steps.
+/// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets
+/// that are to be prepared for more small loads.
 async fn load_with(
     connection: &mut Connection,
     config: &Config,
     options: &LoadOptions,
     runs: &mut [DatasetRun],
     progress: &Arc<Progress>,
-) -> Result<Vec<Arc<Dataset>>, Failure> {
+) -> Result<Vec<Busy>, Failure> {
     if options.only_new {
         // Without the lock, so that other loads need not wait until the files are hashed.
         keep_new_of(connection, config, runs, progress).await?;
@@ -411,14 +433,14 @@ async fn keep_new_of(
     Ok(())
 }
 
-/// Returns the datasets with days that changed in small steps.
+/// Returns the datasets that are to be prepared for more small loads.
 async fn load_in_transaction(
     connection: &mut Connection,
     config: &Config,
     options: &LoadOptions,
     runs: &mut [DatasetRun],
     progress: &Arc<Progress>,
-) -> Result<Vec<Arc<Dataset>>, Failure> {
+) -> Result<Vec<Busy>, Failure> {
     let done = async {
         connection.begin_bulk().await?;
         lock::transaction(connection, Lock::Load).await?;
@@ -447,8 +469,11 @@ async fn load_in_transaction(
                 merge(connection, options, run).await?;
             }
             schema::index_rows(connection, &run.dataset).await?;
-            if model::refresh_within(connection, &run.dataset).await? {
-                busy.push(Arc::clone(&run.dataset));
+            let change = model::refresh_within(connection, &run.dataset).await?;
+            let lacks_occurrences = change == Change::AgainUnprepared;
+            let lacks_key_index = change != Change::Once && run.misses_key_index;
+            if lacks_occurrences || lacks_key_index {
+                busy.push(Busy { dataset: Arc::clone(&run.dataset), lacks_occurrences, lacks_key_index });
             }
             run.elapsed += timer.elapsed();
             timer = Instant::now();
@@ -527,7 +552,8 @@ async fn merge(connection: &mut Connection, options: &LoadOptions, run: &mut Dat
     let one_after_the_other = options.only_new && run.dataset.day.is_some() && run.files.len() > 1;
     let superseded = if one_after_the_other { upsert::keep_latest(connection, &run.dataset).await? } else { 0 };
     let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &run.days, load_key };
-    run.replaced = superseded + upsert::upsert(connection, &run.dataset, brought).await?;
+    let upserted = upsert::upsert(connection, &run.dataset, brought).await?;
+    (run.replaced, run.misses_key_index) = (superseded + upserted.replaced, upserted.misses_key_index);
     Ok(book(connection, run, &run.ids).await?)
 }
 

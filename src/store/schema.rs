@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::{Connection, Kind};
+use super::connection::{Arg, Connection, Kind};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -309,23 +309,31 @@ pub async fn index_rows(connection: &mut Connection, dataset: &Dataset) -> Store
 enum RawIndex {
     /// By the day: the refresh of a day, and a batch load whose keys contain the day, read only the rows of that day.
     Day,
-    /// By the key, for datasets whose keys do not contain the day, or whose dropped records replace older ones: a small load finds
-    /// the rows that it replaces. PostgreSQL indexes a hash, because keys may be longer than an entry of an index.
+    /// By the key: a small load finds the rows that it replaces. Datasets whose keys contain the day, and whose dropped records are
+    /// appended, get it only if small loads into large days show that it pays. PostgreSQL indexes a hash, because keys may be
+    /// longer than an entry of an index.
     Key,
 }
 
 impl RawIndex {
-    /// The statement that creates the index, if the dataset needs it.
+    /// The statement that creates the index, if the dataset needs it from the beginning.
     fn create(self, dialect: Dialect, dataset: &Dataset) -> Option<String> {
         let is_by_key = dataset.stream == StreamMode::Upsert || dataset.day.is_some_and(|day| !dataset.key.contains(&day));
+        let is_needed = match self {
+            Self::Day => dataset.day.is_some(),
+            Self::Key => is_by_key,
+        };
+        is_needed.then(|| self.create_as("create index", dialect, dataset))
+    }
+
+    fn create_as(self, create: &str, dialect: Dialect, dataset: &Dataset) -> String {
         let expression = match self {
-            Self::Day => format!("({})", dialect.day(dataset.day_column()?)),
-            Self::Key if is_by_key => dialect.key_index(dataset),
-            Self::Key => return None,
+            Self::Day => dataset.day_column().map_or_else(String::new, |day| format!("({})", dialect.day(day))),
+            Self::Key => dialect.key_index(dataset),
         };
         let name = quote(&self.bare_name(dialect, dataset));
         // Another process may have created it while this one waited for the table.
-        Some(format!("create index if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name)))
+        format!("{create} if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name))
     }
 
     /// The index name without its schema. A dataset's name contains no dot, so no table has this name.
@@ -360,12 +368,53 @@ async fn raw_indexes(connection: &mut Connection) -> StoreResult<HashSet<String>
     Ok(rows.iter().map(|row| row[0].text().unwrap_or_default().to_owned()).collect())
 }
 
-/// Whether the key index of a dataset is there.
+/// Whether the key index of a dataset is there and complete.
 ///
 /// # Errors
 /// If the database fails.
 pub(super) async fn has_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
-    Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(connection.dialect(), dataset)))
+    let dialect = connection.dialect();
+    if dialect == Dialect::Sqlite {
+        return Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(dialect, dataset)));
+    }
+    let name = RawIndex::Key.name(dialect, dataset);
+    let sql = "select count(*) from pg_index where indexrelid = to_regclass($1) and indisvalid";
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
+}
+
+/// Outside a transaction: makes the key index of a dataset. Readers and, on PostgreSQL, writers go on meanwhile.
+///
+/// # Errors
+/// If the database fails, or other transactions hold the table for too long.
+pub async fn make_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    if connection.dialect() == Dialect::Sqlite {
+        return connection.run(RawIndex::Key.create_as("create index", Dialect::Sqlite, dataset)).await.map(drop);
+    }
+    lock::session(connection, Lock::Schema).await?;
+    let made = match has_key_index(connection, dataset).await {
+        Ok(false) => make_concurrently(connection, dataset).await,
+        other => other.map(drop),
+    };
+    let released = lock::release(connection, Lock::Schema).await;
+    made.and(released)
+}
+
+/// PostgreSQL: makes the key index, or leaves none.
+async fn make_concurrently(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
+    let dialect = connection.dialect();
+    // An attempt that was interrupted has left an index that is kept up to date and never used.
+    let drop_index = format!("drop index if exists {}", RawIndex::Key.name(dialect, dataset));
+    let create = RawIndex::Key.create_as("create index concurrently", dialect, dataset);
+    let mut made = Ok(0);
+    for statement in ["set lock_timeout = '10s'", &drop_index, &create] {
+        if made.is_ok() {
+            made = connection.run(statement).await;
+        }
+    }
+    if made.is_err() {
+        drop(connection.run(drop_index).await);
+    }
+    made.map(drop)
 }
 
 /// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.

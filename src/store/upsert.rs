@@ -37,12 +37,20 @@ pub struct Brought<'a> {
     pub load_key: Uuid,
 }
 
-/// Inside a transaction: moves the delta's rows into the master and returns how many rows of the master they replace. The model
-/// is told what was removed and added.
+/// What an upsert has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upserted {
+    /// How many rows of the master were replaced.
+    pub replaced: u64,
+    /// Whether the search for them read many rows for few keys, which the key index would spare.
+    pub misses_key_index: bool,
+}
+
+/// Inside a transaction: moves the delta's rows into the master. The model is told what was removed and added.
 ///
 /// # Errors
 /// If the database fails or refuses a row.
-pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<u64> {
+pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<Upserted> {
     let dialect = connection.dialect();
     let (master, delta) = (RawTable::Master.of(dialect, dataset), RawTable::Delta.of(dialect, dataset));
     if dialect == Dialect::Postgres {
@@ -50,13 +58,14 @@ pub async fn upsert(connection: &mut Connection, dataset: &Dataset, brought: Bro
         connection.run(format!("lock table {master} in row exclusive mode")).await?;
     }
     let noting = Noting::of(dataset, brought.rows);
-    let replaced = match has_rows(connection, &master).await? {
-        _ if dataset.day.is_none() => replace_all(connection, dataset, &master, brought.load_key).await?,
-        false => 0,
-        true => delete_same_keys(connection, dataset, brought, noting).await?,
-    };
+    let mut upserted = Upserted { replaced: 0, misses_key_index: false };
+    match has_rows(connection, &master).await? {
+        _ if dataset.day.is_none() => upserted.replaced = replace_all(connection, dataset, &master, brought.load_key).await?,
+        false => {}
+        true => upserted = delete_same_keys(connection, dataset, brought, noting).await?,
+    }
     model::insert_from(connection, dataset, &delta, brought.days.iter().copied(), noting).await?;
-    Ok(replaced)
+    Ok(upserted)
 }
 
 /// Inside a transaction: of the delta's rows with the same key, keeps those of the latest load. The result of the upsert is then
@@ -106,39 +115,44 @@ impl Search {
     /// A row by an index costs this many times as much as a row of a scan; a key that is looked up costs as much as so many rows.
     const PER_INDEXED_ROW: u64 = 2;
     const PER_KEY: u64 = 20;
+    /// A search that costs less takes some hundredths of a second: it is not worth an index.
+    const LARGE: u64 = 100_000;
 
     /// Chooses the cheapest search. The modelled totals say how many rows there are, also where the database has no statistics.
-    async fn choose(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<Self> {
-        let by_keys = schema::has_key_index(connection, dataset).await?;
+    /// Also returns whether the key index would be much cheaper, but is not there.
+    async fn choose(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<(Self, bool)> {
+        let has_key_index = schema::has_key_index(connection, dataset).await?;
         let by_days = dataset.day.is_some_and(|day| dataset.key.contains(&day));
         let days = day_literals(brought.days.iter().copied());
-        let totals = model::table_names(dataset).into_iter().next().filter(|_| (by_keys || by_days) && !days.is_empty());
-        let Some(totals) = totals else { return Ok(Self::Scan) };
+        let totals = model::table_names(dataset).into_iter().next().filter(|_| !days.is_empty());
+        let Some(totals) = totals else { return Ok((Self::Scan, false)) };
         let total = quote(&format!("total_{}", dataset.name));
         let sum = |filter: &str| format!("cast(coalesce(sum(case when {filter} then {total} end), 0) as bigint)");
         let (all, of_days) = (sum("true"), sum(&format!("\"date\" in ({days})")));
         let totals = connection.dialect().table(Schema::Modelled, &totals);
         let rows = connection.fetch(format!("select {all}, {of_days} from {totals}"), &[]).await?;
         let [all, of_days] = [0, 1].map(|column: usize| rows[0][column].int().unsigned_abs());
-        Ok(if by_days && of_days * Self::PER_INDEXED_ROW < all {
-            Self::Days(days)
-        } else if by_keys && brought.rows * Self::PER_KEY < all {
-            Self::Keys
-        } else {
-            Self::Scan
+        let by_keys = brought.rows * Self::PER_KEY;
+        let (search, cost) = match of_days * Self::PER_INDEXED_ROW {
+            cost if by_days && cost < all => (Self::Days(days), cost),
+            _ => (Self::Scan, all),
+        };
+        Ok(match by_keys < cost {
+            true if has_key_index => (Self::Keys, false),
+            is_cheaper => (search, is_cheaper && cost > Self::LARGE),
         })
     }
 }
 
-/// Deletes the master's rows whose keys are in the delta. Returns their number.
+/// Deletes the master's rows whose keys are in the delta.
 async fn delete_same_keys(
     connection: &mut Connection,
     dataset: &Dataset,
     brought: Brought<'_>,
     noting: Noting,
-) -> StoreResult<u64> {
+) -> StoreResult<Upserted> {
     let dialect = connection.dialect();
-    let search = Search::choose(connection, dataset, brought).await?;
+    let (search, misses_key_index) = Search::choose(connection, dataset, brought).await?;
     tracing::debug!(dataset = dataset.name, ?search, "rows of the same keys are searched");
     let mut replaced = 0;
     let delta = RawTable::Delta.of(dialect, dataset);
@@ -152,7 +166,7 @@ async fn delete_same_keys(
     if dialect == Dialect::Postgres {
         connection.run(PLANNING_AS_USUAL).await?;
     }
-    Ok(replaced)
+    Ok(Upserted { replaced, misses_key_index })
 }
 
 /// PostgreSQL: the statements before the search. After a large load there may be no statistics of the master; then the planner

@@ -12,6 +12,7 @@ on_both_stores!(
     random_changes_give_what_a_recomputation_gives,
     small_changes_of_a_large_day_are_applied,
     small_batch_loads_into_a_large_day_are_applied,
+    small_batch_loads_into_a_large_table_find_their_rows_by_an_index,
     occurrences_that_do_not_fit_are_built_again,
 );
 
@@ -168,6 +169,35 @@ fn small_batch_loads_into_a_large_day_are_applied(sandbox: &Sandbox) {
     assert_eq!(summary["datasets"][0]["replaced"], 2);
     assert_eq!(sandbox.lines(TOTALS), ["3502|2502|2"], "cy has replaced ben");
     sandbox.execute("UPDATE {modelled.events_by_date} SET total_events = total_events - 1000");
+    sandbox.run(["model", "--check"]).ok();
+}
+
+fn small_batch_loads_into_a_large_table_find_their_rows_by_an_index(sandbox: &Sandbox) {
+    sandbox.run(["migrate"]).ok();
+    let at = if sandbox.is_sqlite() { "'2024-05-01 10:00:00.000000'" } else { "timestamp '2024-05-01 10:00:00'" };
+    sandbox.execute(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 101000) \
+         INSERT INTO {{raw.events}} (id, event_type, username, received_at) \
+         SELECT cast(i AS text), CASE WHEN i % 2 = 0 THEN 'even' END, 'ada', {at} FROM n"
+    ));
+    sandbox.run(["model", "--full"]).ok();
+    let indexes = match sandbox.is_sqlite() {
+        true => "SELECT count(*) FROM sqlite_schema WHERE name = 'raw_events.key'",
+        false => "SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('raw.\"events.key\"') AND indisvalid",
+    };
+    for (number, has) in [(1, "0"), (2, "1"), (3, "1")] {
+        // Keys with a null, keys without, and a new one.
+        let rows = [("1", "null"), ("2", "\"even\""), ("new", "null")].map(|(id, kind)| {
+            format!(
+                "{{\"id\":\"{id}\",\"event_type\":{kind},\"username\":\"b{number}\",\"received_at\":\"2024-05-01 10:00:00\"}}\n"
+            )
+        });
+        sandbox.write_events("x.jsonl", rows.concat());
+        let summary = sandbox.run(["load", "--dataset", "events", "--format", "json"]).ok().json();
+        assert_eq!(summary["datasets"][0]["replaced"], if number == 1 { 2 } else { 3 });
+        assert_eq!(sandbox.lines(indexes), [has], "after load {number}");
+    }
+    assert_eq!(sandbox.lines(TOTALS), ["101001|101001|2"]);
     sandbox.run(["model", "--check"]).ok();
 }
 

@@ -182,21 +182,35 @@ pub async fn hold_still(connection: &mut Connection, dataset: &Dataset) -> Store
     Ok(())
 }
 
+/// How the days of a dataset changed in a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// In large steps, or in a small step for the first time.
+    Once,
+    /// In a small step, as before. A [`refresh`] after the commit would build occurrences, so that the next one is cheap.
+    AgainUnprepared,
+    /// In a small step, as before, which was applied.
+    Again,
+}
+
 /// Inside a transaction that [holds the dataset still](hold_still): refreshes all days with marks or notes. Its statements need
 /// no common snapshot, because the rows do not change between them. It builds no occurrences: others wait for this transaction.
-/// Returns whether a [`refresh`] after the commit would build some, so that the next small change is cheap.
 ///
 /// # Errors
 /// As [`refresh`].
-pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
+pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Change> {
     if dataset.day.is_none() {
-        return Ok(false);
+        return Ok(Change::Once);
     }
-    let (plan, _) = apply_planned(connection, dataset, &Days::none(), false).await?;
+    let (plan, applied) = apply_planned(connection, dataset, &Days::none(), false).await?;
     let computed = compute(connection, dataset, plan).await?;
     store(connection, dataset, &computed).await?;
     drop_computed(connection, dataset, &computed).await?;
-    Ok(computed.plan.is_ready)
+    Ok(match (computed.plan.is_ready, applied) {
+        (true, _) => Change::AgainUnprepared,
+        (false, 1..) => Change::Again,
+        (false, 0) => Change::Once,
+    })
 }
 
 /// How often a refresh of all days on SQLite may find its result outdated by another refresh. After that it computes while it
