@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dataloader::dataset::{Column, ColumnType, Dataset, Model, StreamMode};
+use dataloader::dataset::{Column, ColumnType, Dataset, Model, Repeats, StreamMode};
 use dataloader::record::chunk::{CHUNK_RECORDS, Chunk, ChunkBody, Framing};
 use dataloader::record::parse::{DayRange, Parser};
 use dataloader::record::row::{RowSink, Value};
@@ -87,6 +87,7 @@ fn events() -> Arc<Dataset> {
     Arc::new(Dataset {
         stream: StreamMode::default(),
         menu: false,
+        repeats: Repeats::Load,
         name: "events".to_owned(),
         dir: PathBuf::from("events"),
         columns: vec![

@@ -2,6 +2,28 @@
 
 use std::path::PathBuf;
 
+/// What becomes of a dropped file whose content the dataset has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeats {
+    /// It is loaded like any other.
+    Load,
+    /// It is filed away without being loaded.
+    Skip,
+}
+
+impl Repeats {
+    /// All values, in the order of error messages.
+    pub const ALL: [Repeats; 2] = [Self::Load, Self::Skip];
+
+    /// The name in `dataloader.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Skip => "skip",
+        }
+    }
+}
+
 /// The type of a column. `dataloader.toml` uses PostgreSQL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ColumnType {
@@ -152,6 +174,8 @@ pub struct Dataset {
     pub stream: StreamMode,
     /// Whether `menu` and `drop` use this dataset by default.
     pub menu: bool,
+    /// What becomes of a dropped file whose content the dataset has already.
+    pub repeats: Repeats,
 }
 
 impl Dataset {
@@ -174,6 +198,7 @@ impl Dataset {
             model: Model::default(),
             stream: StreamMode::default(),
             menu: false,
+            repeats: Repeats::Load,
         }
     }
 }

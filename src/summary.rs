@@ -119,6 +119,14 @@ impl LoadSummary {
         }
     }
 
+    /// Adds a file that was not loaded because its content is there already.
+    pub fn add_unchanged(&mut self, dataset: &str, elapsed: Duration) {
+        if let Some(summary) = self.datasets.iter_mut().find(|summary| summary.dataset == dataset) {
+            summary.unchanged += 1;
+            summary.elapsed = elapsed;
+        }
+    }
+
     /// Whether any file failed.
     pub fn has_failures(&self) -> bool {
         self.datasets.iter().any(|dataset| dataset.failed > 0)

@@ -57,7 +57,7 @@ impl Input {
             }
             Self::StandardInput => (Box::new(io::stdin()), None),
         };
-        let counted = Counted::new(stored, stored_read);
+        let counted = Counted { inner: stored, read: Arc::clone(stored_read) };
         let text = decompress(counted, zstd_window_mib).cannot(format_args!("read {self}"))?;
         Ok(Text { text, seen })
     }
@@ -79,16 +79,9 @@ impl std::fmt::Display for Input {
     }
 }
 
-/// Counts the bytes that are read.
-pub(super) struct Counted<R> {
+struct Counted<R> {
     inner: R,
     read: Arc<AtomicU64>,
-}
-
-impl<R> Counted<R> {
-    pub(super) fn new(inner: R, read: &Arc<AtomicU64>) -> Self {
-        Self { inner, read: Arc::clone(read) }
-    }
 }
 
 impl<R: Read> Read for Counted<R> {

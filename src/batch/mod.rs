@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::config::{Config, DatabaseUrl};
-use crate::dataset::{Dataset, StreamMode};
+use crate::dataset::{Dataset, Repeats, StreamMode};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::record::content::ContentHash;
@@ -499,6 +499,10 @@ async fn stage(
     progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
     let dataset = Arc::clone(&run.dataset);
+    if dataset.repeats == Repeats::Skip {
+        // What the run brings is in flight, and its ledger rows cannot be seen before its commit.
+        lock::transaction(connection, Lock::Contents(&dataset.name)).await?;
+    }
     upsert::clear_delta(connection, &dataset).await?;
     run.ids = ledger::reserve_ids(connection, run.files.len()).await?;
     let ids = run.ids.clone();

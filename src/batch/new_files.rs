@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
 use super::extract::Progress;
-use super::input::{Counted, Input};
+use super::input::Input;
 use super::{DatasetRun, FileRun};
-use crate::record::content::{ContentHash, Hashing};
+use crate::record::content::{ContentHash, hash_to_end};
 use crate::record::decompress::is_compressed;
 use crate::store::{Connection, StoreResult, contents};
 
@@ -112,11 +112,9 @@ fn hash_all(
     hashed
 }
 
-fn hash(path: &Path, stored_read: &Arc<AtomicU64>) -> io::Result<Option<ContentHash>> {
-    /// Few calls for each file, in little memory.
-    const BUFFER: usize = 256 << 10;
-    let (mut reader, seen) = Hashing::new(Counted::new(File::open(path)?, stored_read));
-    let mut buffer = vec![0; BUFFER];
-    while reader.read(&mut buffer)? > 0 {}
-    Ok(seen.hash())
+fn hash(path: &Path, stored_read: &AtomicU64) -> io::Result<Option<ContentHash>> {
+    hash_to_end(File::open(path)?, |read| {
+        stored_read.fetch_add(read, Ordering::Relaxed);
+        true
+    })
 }

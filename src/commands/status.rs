@@ -53,6 +53,8 @@ pub struct DatasetStatus {
     pub failed: i64,
     /// Number of files that were taken back. The other numbers do not include them.
     pub unloaded: i64,
+    /// Number of files that were not loaded because their content was there already.
+    pub repeated: i64,
     /// Number of records in `raw.rejects`.
     pub open_rejects: i64,
 }
@@ -97,9 +99,9 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
         .map(|column| format!(", cast(coalesce(sum(case when {counts} then {column} end), 0) as bigint)"))
         .concat();
     let with = |status: &str| format!("count(case when status = '{status}' then 1 end)");
-    let (in_flight, failed, unloaded) = (with("loading"), with("failed"), with("unloaded"));
+    let [in_flight, failed, unloaded, repeated] = ["loading", "failed", "unloaded", "repeated"].map(with);
     let sql = format!(
-        "select dataset, count(case when {counts} then 1 end){sums}, {in_flight}, {failed}, {unloaded}, \
+        "select dataset, count(case when {counts} then 1 end){sums}, {in_flight}, {failed}, {unloaded}, {repeated}, \
          (select count(*) from {rejects} r where r.dataset = l.dataset) from {loads} l group by dataset order by dataset"
     );
     let found: Vec<DatasetStatus> = connection
@@ -116,7 +118,8 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
             in_flight: row[6].int(),
             failed: row[7].int(),
             unloaded: row[8].int(),
-            open_rejects: row[9].int(),
+            repeated: row[9].int(),
+            open_rejects: row[10].int(),
         })
         .collect();
     let sql = format!(
@@ -155,6 +158,7 @@ fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<
         in_flight: 0,
         failed: 0,
         unloaded: 0,
+        repeated: 0,
         open_rejects: 0,
     };
     let mut status: Vec<DatasetStatus> = datasets
@@ -175,13 +179,15 @@ impl Status {
             return writeln!(out, "{nothing_is_there}");
         }
         let count = |value: i64| HumanCount(value.unsigned_abs()).to_string();
-        let numbers = ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "unloaded", "open rejects"];
+        let numbers =
+            ["files", "read", "loaded", "rejected", "skipped", "in flight", "failed", "unloaded", "repeated", "open rejects"];
         let columns: Vec<(&str, Align)> =
             std::iter::once(("dataset", Align::Left)).chain(numbers.map(|name| (name, Align::Right))).collect();
         let mut table = Table::new(&columns);
         for d in &self.datasets {
             let counts =
-                [d.files, d.read, d.loaded, d.rejected, d.skipped, d.in_flight, d.failed, d.unloaded, d.open_rejects].map(count);
+                [d.files, d.read, d.loaded, d.rejected, d.skipped, d.in_flight, d.failed, d.unloaded, d.repeated, d.open_rejects]
+                    .map(count);
             table.row(std::iter::once(d.dataset.clone()).chain(counts));
         }
         writeln!(out, "{table}")?;

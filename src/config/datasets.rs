@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::document::{Section, Value, suggestion};
-use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, StreamMode};
+use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, Repeats, StreamMode};
 use crate::error::Result;
 
 /// PostgreSQL truncates longer names. SQLite does not, but both must have the same tables.
@@ -91,7 +91,7 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
     check_identifier(name, entry)?;
     check_dataset_name(name, entry)?;
     let section = entry.section()?;
-    section.allow_only(&["dir", "key", "day", "stream", "menu", "columns", "model"])?;
+    section.allow_only(&["dir", "key", "day", "stream", "menu", "repeats", "columns", "model"])?;
 
     let dir = section.get("dir").map_or(Ok(PathBuf::from(name)), |value| value.path())?;
     let Some(columns) = section.get("columns") else {
@@ -116,7 +116,16 @@ fn read_dataset(entry: &Value<'_>) -> Result<Dataset> {
     };
     let stream = section.get("stream").map_or(Ok(StreamMode::default()), |value| read_stream(&value))?;
     let menu = section.get("menu").map_or(Ok(false), |value| value.boolean())?;
-    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model, stream, menu })
+    let repeats = section.get("repeats").map_or(Ok(Repeats::Load), |value| read_repeats(&value))?;
+    Ok(Dataset { name: name.to_owned(), dir, columns, key, day, model, stream, menu, repeats })
+}
+
+fn read_repeats(value: &Value<'_>) -> Result<Repeats> {
+    let name = value.string()?;
+    Repeats::ALL.into_iter().find(|repeats| repeats.name() == name).ok_or_else(|| {
+        let names = Repeats::ALL.iter().map(|repeats| repeats.name());
+        value.error(format!("unknown value `{name}` of `repeats`")).hint(suggestion(name, names, "values"))
+    })
 }
 
 fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {

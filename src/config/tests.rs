@@ -181,6 +181,11 @@ fn mistakes_in_datasets_name_line_and_remedy() {
     mistake(&format!("{ORGS}{}", ORGS.replace("orgs", "Orgs")), "my.toml:5", &["`Orgs`", "`orgs`", "only in case"]);
 
     dataset_mistake("keys = [\"a\"]", &["unknown setting `keys` in [datasets.ds]", "did you mean `key`?"]);
+    dataset_mistake(
+        "repeats = \"skipp\"",
+        &["unknown value `skipp` of `repeats`", "did you mean `skip`? The values are: load, skip"],
+    );
+    dataset_mistake("repeats = true", &["`datasets.ds.repeats` must be a string, is a boolean"]);
     dataset_mistake("day = \"received\"", &["`day` names `received`, which is no column", "columns are: a, t, x"]);
     dataset_mistake("day = \"a\"", &["whose type is text", "type = \"timestamp\", required = true"]);
     dataset_mistake("day = \"x\"", &["is not required", "required = true"]);

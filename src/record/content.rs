@@ -80,6 +80,23 @@ impl Seen {
     }
 }
 
+/// Reads to the end and returns the hash. `on_read` is told of each part that was read; `None` if it says not to go on.
+///
+/// # Errors
+/// If the content cannot be read.
+pub fn hash_to_end(reader: impl Read, mut on_read: impl FnMut(u64) -> bool) -> io::Result<Option<ContentHash>> {
+    /// Few calls for each file, in little memory.
+    const BUFFER: usize = 256 << 10;
+    let (mut reader, seen) = Hashing::new(reader);
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 || !on_read(read as u64) {
+            return Ok(seen.hash());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;

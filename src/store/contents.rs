@@ -1,11 +1,14 @@
-//! Contents: which files a dataset has already, by the hashes in the ledger. Only a `loaded` load that skipped no record has its
-//! content.
+//! Contents: which files a dataset has already, by the hashes in the ledger, and whether a dropped file is loaded. Only a `loaded`
+//! load that skipped no record has its content.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 
 use super::append::RawTable;
-use super::connection::{Arg, Connection};
+use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
+use super::ledger::{IS_VOID, OpenLoad, id_list};
+use super::lock::{self, Lock};
 use super::sql::Schema;
 use crate::dataset::Dataset;
 use crate::record::content::ContentHash;
@@ -65,4 +68,121 @@ pub async fn of_latest_load(connection: &mut Connection, dataset: &Dataset) -> S
     let held = connection.fetch(sql, &dataset_name).await?;
     let is_just_that = [0, 1].iter().all(|column| held[0][*column].int() == brought);
     Ok(contents.filter(|contents| !contents.is_empty() && is_just_that))
+}
+
+/// What becomes of a dropped file of a dataset with `repeats = "skip"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is loaded. Its row is in the ledger, so that others of the same content wait for it.
+    Load,
+    /// The load with this id has its content. The file's row in the ledger says so.
+    Repeats(i64),
+    /// This load has the same content and is not finished.
+    Waits(InFlight),
+}
+
+/// A load that is not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    pub id: i64,
+    source: String,
+    host: Option<String>,
+}
+
+impl fmt::Display for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "load {} of {}", self.id, self.source)?;
+        self.host.as_ref().map_or(Ok(()), |host| write!(f, " on {host}"))
+    }
+}
+
+/// Decides on a claimed file, in a transaction. A file that was admitted before goes on, also in another process.
+///
+/// # Errors
+/// If the database fails.
+pub async fn admit(connection: &mut Connection, load: OpenLoad<'_>, content: ContentHash, host: &str) -> StoreResult<Verdict> {
+    connection.begin().await?;
+    lock::transaction(connection, Lock::Contents(load.dataset)).await?;
+    let verdict = decide(connection, load, &content.to_string(), host).await?;
+    connection.commit().await?;
+    Ok(verdict)
+}
+
+async fn decide(connection: &mut Connection, load: OpenLoad<'_>, content: &str, host: &str) -> StoreResult<Verdict> {
+    if let Some(verdict) = decided_before(connection, load, content, host).await? {
+        return Ok(verdict);
+    }
+    let dialect = connection.dialect();
+    let loads = dialect.table(Schema::Raw, "loads");
+    let (dataset, content_arg) = (Arg::Text(Some(load.dataset)), Arg::Text(Some(content)));
+    let sql = format!(
+        "select id, status, source, host, bytes from {loads} where dataset = $1 and sha256 = $2 and load_key <> $3 \
+         and ({HAS_CONTENT} or status = 'loading') order by case status when 'loaded' then 0 else 1 end, id limit 1"
+    );
+    let others = connection.fetch(sql, &[dataset.clone(), content_arg.clone(), Arg::Uuid(load.load_key)]).await?;
+    let text = |field: &Field| field.text().map(str::to_owned);
+    let (verdict, status, finished_at, bytes, repeats) = match others.first() {
+        Some(other) if other[1].text() == Some("loading") => {
+            let (source, host) = (text(&other[2]).unwrap_or_default(), text(&other[3]));
+            return Ok(Verdict::Waits(InFlight { id: other[0].int(), source, host }));
+        }
+        Some(other) => {
+            let id = other[0].int();
+            (Verdict::Repeats(id), "repeated", dialect.now(), Some(other[4].int_or_zero()), Some(id))
+        }
+        None => (Verdict::Load, "loading", "null", None, None),
+    };
+    let sql = format!(
+        "insert into {loads} (load_key, dataset, source, status, sha256, host, bytes, repeats, finished_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, {finished_at}) \
+         on conflict (load_key) do update set status = excluded.status, sha256 = excluded.sha256, host = excluded.host, \
+         bytes = excluded.bytes, repeats = excluded.repeats, finished_at = excluded.finished_at"
+    );
+    let [source, status, host] = [load.source, status, host].map(|text| Arg::Text(Some(text)));
+    let args = [Arg::Uuid(load.load_key), dataset, source, status, content_arg, host, Arg::Int(bytes), Arg::Int(repeats)];
+    connection.execute(sql, &args).await?;
+    Ok(verdict)
+}
+
+/// The verdict on a file that has a row in the ledger: its process was killed, or it was written to after it was read. `None` if
+/// there is none, or if it was a repeat and has another content now.
+async fn decided_before(
+    connection: &mut Connection,
+    load: OpenLoad<'_>,
+    content: &str,
+    host: &str,
+) -> StoreResult<Option<Verdict>> {
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    let key = Arg::Uuid(load.load_key);
+    let sql = format!("select status, sha256, repeats, {IS_VOID} from {loads} where load_key = $1");
+    let rows = connection.fetch(sql, std::slice::from_ref(&key)).await?;
+    let Some(own) = rows.first() else { return Ok(None) };
+    let (is_same, is_void) = (own[1].text() == Some(content), own[3].int() != 0);
+    match own[0].text() {
+        Some("repeated") => return Ok(is_same.then(|| Verdict::Repeats(own[2].int_or_zero()))),
+        Some("loading" | "loaded") if is_same => {}
+        // It is read again. Until that is over, it has neither content.
+        Some("loading" | "loaded" | "failed") if !is_void => {
+            let sql = format!(
+                "update {loads} set status = 'loading', sha256 = $2, host = $3, records_read = 0, bytes = null, error = null, \
+                 finished_at = null where load_key = $1"
+            );
+            connection.execute(sql, &[key, Arg::Text(Some(content)), Arg::Text(Some(host))]).await?;
+        }
+        _ => {}
+    }
+    Ok(Some(Verdict::Load))
+}
+
+/// Those of the loads that are not finished, with how many records are counted on them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn in_flight(connection: &mut Connection, loads: &BTreeSet<i64>) -> StoreResult<Vec<(i64, i64)>> {
+    if loads.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (table, ids) = (connection.dialect().table(Schema::Raw, "loads"), id_list(loads.iter().copied()));
+    let sql = format!("select id, rows_loaded + rows_rejected from {table} where status = 'loading' and id in ({ids}) order by id");
+    Ok(connection.fetch(sql, &[]).await?.iter().map(|row| (row[0].int(), row[1].int())).collect())
 }

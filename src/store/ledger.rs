@@ -182,7 +182,7 @@ pub struct OpenedLoad {
 }
 
 /// The condition that no more of a load is loaded: [`void`] has ended it, or it was taken back.
-const IS_VOID: &str = "(status = 'unloaded' or status = 'failed' and bytes is null)";
+pub(super) const IS_VOID: &str = "(status = 'unloaded' or status = 'failed' and bytes is null)";
 
 /// Inside a transaction: creates the rows of loads that have none yet. Returns all the loads, in the given order.
 ///

@@ -16,6 +16,8 @@ pub enum Lock<'a> {
     Schema,
     /// A batch load.
     Load,
+    /// Deciding whether a dropped file is a repeat, and bringing contents that no row in progress tells of.
+    Contents(&'a str),
     /// Refreshing the modelled tables of a dataset. The lock is taken before the rows are read, so that a later refresh sees at
     /// least the rows that the earlier one saw.
     Model(&'a str),
@@ -28,6 +30,7 @@ impl Lock<'_> {
         match self {
             Self::Schema => "dataloader schema".to_owned(),
             Self::Load => "dataloader load".to_owned(),
+            Self::Contents(dataset) => format!("dataloader contents {dataset}"),
             Self::Model(dataset) => format!("dataloader model {dataset}"),
             Self::Upsert(dataset) => format!("dataloader upsert {dataset}"),
         }

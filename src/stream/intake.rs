@@ -1,9 +1,8 @@
 //! Intake: watches the inbox, claims files, passes them to the reader, and moves them to `processed/` or `failed/` when their
 //! load is over.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,14 @@ use actix::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::admission::Admission;
+use super::claims::Claims;
 use super::drain::{Close, Drain, Draining};
 use super::faults::{Faults, StageWatch};
-use super::protocol::{LoadFinished, ReadFile};
+use super::protocol::{FileWaits, LoadFinished, ReadFile, WaitIsOver};
 use super::reader::Reader;
 use crate::config::Config;
+use crate::dataset::Repeats;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
 use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY};
@@ -35,36 +37,6 @@ pub enum Mode {
     Once(Option<oneshot::Sender<()>>),
 }
 
-/// The files that this process has claimed, by load key. Shared with the stages that record a crash on a claim.
-#[derive(Debug, Clone, Default)]
-pub struct Claims {
-    held: Arc<Mutex<HashMap<Uuid, Claim>>>,
-    has_crashed: Arc<AtomicBool>,
-}
-
-impl Claims {
-    fn with<T>(&self, use_claims: impl FnOnce(&mut HashMap<Uuid, Claim>) -> T) -> T {
-        use_claims(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// How many files are claimed.
-    pub fn count(&self) -> usize {
-        self.with(|claims| claims.len())
-    }
-
-    /// Records durably that this load crashed the process. Only the first call records anything: the process crashes once, even
-    /// if several parsers panic.
-    pub fn crashed(&self, key: Uuid) {
-        if self.has_crashed.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let claim = self.with(|claims| claims.get(&key).cloned());
-        if let Some(Err(error)) = claim.map(|claim| claim.record_crash()) {
-            tracing::warn!("{error}");
-        }
-    }
-}
-
 /// What an intake needs.
 pub struct IntakeParts {
     pub inbox: Inbox,
@@ -73,8 +45,11 @@ pub struct IntakeParts {
     pub claims: Claims,
     /// Receives the claimed files.
     pub reader: Addr<Reader>,
-    /// See [`Intake::tally`].
-    pub tally: Option<Recipient<LoadFinished>>,
+    /// Receives those of datasets that skip repeats instead. `None` if there is no such dataset.
+    pub admission: Option<Addr<Admission>>,
+    pub tally: Recipient<LoadFinished>,
+    /// See [`Intake::reports_loads`].
+    pub reports_loads: bool,
 }
 
 /// The actor.
@@ -97,8 +72,10 @@ pub struct Intake {
     obstacle: Option<Obstacle>,
     draining: Draining,
     reader: Addr<Reader>,
-    /// Receives each load after its file was moved, where no other stage reports it.
-    tally: Option<Recipient<LoadFinished>>,
+    admission: Option<Addr<Admission>>,
+    /// Receives each repeat after its file was moved, and each load where no other stage reports it.
+    tally: Recipient<LoadFinished>,
+    reports_loads: bool,
     mode: Mode,
     is_stopped: bool,
     rescan_interval: Duration,
@@ -110,7 +87,7 @@ pub struct Intake {
 impl Intake {
     /// An intake that has claimed nothing yet.
     pub fn new(parts: IntakeParts, config: &Config, mode: Mode, faults: &Faults) -> Self {
-        let IntakeParts { inbox, stage, claims, reader, tally } = parts;
+        let IntakeParts { inbox, stage, claims, reader, admission, tally, reports_loads } = parts;
         Self {
             inbox: Arc::new(inbox),
             stage,
@@ -125,7 +102,9 @@ impl Intake {
             obstacle: None,
             draining: Draining::default(),
             reader,
+            admission,
             tally,
+            reports_loads,
             mode,
             is_stopped: false,
             rescan_interval: config.stream.rescan_interval,
@@ -163,8 +142,7 @@ impl Intake {
         if let Some(watcher) = &mut self.watcher {
             watcher.renew()?;
         }
-        let leftovers = self.inbox.leftovers()?;
-        self.claims.with(|claims| self.queue.resume(leftovers, |key| claims.contains_key(&key)));
+        self.list_leftovers()?;
         let now = Instant::now();
         for candidate in self.inbox.scan()? {
             if !self.queue.contains(&candidate.path) {
@@ -172,6 +150,28 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    fn list_leftovers(&mut self) -> Result<()> {
+        let leftovers = self.inbox.leftovers()?;
+        self.queue.resume(leftovers, |key| self.claims.knows(key));
+        Ok(())
+    }
+
+    /// Lists the claims that nobody holds: those of dead processes, and files that waited.
+    fn resume_leftovers(&mut self, ctx: &mut Context<Self>) {
+        if let Err(error) = self.list_leftovers() {
+            tracing::warn!("{error}");
+        }
+        self.advance(ctx);
+    }
+
+    /// Passes a claimed file to the stage that it goes to first.
+    fn pass_on(&self, claim: Claim) {
+        match &self.admission {
+            Some(admission) if claim.dataset.repeats == Repeats::Skip => admission.do_send(ReadFile(claim)),
+            _ => self.reader.do_send(ReadFile(claim)),
+        }
     }
 
     /// Claims complete files up to the limit, and passes them to the reader.
@@ -214,7 +214,7 @@ impl Intake {
             return self.faults.report(error);
         }
         for claim in claimed {
-            self.reader.do_send(ReadFile(claim));
+            self.pass_on(claim);
         }
         if let Some(at) = self.settling.next_look() {
             let wait = at.saturating_duration_since(Instant::now());
@@ -226,7 +226,7 @@ impl Intake {
     /// With `--once`: notifies the supervisor when nothing is left to load.
     fn tell_if_done(&mut self) {
         let Mode::Once(done) = &mut self.mode else { return };
-        let is_all_claimed = self.settling.is_empty() && self.queue.is_empty();
+        let is_all_claimed = self.settling.is_empty() && self.queue.is_empty() && self.claims.waiting() == 0;
         let claimed = self.claims.count();
         let obstructed = self.obstacle.as_ref().map(|obstacle| obstacle.since.elapsed());
         match Once::now(is_all_claimed, claimed, self.unplaced.len(), obstructed) {
@@ -287,14 +287,14 @@ impl Intake {
                     let path = placed.path.display();
                     tracing::warn!("{} bytes were written to {path} while it was moved there: they are not loaded", placed.unread);
                 }
-                if let Some(tally) = &self.tally {
-                    tally.do_send(finished);
+                if self.reports_loads || finished.repeats.is_some() {
+                    self.tally.do_send(finished);
                 }
             }
             Ok(None) => {
                 tracing::info!(file = %claim.source, "written to since it was read: reading it again");
                 claim.read_again();
-                self.reader.do_send(ReadFile(claim));
+                self.pass_on(claim);
             }
             // The records are durable. The next rescan tries the move again.
             Err(error) => {
@@ -424,6 +424,9 @@ impl Actor for Intake {
             // With --once only the files that were there at the start are loaded.
             if matches!(intake.mode, Mode::Watch) {
                 intake.rescan(ctx);
+            } else if intake.claims.waiting() > 0 {
+                // The process that loads what files wait for may have died.
+                intake.resume_leftovers(ctx);
             }
         });
         if matches!(self.mode, Mode::Watch) {
@@ -480,6 +483,22 @@ impl Handler<LoadFinished> for Intake {
     }
 }
 
+impl Handler<FileWaits> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, _: FileWaits, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<WaitIsOver> for Intake {
+    type Result = ();
+
+    fn handle(&mut self, _: WaitIsOver, ctx: &mut Self::Context) {
+        self.resume_leftovers(ctx);
+    }
+}
+
 /// Asked when no more loads will finish. It is done when no file is being moved any more.
 impl Handler<Drain> for Intake {
     type Result = ResponseActFuture<Self, ()>;
@@ -499,6 +518,9 @@ impl Handler<Close> for Intake {
     fn handle(&mut self, _: Close, _: &mut Self::Context) {
         self.is_stopped = true;
         self.watcher = None;
+        if let Some(admission) = &self.admission {
+            admission.do_send(Close);
+        }
     }
 }
 
@@ -583,20 +605,5 @@ mod tests {
         assert_eq!(Once::now(true, 3, 3, Some(GIVE_UP_AFTER)), Once::GoesOn);
         assert_eq!(Once::now(true, 3, 2, long), Once::GoesOn, "one is still being loaded or moved");
         assert_eq!(Once::now(false, 3, 3, long), Once::GoesOn);
-    }
-
-    #[test]
-    fn a_crash_is_recorded_once_and_on_the_claim_that_caused_it() {
-        let inbox = inbox();
-        let [cause, later] = ["a", "b"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap());
-        let claims = Claims::default();
-        for claim in [&cause, &later] {
-            claims.with(|held| held.insert(claim.key, claim.clone()));
-        }
-        for claim in [&cause, &cause, &later] {
-            claims.clone().crashed(claim.key);
-        }
-        assert_eq!((cause.crashes().unwrap(), later.crashes().unwrap()), (1, 0));
-        assert_eq!(claims.count(), 2);
     }
 }

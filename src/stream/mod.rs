@@ -5,6 +5,8 @@ pub mod protocol; // the messages between the stages
 pub mod options; // what one run is to do
 pub mod topology; // which stages a run has, and how they are connected
 mod intake; // files: claimed, passed to the reader, moved when loaded
+mod claims; // the files of this process
+mod admission; // files whose content is there already
 mod reader; // files → chunks
 mod parser; // chunks → rows and rejects
 mod batcher; // rows → batches
@@ -23,7 +25,8 @@ mod stats; // counters of the run
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, Role};
+use crate::dataset::Repeats;
 use crate::error::{Error, Result};
 use crate::signals::Signals;
 use crate::summary::LoadSummary;
@@ -42,6 +45,12 @@ pub use stats::Stats;
 /// # Errors
 /// An error that a stage could not recover from; an error if a second signal came.
 pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<LoadSummary> {
+    if config.role == Role::Producer
+        && let Some(dataset) = config.datasets.iter().find(|dataset| dataset.repeats == Repeats::Skip)
+    {
+        let message = format!("the dataset {} has repeats = \"skip\", and a producer has no ledger to ask", dataset.name);
+        return Err(Error::usage(message).hint("run it with --role all, or leave `repeats` out"));
+    }
     let system = actix::System::new();
     let ended = system.block_on(async {
         let links = Links::new(config)?;

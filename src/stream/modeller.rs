@@ -209,7 +209,7 @@ impl Handler<Drain> for Modeller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{Column, ColumnType, Model, StreamMode};
+    use crate::dataset::{Column, ColumnType, Model, Repeats, StreamMode};
 
     fn events() -> Arc<Dataset> {
         let at = Column { name: "at".to_owned(), column_type: ColumnType::Date, required: true };
@@ -222,6 +222,7 @@ mod tests {
             model: Model::default(),
             stream: StreamMode::default(),
             menu: false,
+            repeats: Repeats::Load,
         })
     }
 

@@ -6,6 +6,7 @@
 //!   ╰────────────────────────────────── LoadFinished ◀───────────────────────────────╯
 //! ```
 //!
+//! For datasets with `repeats = "skip"` the admission is between Intake and Reader. It sends `LoadFinished` for the repeats.
 //! With RabbitMQ the broker is between Reader and Parser. The publisher takes each `Piece`, and sends `LoadFinished` itself
 //! when the broker has confirmed the whole file. The consumer turns messages back into pieces.
 
@@ -26,7 +27,7 @@ use crate::store::{Dialect, Rows};
 use crate::transport::amqp::publisher::Published;
 use crate::transport::piece::{FileEnd, Load, Receipt};
 
-/// Intake → Reader: read this claimed file.
+/// Intake → Reader, through the admission where repeats are skipped: read this claimed file.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReadFile(pub Claim);
@@ -127,7 +128,19 @@ pub struct LoadFinished {
     /// Whether this was sent together with the file's end. If a file is read again, only its new end decides the result: before
     /// that the ledger may still hold the end of an earlier reading.
     pub with_end: bool,
+    /// The load that has the file's content already, if the file was not loaded because of that.
+    pub repeats: Option<i64>,
 }
+
+/// Admission → Intake: a file that was claimed waits for another load. There is room for another claim.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct FileWaits;
+
+/// Admission → Intake: files that waited for another load can be claimed again.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct WaitIsOver;
 
 impl From<Published> for LoadFinished {
     fn from(Published { load, end }: Published) -> Self {
@@ -140,6 +153,7 @@ impl From<Published> for LoadFinished {
             removed: 0,
             error: end.error,
             with_end: true,
+            repeats: None,
         }
     }
 }

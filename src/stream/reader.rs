@@ -209,6 +209,7 @@ mod tests {
     use crate::dataset::Dataset;
     use crate::inbox::Inbox;
     use crate::record::chunk::CHUNK_RECORDS;
+    use crate::record::content::hash_to_end;
     use crate::vitals::Vitals;
 
     const BUDGET: usize = 64 << 20;
@@ -270,9 +271,7 @@ mod tests {
     }
 
     fn hash_of(text: &str) -> ContentHash {
-        let (mut reader, seen) = Hashing::new(text.as_bytes());
-        std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
-        seen.hash().unwrap()
+        hash_to_end(text.as_bytes(), |_| true).unwrap().unwrap()
     }
 
     /// The text of this many records. The last one has no line end.

@@ -41,7 +41,12 @@ impl Actor for Tally {
 impl Handler<LoadFinished> for Tally {
     type Result = ();
 
-    fn handle(&mut self, LoadFinished { key, dataset, source, counts, removed, error, .. }: LoadFinished, _: &mut Self::Context) {
+    fn handle(&mut self, finished: LoadFinished, _: &mut Self::Context) {
+        let LoadFinished { key, dataset, source, counts, removed, error, repeats, .. } = finished;
+        if let Some(repeats) = repeats {
+            tracing::info!(%dataset, file = %source, repeats, "its content is there already");
+            return self.summary.add_unchanged(&dataset, self.started.elapsed());
+        }
         if error.is_some() && !self.failed.insert(key) {
             return;
         }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use actix::{Actor, Addr, Arbiter, Recipient};
+use actix::{Actor, Addr, Arbiter, AsyncContext, Recipient};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::admission::{ADMISSION, Admission, AdmissionParts};
 use super::attempts::count_attempts;
 use super::batcher::Batcher;
+use super::claims::Claims;
 use super::drain::{Close, Drain};
 use super::faults::Faults;
-use super::intake::{Claims, Intake, IntakeParts, Mode};
+use super::intake::{Intake, IntakeParts, Mode};
 use super::link::{BrokerLink, Links};
 use super::modeller::Modeller;
 use super::options::RunOptions;
@@ -23,6 +25,7 @@ use super::stats::Stats;
 use super::tally::{Summarize, Tally};
 use super::writer::Writer;
 use crate::config::{Config, Role, Transport};
+use crate::dataset::Repeats;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::Inbox;
 use crate::store::{Dialect, Indexes, schema};
@@ -156,11 +159,12 @@ impl Stages {
             let outlet = if topology.broker { Outlet::Publisher(publisher_in) } else { Outlet::Parsers(parsers_in.clone()) };
             let mode = if topology.end == End::InboxIsEmpty { Mode::Once(idle_in.take()) } else { Mode::Watch };
             // If this process publishes and consumes, the writers report what is loaded. Otherwise the intake does.
-            let tally = (!(topology.broker && topology.records)).then(|| tally.clone().recipient());
+            let reports_loads = !(topology.broker && topology.records);
+            let tally = tally.clone().recipient();
             let stop = Arc::new(AtomicBool::new(false));
             let (stage, zstd_window_mib) = (context.links.vitals.stage("reader"), config.zstd_window_mib);
             let reader = FileReader { outlet, budget, stop, zstd_window_mib, stage };
-            Some(Files::start(context, reader, claims.clone(), tally, mode).await?)
+            Some(Files::start(context, reader, claims.clone(), (tally, reports_loads), mode).await?)
         } else {
             None
         };
@@ -256,7 +260,10 @@ impl Account {
     pub fn left(&self, context: &Context<'_>, drained: bool) -> Option<Left> {
         let once = self.topology.end != End::Never;
         let unclaimed = if once && self.topology.files { unclaimed(context) } else { 0 };
-        let left = Left { files: (self.claims.count() + unclaimed) as u64, messages: context.links.vitals.in_hand(CONSUMER) };
+        let left = Left {
+            files: (self.claims.count() + self.claims.waiting() + unclaimed) as u64,
+            messages: context.links.vitals.in_hand(CONSUMER),
+        };
         // After a signal nobody has seen that the queues are empty, so a run that was to empty them reports what it leaves.
         let queues = self.topology.empties_queues();
         (left.files > 0 || left.messages > 0 || queues || !drained).then_some(left)
@@ -275,7 +282,7 @@ impl Files {
         context: &Context<'_>,
         reader: FileReader,
         claims: Claims,
-        tally: Option<Recipient<LoadFinished>>,
+        (tally, reports_loads): (Recipient<LoadFinished>, bool),
         mode: Mode,
     ) -> Result<Self> {
         let Context { config, faults, links, .. } = context;
@@ -286,7 +293,25 @@ impl Files {
         let stop = Arc::clone(&reader.stop);
         let (reader, thread) = Reader::new(reader, faults).map_err(thread_error)?;
         let reader = reader.start();
-        let intake = Intake::new(IntakeParts { inbox, stage, claims, reader: reader.clone(), tally }, config, mode, faults).start();
+        let skips_repeats = config.datasets.iter().any(|dataset| dataset.repeats == Repeats::Skip);
+        let intake = Intake::create(|ctx| {
+            let admission = skips_repeats.then(|| {
+                let parts = AdmissionParts {
+                    link: links.database(ADMISSION, context.options),
+                    stage: links.vitals.stage(ADMISSION),
+                    claims: claims.clone(),
+                    reader: reader.clone(),
+                    intake: ctx.address(),
+                    stats: Arc::clone(context.stats),
+                    stop: Arc::clone(&stop),
+                    once: context.options.once,
+                    patience: config.stream.drain_timeout,
+                };
+                Admission::new(parts, faults).start()
+            });
+            let parts = IntakeParts { inbox, stage, claims, reader: reader.clone(), admission, tally, reports_loads };
+            Intake::new(parts, config, mode, faults)
+        });
         Ok(Self { intake, reader, stop, thread: Some(thread) })
     }
 }

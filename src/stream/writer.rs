@@ -253,6 +253,7 @@ fn finished(closed: ClosedLoad, loads: &HashMap<i64, Arc<Load>>, ends: &HashMap<
         removed: closed.removed,
         error: closed.error,
         with_end: ends.contains_key(&closed.id),
+        repeats: None,
     }
 }
 
@@ -464,7 +465,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::dataset::{Column, ColumnType, Model, StreamMode};
+    use crate::dataset::{Column, ColumnType, Model, Repeats, StreamMode};
     use crate::record::parse::{DayRange, Parser};
     use crate::record::split::Splitter;
     use crate::store::Dialect;
@@ -481,6 +482,7 @@ mod tests {
             model: Model::default(),
             stream: StreamMode::default(),
             menu: false,
+            repeats: Repeats::Load,
         };
         Arc::new(Load { key: Uuid::from_u128(key), dataset: Arc::new(dataset), source: format!("{key}.json") })
     }

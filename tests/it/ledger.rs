@@ -63,7 +63,7 @@ fn status_sums_the_ledger_up(sandbox: &Sandbox) {
     sandbox.run(["load", "--dataset", "events", "--date", "2020-01-01"]).code(3);
     let status = sandbox.run(["status", "--format", "json"]).ok().json();
     let expected = serde_json::json!({"dataset": "events", "files": 2, "read": 22, "loaded": 10, "rejected": 2, "skipped": 10,
-        "in_flight": 0, "failed": 0, "unloaded": 0, "open_rejects": 1});
+        "in_flight": 0, "failed": 0, "unloaded": 0, "repeated": 0, "open_rejects": 1});
     assert_eq!(status["datasets"][0], expected);
     assert!(sandbox.run(["status"]).ok().stdout.contains("open rejects"));
 }

@@ -42,6 +42,7 @@ mod stream_watch; // files that arrive while it runs: which, when, and where the
 mod stream_upsert; // records that replace those of their keys
 mod stream_files; // files that cannot be read, grow, change, or take long to move
 mod stream_rejects; // records and files that cannot be loaded
+mod stream_repeats; // contents that are there already
 mod stream_model; // the modelled tables follow; other commands beside the pipeline
 mod stream_killed; // exactly once, whoever dies
 mod stream_outage; // the database goes away and comes back

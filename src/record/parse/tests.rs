@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, Model, StreamMode};
+use crate::dataset::{Column, Model, Repeats, StreamMode};
 use crate::record::chunk::Framing;
 
 /// A dataset with the columns `name:type`; `!` after the type means required. The day column is `at`.
@@ -29,6 +29,7 @@ fn dataset(columns: &str) -> Arc<Dataset> {
         model: Model::default(),
         stream: StreamMode::default(),
         menu: false,
+        repeats: Repeats::Load,
     })
 }
 

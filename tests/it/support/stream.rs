@@ -95,7 +95,7 @@ impl Sandbox {
         wait_until(&format!("{files} files of {dataset} are finished"), || self.finished(dataset) >= files);
         if self.is_over_amqp() {
             let dropped = format!(
-                "SELECT count(*) FROM {{raw.loads}} WHERE dataset = '{dataset}' AND source LIKE '%/inbox/%' AND status IN ('loaded', 'failed')"
+                "SELECT count(*) FROM {{raw.loads}} WHERE dataset = '{dataset}' AND source LIKE '%/inbox/%' AND status IN ('loaded', 'failed', 'repeated')"
             );
             let loads = || self.try_query(&dropped).ok()?[0][0].as_ref()?.parse::<usize>().ok();
             wait_until(&format!("{files} loads of {dataset} are over"), || loads().is_some_and(|loads| loads >= files));
@@ -112,7 +112,7 @@ impl Sandbox {
         }
         self.assert_conserved();
         assert_eq!(
-            self.lines("SELECT id, status, source FROM {raw.loads} WHERE status NOT IN ('loaded', 'failed', 'open')"),
+            self.lines("SELECT id, status, source FROM {raw.loads} WHERE status NOT IN ('loaded', 'failed', 'repeated', 'open')"),
             [""; 0]
         );
         for dataset in self.datasets() {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, ColumnType, Model, StreamMode};
+use crate::dataset::{Column, ColumnType, Model, Repeats, StreamMode};
 use crate::record::chunk::CHUNK_RECORDS;
 
 fn dataset(name: &str) -> Arc<Dataset> {
@@ -17,6 +17,7 @@ fn dataset(name: &str) -> Arc<Dataset> {
         model: Model::default(),
         stream: StreamMode::default(),
         menu: false,
+        repeats: Repeats::Load,
     })
 }
 
