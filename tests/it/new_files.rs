@@ -141,9 +141,10 @@ fn a_table_that_was_changed_since_is_loaded_in_full(sandbox: &Sandbox) {
     let org = |key: &str| format!(r#"{{"organization_key":"{key}"}}"#);
     sandbox.write_orgs("a.json", org("a"));
     assert_eq!(load_new(sandbox, "orgs"), [1, 0, 0]);
-    sandbox.drop_in("orgs", "a.json", org("a"));
+    sandbox.drop_in("orgs", "b.json", org("b"));
     sandbox.run_once().ok();
-    assert_eq!(load_new(sandbox, "orgs")[..2], [1, 0]);
+    assert_eq!(load_new(sandbox, "orgs"), [1, 0, 2]);
+    assert_eq!(sandbox.lines("SELECT organization_key FROM {raw.orgs}"), ["a"]);
     sandbox.execute(&format!("DELETE FROM {}", sandbox.table("raw.orgs")));
     assert_eq!(load_new(sandbox, "orgs"), [1, 0, 0]);
     assert_eq!(sandbox.lines("SELECT organization_key FROM {raw.orgs}"), ["a"]);
