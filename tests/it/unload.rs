@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::{
-    Background, Fifo, Message, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores, over_amqp, wait_until,
+    Background, Fifo, Message, Sandbox, Signal, Store, event, events_over_days, many_events, on_both_stores, only_file, over_amqp,
+    wait_until,
 };
 
 on_both_stores!(
@@ -18,6 +19,7 @@ on_both_stores!(
     a_failed_load_goes,
     what_cannot_be_taken_back_is_named_and_nothing_is_changed,
     a_file_that_is_dropped_again_is_loaded_again,
+    a_claim_that_is_resumed_brings_nothing_back,
     a_signal_changes_nothing,
     loads_are_taken_back_while_others_load,
 );
@@ -195,6 +197,22 @@ fn a_file_that_is_dropped_again_is_loaded_again(sandbox: &Sandbox) {
         unload(sandbox, &[&expected.to_string()]);
         assert_eq!(sandbox.count("raw.events"), 0);
     }
+    assert_booked(sandbox);
+}
+
+/// The process died after the commit, before the file was moved; then its load was taken back.
+fn a_claim_that_is_resumed_brings_nothing_back(sandbox: &Sandbox) {
+    sandbox.drop_in("events", "a.jsonl", many_events(1_500, "ada") + "{}\n");
+    sandbox.run_once().code(3);
+    unload(sandbox, &["1"]);
+    let processed = only_file(&sandbox.file("inbox/events/processed"), ".jsonl");
+    let name = processed.file_name().expect("a file has a name");
+    std::fs::rename(&processed, sandbox.file("inbox/events/.loading").join(name)).expect("both are there");
+    let resumed = sandbox.run_once().ok().json();
+    assert_eq!((&resumed["datasets"][0]["files"], &resumed["datasets"][0]["loaded"]), (&1.into(), &0.into()));
+    assert!(processed.exists(), "it is where it belongs");
+    assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|1501|1500|1500"]);
+    assert_eq!((sandbox.count("raw.events"), sandbox.count("raw.rejects")), (0, 0));
     assert_booked(sandbox);
 }
 
