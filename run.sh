@@ -146,12 +146,24 @@ with_services() {
     TMPDIR=$private/tmp in_group "$@"
 }
 
+# Programs that some tests use besides the servers, installed where that is possible without asking.
+install_test_programs() {
+    local missing=()
+    command -v promtool >/dev/null || missing+=(prometheus)
+    command -v chromedriver >/dev/null || missing+=(chromium chromium-driver)
+    [[ ${#missing[@]} != 0 && $(id -u) == 0 && -e /etc/debian_version ]] || return 0
+    say "installing ${missing[*]} with apt-get"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"; } </dev/null >/dev/null ||
+        say "apt-get could not install ${missing[*]}: the tests that use them fail or are skipped"
+}
+
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 # run_tests [WORD...]: runs all tests, or those whose names contain one of the words.
 run_tests() {
     local status=0
     need_cargo
+    install_test_programs
     if [[ $# == 0 ]]; then
         # Builds first, so that a compile error is reported before servers start.
         cargo test --locked --no-run

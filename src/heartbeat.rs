@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::config::{Role, Transport};
 use crate::error::{Error, IoContext, Result, io_text};
+use crate::flow::Flow;
 use crate::vitals::Trouble;
 
 /// The interval of a process's heartbeats.
@@ -34,15 +35,16 @@ pub struct Connections {
     pub broker: bool,
 }
 
-/// The content of a heartbeat file.
+/// A heartbeat: the content of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Beat {
+pub struct Beat {
     pid: u32,
     role: Role,
     transport: Transport,
     connected: Connections,
     /// What the stages of the process wait for.
     troubles: Vec<Problem>,
+    flow: Flow,
     /// Milliseconds since 1970.
     at: i64,
 }
@@ -51,6 +53,8 @@ struct Beat {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Problem {
     text: String,
+    /// The same without any host, user or file.
+    without_names: String,
     /// The start, in milliseconds since 1970.
     since: i64,
 }
@@ -58,12 +62,13 @@ struct Problem {
 impl Problem {
     fn new(trouble: &Trouble, now: Timestamp) -> Self {
         let lasted = i64::try_from(trouble.since.elapsed().as_millis()).unwrap_or(i64::MAX);
-        Self { text: trouble.to_string(), since: now.as_millisecond().saturating_sub(lasted) }
+        let (text, without_names) = (trouble.to_string(), trouble.without_names());
+        Self { text, without_names, since: now.as_millisecond().saturating_sub(lasted) }
     }
 
-    /// The text, followed by how long the problem has lasted.
-    fn at(&self, now: Timestamp) -> String {
-        format!("{} (for {} s)", self.text, now.as_millisecond().saturating_sub(self.since).max(0) / 1_000)
+    /// A text of it, followed by how long the problem has lasted.
+    fn at(&self, text: &str, now: Timestamp) -> String {
+        format!("{text} (for {} s)", now.as_millisecond().saturating_sub(self.since).max(0) / 1_000)
     }
 }
 
@@ -73,8 +78,6 @@ pub struct Heartbeat {
     path: PathBuf,
     /// The locked file at `path`.
     file: File,
-    role: Role,
-    transport: Transport,
 }
 
 impl Heartbeat {
@@ -90,21 +93,17 @@ impl Heartbeat {
         fs::create_dir_all(directory).cannot(format_args!("make {} for the heartbeat", directory.display()))?;
         // Not named after the process id: in containers, every start may have the same one.
         let path = directory.join(format!("{}.json", Uuid::now_v7()));
-        let file = write_locked(&path, &beat(role, transport, Connections::default(), &[], now))?;
-        Ok(Self { path, file, role, transport })
+        let file = write_locked(&path, &Beat::of(role, transport, Connections::default(), &[], Flow::default(), now))?;
+        Ok(Self { path, file })
     }
 
-    /// Reports that the process is alive, its connections, and the problems of its stages. Call it every [`BEAT_INTERVAL`], and
-    /// whenever they change.
+    /// Reports that the process is alive, its connections, the problems of its stages, and what passes through them. Call it
+    /// every [`BEAT_INTERVAL`], and whenever connections or problems change.
     ///
     /// # Errors
     /// If the file cannot be written. The next call may succeed.
-    pub fn beat(&mut self, connected: Connections, troubles: &[Trouble]) -> Result<()> {
-        self.beat_at(connected, troubles, Timestamp::now())
-    }
-
-    fn beat_at(&mut self, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Result<()> {
-        self.file = write_locked(&self.path, &beat(self.role, self.transport, connected, troubles, now))?;
+    pub fn beat(&mut self, beat: &Beat) -> Result<()> {
+        self.file = write_locked(&self.path, beat)?;
         Ok(())
     }
 }
@@ -116,9 +115,37 @@ impl Drop for Heartbeat {
     }
 }
 
-fn beat(role: Role, transport: Transport, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Beat {
-    let troubles = troubles.iter().map(|trouble| Problem::new(trouble, now)).collect();
-    Beat { pid: std::process::id(), role, transport, connected, troubles, at: now.as_millisecond() }
+impl Beat {
+    /// A heartbeat of this process, now.
+    pub fn now(role: Role, transport: Transport, connected: Connections, troubles: &[Trouble], flow: Flow) -> Self {
+        Self::of(role, transport, connected, troubles, flow, Timestamp::now())
+    }
+
+    fn of(role: Role, transport: Transport, connected: Connections, troubles: &[Trouble], flow: Flow, now: Timestamp) -> Self {
+        let troubles = troubles.iter().map(|trouble| Problem::new(trouble, now)).collect();
+        Self { pid: std::process::id(), role, transport, connected, troubles, flow, at: now.as_millisecond() }
+    }
+
+    /// The connections of the process.
+    pub fn connected(&self) -> Connections {
+        self.connected
+    }
+
+    /// The process, as this heartbeat shows it at a later time.
+    pub fn process(self, now: Timestamp) -> Process {
+        let troubles = |text: fn(&Problem) -> &str| self.troubles.iter().map(|t| t.at(text(t), now)).collect();
+        Process {
+            pid: self.pid,
+            role: self.role,
+            transport: self.transport,
+            connected: self.connected,
+            troubles: troubles(|trouble| &trouble.text),
+            troubles_without_names: troubles(|trouble| &trouble.without_names),
+            // The difference counts in both directions: a clock that was set back must not make a hanging process look alive.
+            seconds_since_beat: now.as_millisecond().abs_diff(self.at) / 1_000,
+            flow: self.flow,
+        }
+    }
 }
 
 /// Replaces the file atomically by one that is already locked. A reader thus always finds a complete and locked file.
@@ -149,7 +176,7 @@ fn directory() -> Result<PathBuf> {
 }
 
 /// The health of the pipeline of this working directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// True if at least one process is alive, and every live process has a recent heartbeat, all its connections, and no
     /// problem.
@@ -161,7 +188,7 @@ pub struct Health {
 }
 
 /// A process of the pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Process {
     pub pid: u32,
     pub role: Role,
@@ -169,8 +196,14 @@ pub struct Process {
     pub connected: Connections,
     /// What the stages wait for, and for how long; empty if there is no problem.
     pub troubles: Vec<String>,
+    /// The same without any host, user or file.
+    #[serde(skip)]
+    pub troubles_without_names: Vec<String>,
     /// The age of the last heartbeat.
     pub seconds_since_beat: u64,
+    /// What passes through its stages.
+    #[serde(skip)]
+    pub flow: Flow,
 }
 
 /// Reads the heartbeats of this working directory.
@@ -182,7 +215,8 @@ pub fn health() -> Result<Health> {
 }
 
 impl Health {
-    fn of(processes: Vec<Process>) -> Self {
+    /// The health of these processes.
+    pub fn of(processes: Vec<Process>) -> Self {
         let problems: Vec<String> = processes.iter().flat_map(Process::problems).collect();
         let (healthy, reason) = if processes.is_empty() {
             (false, "no `dataloader run` is alive in this working directory".to_owned())
@@ -203,13 +237,23 @@ impl fmt::Display for Health {
 }
 
 impl Process {
-    fn problems(&self) -> Vec<String> {
+    /// Why it is not healthy, without any host, user or file; empty if it is.
+    pub fn problems_without_names(&self) -> Vec<String> {
+        self.problems_of(&self.troubles_without_names)
+    }
+
+    /// Why it is not healthy; empty if it is.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems_of(&self.troubles)
+    }
+
+    fn problems_of(&self, troubles: &[String]) -> Vec<String> {
         let Self { pid, seconds_since_beat, .. } = self;
         if *seconds_since_beat > STALE_AFTER.as_secs() {
             return vec![format!("process {pid} hangs: its last sign of life was {seconds_since_beat} s ago")];
         }
         let missing = self.missing().map(|missing| format!("process {pid} is not connected to {missing}"));
-        missing.into_iter().chain(self.troubles.iter().map(|trouble| format!("process {pid}: {trouble}"))).collect()
+        missing.into_iter().chain(troubles.iter().map(|trouble| format!("process {pid}: {trouble}"))).collect()
     }
 
     /// The required connections that the process lacks.
@@ -253,15 +297,7 @@ fn processes(directory: &Path, now: Timestamp) -> Result<Vec<Process>> {
             Error::failed(format!("the heartbeat {} makes no sense: {error}", path.display()))
                 .hint("was it written by another version? restart `dataloader run`")
         })?;
-        processes.push(Process {
-            pid: beat.pid,
-            role: beat.role,
-            transport: beat.transport,
-            connected: beat.connected,
-            troubles: beat.troubles.iter().map(|trouble| trouble.at(now)).collect(),
-            // The difference counts in both directions: a clock that was set back must not make a hanging process look alive.
-            seconds_since_beat: now.as_millisecond().abs_diff(beat.at) / 1_000,
-        });
+        processes.push(beat.process(now));
     }
     Ok(processes)
 }
@@ -297,6 +333,15 @@ fn read_live(path: &Path) -> io::Result<Option<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vitals::{Target, Wait};
+
+    impl Heartbeat {
+        /// Beats as the same process at another time.
+        fn beat_at(&mut self, connected: Connections, troubles: &[Trouble], now: Timestamp) -> Result<()> {
+            let Beat { role, transport, .. } = serde_json::from_slice(&fs::read(&self.path).unwrap()).unwrap();
+            self.beat(&Beat::of(role, transport, connected, troubles, Flow::default(), now))
+        }
+    }
 
     const BOTH: Connections = Connections { database: true, broker: true };
     const DATABASE: Connections = Connections { database: true, broker: false };
@@ -369,12 +414,17 @@ mod tests {
     fn a_stage_that_waits_makes_its_process_unhealthy_with_the_reason() {
         let dir = directory();
         let mut heartbeat = start(dir.path(), Role::All, Transport::Inproc);
-        let trouble =
-            Trouble { stage: "writer", waits_for: Some("sqlite://x.db: disk full".to_owned()), since: std::time::Instant::now() };
+        let trouble = Trouble {
+            stage: "writer",
+            waits_for: Some(Wait::new(Target::Database, "sqlite://x.db: disk full")),
+            since: std::time::Instant::now(),
+        };
         heartbeat.beat_at(DATABASE, &[trouble], at(0)).unwrap();
         let expected = format!("process {}: the writer waits for sqlite://x.db: disk full (for 7 s)", std::process::id());
         let health = health_at(dir.path(), 7);
         assert_eq!((health.healthy, health.reason), (false, expected));
+        let told = format!("process {}: the writer waits for the database (for 7 s)", std::process::id());
+        assert_eq!(health.processes[0].problems_without_names(), [told], "strangers hear no name");
         heartbeat.beat_at(DATABASE, &[], at(8)).unwrap();
         assert!(health_at(dir.path(), 8).healthy);
     }

@@ -5,6 +5,10 @@
 pub mod commands; // one file per command
 pub mod terminal; // what a person types and sees
 
+pub mod web; // the page, metrics and health over HTTP
+
+pub mod answers; // what commands and page say of the database
+
 pub mod stream; // actors from the inbox to the modelled tables
 pub mod batch; // files → delta → master → modelled tables, in one transaction
 pub mod summary; // what a run of either loaded
@@ -16,6 +20,7 @@ pub mod record; // pure: bytes → rows and rejects
 
 pub mod heartbeat; // whether the pipeline of this working directory is alive
 pub mod retry; // when to try again what needs a server that is away
+pub mod flow; // what passes through the stages, and what limits it
 pub mod vitals; // what the stages are doing, or wait for
 pub mod config; // flags over environment over dataloader.toml over defaults
 pub mod signals; // SIGINT and SIGTERM

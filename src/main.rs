@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use dataloader::commands::{drop, generate, health, load, menu, migrate, model, rejects, report, run, status, unload};
+use dataloader::commands::{DONE, drop, generate, health, load, menu, migrate, model, rejects, report, run, serve, status, unload};
 use dataloader::config::Config;
 use dataloader::error::Result;
-use dataloader::signals::interruptible;
+use dataloader::signals::{interruptible, until_signal};
 use dataloader::terminal::cli::{self, Cli, Command};
 use dataloader::terminal::logging;
 use dataloader::terminal::output::Output;
@@ -39,9 +39,11 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Drop(args) => drop::run(&config, args, output),
         Command::Model(args) => interruptible(model::run(&config, args, output)),
         Command::Report(args) => interruptible(report::run(&config, args, output)),
-        Command::Status => interruptible(status::run(&config, output)),
+        Command::Status(args) if args.watch => until_signal(status::watch(&config, output)).map(|()| DONE),
+        Command::Status(_) => interruptible(status::run(&config, output)),
         Command::Rejects(args) => interruptible(rejects::run(&config, args, output)),
         Command::Unload(args) => interruptible(unload::run(&config, args, output)),
+        Command::Serve(_) => serve::run(&config),
         Command::Health => health::run(output),
         Command::Migrate => interruptible(migrate::run(&config, output)),
         Command::Generate(args) => generate::run(args),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use backon::BackoffBuilder;
 
-use crate::vitals::Stage;
+use crate::vitals::{Stage, Wait};
 
 /// One-shot commands retry for this long.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
@@ -119,12 +119,13 @@ impl Retry {
     }
 
     /// Reports the outage: to `dataloader health`, as what the stage waits for, and from time to time to the log.
-    pub fn report(&mut self, stage: &Stage, waits_for: String, log: impl FnOnce(&str)) {
+    pub fn report(&mut self, stage: &Stage, waits_for: Wait, log: impl FnOnce(&str)) {
+        stage.retries(waits_for.target);
         if let Some(outage) = &mut self.outage
             && outage.mentioned.is_none_or(|mentioned| mentioned.elapsed() > MENTION_EVERY)
         {
             outage.mentioned = Some(Instant::now());
-            log(&waits_for);
+            log(&waits_for.text);
         }
         stage.waits_for(waits_for);
     }
@@ -154,7 +155,7 @@ impl Retry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vitals::Vitals;
+    use crate::vitals::{Target, Vitals};
 
     #[test]
     fn pauses_are_as_long_as_they_say() {
@@ -203,9 +204,10 @@ mod tests {
         assert_eq!(retry.succeeded(), None, "nobody heard of it");
         retry.failed(Duration::ZERO);
         for reason in ["refused", "refused again"] {
-            retry.report(&stage, reason.to_owned(), |what| lines.push(what.to_owned()));
+            retry.report(&stage, Wait::new(Target::Broker, reason), |what| lines.push(what.to_owned()));
         }
         assert_eq!(lines, ["refused"]);
+        assert_eq!(vitals.retries(Target::Broker), 2);
         assert!(retry.has_failed() && retry.succeeded().is_some() && !retry.has_failed());
     }
 }

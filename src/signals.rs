@@ -1,10 +1,11 @@
 //! Waits for SIGINT and SIGTERM, and runs commands that they can interrupt.
 
+use std::convert::Infallible;
 use std::future::Future;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The signals that ask the process to end.
 pub struct Signals {
@@ -29,6 +30,15 @@ impl Signals {
             _ = self.terminate.recv() => {}
         }
     }
+}
+
+/// Runs a service on a runtime of its own until a signal arrives, which is its regular end.
+///
+/// # Errors
+/// The error that ended the service.
+pub fn until_signal(service: impl Future<Output = Result<Infallible>>) -> Result<()> {
+    let served = interruptible(service).map(|never| match never {});
+    served.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })
 }
 
 /// Runs a command on a runtime of its own until it is done or a signal arrives. A signal drops the command, and the database

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::report::{self, TableReport};
+use super::report::write_totals;
 use super::{DONE, REJECTED};
+use crate::answers::report::{TableReport, daily_totals};
 use crate::batch::input::Input;
 use crate::batch::{self, LoadOptions, Session};
 use crate::config::Config;
@@ -60,7 +61,7 @@ pub async fn load(config: &Config, options: &LoadOptions) -> Result<Loaded> {
     };
     let totals = match &mut session {
         Some(session) => {
-            let totals = report::daily_totals(&mut session.connection, &options.datasets).await;
+            let totals = daily_totals(&mut session.connection, &options.datasets).await;
             totals.map_err(|error| session.explain(error))?
         }
         None => Vec::new(),
@@ -75,7 +76,7 @@ impl Loaded {
     /// If they cannot be written.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         summary::write(&self.summary, out)?;
-        report::write_totals(out, &self.totals)
+        write_totals(out, &self.totals)
     }
 
     /// Does what can wait until the result is shown.

@@ -2,6 +2,7 @@
 
 pub mod load; // loads files, with a progress bar and the totals afterwards
 pub mod run; // runs the stream
+pub mod serve; // serves the page without a pipeline
 pub mod menu; // numbered choices for the user
 pub mod drop; // puts copies of a file into the inbox
 pub mod report; // shows the modelled tables

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanCount};
+use jiff::Timestamp;
 
 use super::{DONE, INTERRUPTED, REJECTED};
 use crate::config::Config;
@@ -14,13 +14,19 @@ use crate::terminal::cli::RunArgs;
 use crate::terminal::output::Output;
 use crate::terminal::progress::LiveLine;
 use crate::terminal::summary;
+use crate::web::{Server, Site};
 
 /// Runs the stream until a signal comes. With `--once`, runs it until the inbox is loaded and prints a summary.
 ///
 /// # Errors
 /// As [`stream::run`].
 pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
-    let stats = Arc::new(Stats::default());
+    let stats = Stats::new(&config.datasets);
+    // Dropped last: the page shows the end of the run as well.
+    let _page = match &config.http {
+        Some(address) => Some(Server::bind(address, Site::of_run(config, &stats)?)?.start()?),
+        None => None,
+    };
     let live = LiveLine::start(live_text(Arc::clone(&stats)));
     let loaded = stream::run(config, RunOptions::new(args.once), &stats);
     drop(live);
@@ -42,22 +48,12 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
     Ok(if loaded.has_rejects() || loaded.has_failures() || in_messages > 0 { REJECTED } else { DONE })
 }
 
-/// The text of the progress line: files, records, records per second, and bytes in flight.
+/// The text of the progress line: files, records, records per second, bytes in flight, and what limits.
 fn live_text(stats: Arc<Stats>) -> impl FnMut() -> String + Send {
-    let (mut before, mut since, mut rate) = (0, Instant::now(), 0);
     move || {
-        let (files, records) = (stats.loads.load(Ordering::Relaxed), stats.records.load(Ordering::Relaxed));
-        let elapsed = since.elapsed();
-        if elapsed >= Duration::from_secs(1) {
-            rate = (records - before) * 1_000 / u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            (before, since) = (records, Instant::now());
-        }
-        format!(
-            "{} files, {} records, {}/s, {} in flight",
-            HumanCount(files),
-            HumanCount(records),
-            HumanCount(rate),
-            HumanBytes(stats.in_flight_bytes())
-        )
+        let flow = stats.beat().map(|beat| beat.process(Timestamp::now()).flow).unwrap_or_default();
+        let (files, records) = (HumanCount(stats.loads()), HumanCount(stats.records()));
+        let in_flight = HumanBytes(stats.in_flight_bytes());
+        format!("{files} files, {records} records, {:.0}/s, {in_flight} in flight. {}", flow.records_per_second(), flow.says)
     }
 }

@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::DONE;
-use super::rejects::REPLAY_SOURCE;
+use crate::answers::replay::REPLAY_SOURCE;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};

@@ -2,6 +2,7 @@
 //! the defaults.
 
 mod datasets; // reads [datasets.*]
+mod http; // where the page is served
 mod document; // TOML whose values know their line
 mod secret_url; // URLs of database and broker; hides passwords
 mod settings; // all other settings: types, bounds, defaults
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use document::{Document, suggestion};
 use settings::choice;
 
+pub use http::{HttpAddress, HttpToken};
 pub use secret_url::{DatabaseUrl, SecretUrl, redact_urls};
 pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
 
@@ -43,6 +45,9 @@ pub struct Config {
     /// connection.
     pub stage_dir: Option<PathBuf>,
     pub menu_mode: MenuMode,
+    /// Where the page is served; none without one.
+    pub http: Option<HttpAddress>,
+    pub http_token: Option<HttpToken>,
     /// The name of the exchange, and the prefix of the queue names.
     pub queue_prefix: String,
     /// The largest accepted window of a zstd file in MiB, a power of two. Reading a file takes as much memory as its window is
@@ -97,6 +102,8 @@ impl Config {
         let role = env.pick(flags.role, "DATALOADER_ROLE", |t| choice("role", t), file.role)?;
         let menu_mode = env.pick(flags.menu_mode, "DATALOADER_MODE", |t| choice("mode", t), file.menu_mode)?;
         let queue_prefix = env.pick(flags.queue_prefix, "DATALOADER_QUEUE_PREFIX", queue_prefix, file.queue_prefix)?;
+        let http = env.pick(flags.http, "DATALOADER_HTTP", HttpAddress::parse, file.http)?;
+        let http_token = env.pick(None, "DATALOADER_HTTP_TOKEN", HttpToken::parse, None)?;
         let data_dir = env.pick_path(flags.data_dir, "DATALOADER_DATA_DIR", file.data_dir);
         let inbox = env.pick_path(flags.inbox, "DATALOADER_INBOX", file.inbox);
         let stage_dir = env.pick_path(flags.stage_dir, "DATALOADER_STAGE_DIR", file.stage_dir);
@@ -111,6 +118,8 @@ impl Config {
             role: role.unwrap_or(Role::All),
             stage_dir,
             menu_mode: menu_mode.unwrap_or(MenuMode::Batch),
+            http,
+            http_token,
             queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
             zstd_window_mib: file.zstd_window_mib.unwrap_or(64),
             stream,

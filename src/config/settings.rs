@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::document::Section;
+use super::http::HttpAddress;
 use super::secret_url::{DatabaseUrl, SecretUrl};
 use crate::error::{Error, Result};
 
@@ -157,13 +158,25 @@ pub struct Settings {
     pub transport: Option<Transport>,
     pub role: Option<Role>,
     pub menu_mode: Option<MenuMode>,
+    pub http: Option<HttpAddress>,
     pub queue_prefix: Option<String>,
     pub zstd_window_mib: Option<u32>,
 }
 
 impl Settings {
-    pub(super) const NAMES: [&str; 10] =
-        ["data_dir", "inbox", "database", "transport", "role", "amqp_url", "queue_prefix", "mode", "stage_dir", "zstd_window_mib"];
+    pub(super) const NAMES: [&str; 11] = [
+        "data_dir",
+        "inbox",
+        "database",
+        "transport",
+        "role",
+        "amqp_url",
+        "queue_prefix",
+        "mode",
+        "http",
+        "stage_dir",
+        "zstd_window_mib",
+    ];
 
     pub(super) fn read(file: &Section<'_>) -> Result<Self> {
         let path = |name: &str| file.get(name).map(|value| value.path()).transpose();
@@ -176,6 +189,7 @@ impl Settings {
             transport: parsed(file, "transport", |text| choice("transport", text))?,
             role: parsed(file, "role", |text| choice("role", text))?,
             menu_mode: parsed(file, "mode", |text| choice("mode", text))?,
+            http: parsed(file, "http", HttpAddress::parse)?,
             queue_prefix: parsed(file, "queue_prefix", queue_prefix)?,
             zstd_window_mib: zstd_window_mib(file)?,
         })

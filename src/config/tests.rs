@@ -77,7 +77,7 @@ fn commented_settings_show_their_defaults() {
     assert_eq!(StreamSettings { parsers: default.stream.parsers, ..given.stream.clone() }, default.stream);
     let without_parsers = |config: &Config| {
         let stream = StreamSettings { parsers: 1, ..config.stream.clone() };
-        format!("{:?}", Config { stage_dir: None, stream, ..config.clone() })
+        format!("{:?}", Config { stage_dir: None, http: None, stream, ..config.clone() })
     };
     assert_eq!(without_parsers(&given), without_parsers(&default));
 }

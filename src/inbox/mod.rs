@@ -18,6 +18,7 @@ mod claim; // takes a file for this process, also after a crash
 mod read; // reads a claimed file to its end, even while it is being written
 mod finish; // moves files to processed/ and failed/
 mod names; // which names count, and how they are changed on the way
+mod waiting; // which files wait
 mod disk; // writes and moves that survive a crash
 
 use std::ffi::OsStr;
@@ -36,6 +37,7 @@ pub use finish::Placed;
 pub use names::path_text;
 pub use read::{CannotRead, ClaimReader};
 pub use settling::Settling;
+pub use waiting::{Waiting, waiting};
 pub use watch::{Event, Watcher};
 
 use crate::dataset::Dataset;

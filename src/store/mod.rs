@@ -130,17 +130,49 @@ impl Database {
             return Ok(None);
         }
         let reading = Self { url: self.url.clone(), options: self.options.clone().read_only() };
-        let mut connection = reading.connect().await?;
+        let connection = reading.connect().await?;
+        self.with_tables(connection).await.map_err(|error| self.explain(error))
+    }
+
+    /// The same in one attempt that takes no longer than `limit`.
+    ///
+    /// # Errors
+    /// If the database refuses the connection, or if there is no answer in time.
+    pub async fn open_to_read_within(&self, limit: Duration) -> StoreResult<Option<Connection>> {
+        if let DatabaseUrl::Sqlite(file) = &self.url
+            && !file.exists()
+        {
+            return Ok(None);
+        }
+        let reading = Self { url: self.url.clone(), options: self.options.clone().read_only() };
+        let opened = tokio::time::timeout(limit, async { self.with_tables(reading.connect_once().await?).await });
+        opened.await.unwrap_or_else(|_| Err(StoreError::no_answer(Class::Unavailable, limit)))
+    }
+
+    /// The connection, if the database has our tables.
+    async fn with_tables(&self, mut connection: Connection) -> StoreResult<Option<Connection>> {
         let ledger = self.dialect().bare_table(Schema::Raw, "loads");
-        let found = async {
-            schema::refuse_newer(&mut connection).await?;
-            Ok(schema::catalogue(&mut connection, Schema::Raw).await?.contains_key(&ledger))
-        };
-        if found.await.map_err(|error| self.explain(error))? {
+        schema::refuse_newer(&mut connection).await?;
+        if schema::catalogue(&mut connection, Schema::Raw).await?.contains_key(&ledger) {
             return Ok(Some(connection));
         }
         connection.close().await;
         Ok(None)
+    }
+
+    /// Whether this user may change what the ledger says and replay rejects, as far as the database tells without a change.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn may_write(&self, connection: &mut Connection) -> StoreResult<bool> {
+        match &self.url {
+            DatabaseUrl::Sqlite(file) => Ok(std::fs::OpenOptions::new().append(true).open(file).is_ok()),
+            DatabaseUrl::Postgres(_) => {
+                let may = "not pg_is_in_recovery() and has_table_privilege('raw.rejects', 'delete') \
+                           and has_table_privilege('raw.loads', 'insert')";
+                Ok(connection.fetch_int(format!("select ({may})::int"), &[]).await? != 0)
+            }
+        }
     }
 
     /// The message for the user when the database has no tables to read.

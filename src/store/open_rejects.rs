@@ -77,13 +77,71 @@ pub enum Records {
     Without,
 }
 
-/// A page of the open rejects of the named datasets, sorted by load and ordinal. Without names, the rejects of all datasets.
+/// Which open rejects are meant: those that fulfil all conditions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RejectFilter {
+    /// Of one of these datasets; of any, if there is none.
+    pub datasets: Vec<String>,
+    pub reason: Option<String>,
+    /// Of the load with this id.
+    pub load: Option<i64>,
+}
+
+impl RejectFilter {
+    /// Whether it means only some of the rejects of its datasets.
+    pub fn is_partial(&self) -> bool {
+        self.reason.is_some() || self.load.is_some()
+    }
+
+    /// The condition, which begins with `and` or is empty, and its arguments, which are added to `args`.
+    fn condition<'a>(&'a self, args: &mut Vec<Arg<'a>>) -> String {
+        let mut condition = String::new();
+        if !self.datasets.is_empty() {
+            let places: Vec<String> = (1..=self.datasets.len()).map(|i| format!("${}", args.len() + i)).collect();
+            condition.push_str(&format!(" and r.dataset in ({})", places.join(", ")));
+            args.extend(self.datasets.iter().map(|name| Arg::Text(Some(name))));
+        }
+        if let Some(reason) = &self.reason {
+            args.push(Arg::Text(Some(reason)));
+            condition.push_str(&format!(" and r.reason = ${}", args.len()));
+        }
+        if let Some(load) = self.load {
+            args.push(Arg::Int(Some(load)));
+            condition.push_str(&format!(" and r.load_id = ${}", args.len()));
+        }
+        condition
+    }
+}
+
+/// How many open rejects there are.
+///
+/// # Errors
+/// If the database fails.
+pub async fn count(connection: &mut Connection, filter: &RejectFilter) -> StoreResult<i64> {
+    let rejects = connection.dialect().table(Schema::Raw, "rejects");
+    let mut args = Vec::new();
+    let condition = filter.condition(&mut args);
+    connection.fetch_int(format!("select count(*) from {rejects} r where 1 = 1{condition}"), &args).await
+}
+
+/// Deletes open rejects for good, and returns how many these were. The ledger still counts them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn discard(connection: &mut Connection, filter: &RejectFilter) -> StoreResult<u64> {
+    let rejects = connection.dialect().table(Schema::Raw, "rejects");
+    let mut args = Vec::new();
+    let condition = filter.condition(&mut args);
+    connection.execute(format!("delete from {rejects} as r where 1 = 1{condition}"), &args).await
+}
+
+/// A page of the open rejects, sorted by load and ordinal.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn page(
     connection: &mut Connection,
-    datasets: &[String],
+    rejects_of: &RejectFilter,
     records: Records,
     after: Cursor,
     limit: u32,
@@ -91,12 +149,7 @@ pub async fn page(
     let dialect = connection.dialect();
     let (rejects, loads) = (dialect.table(Schema::Raw, "rejects"), dialect.table(Schema::Raw, "loads"));
     let mut args = vec![Arg::Int(Some(after.0)), Arg::Int(Some(after.1))];
-    let mut filter = String::new();
-    if !datasets.is_empty() {
-        let places: Vec<String> = (0..datasets.len()).map(|i| format!("${}", i + 3)).collect();
-        filter = format!(" and r.dataset in ({})", places.join(", "));
-        args.extend(datasets.iter().map(|name| Arg::Text(Some(name))));
-    }
+    let filter = rejects_of.condition(&mut args);
     let record = match records {
         Records::With => "r.record",
         Records::Without => "null",

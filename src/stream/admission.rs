@@ -168,7 +168,7 @@ impl Admission {
             self.intake.do_send(WaitIsOver);
         }
         self.waits.names.retain(|load, _| in_flight.contains(load));
-        let (records, in_flight_bytes) = (self.stats.records.load(Ordering::Relaxed), self.stats.in_flight_bytes());
+        let (records, in_flight_bytes) = (self.stats.records(), self.stats.in_flight_bytes());
         let seen = Seen { loads: seen, records, in_flight_bytes };
         if in_flight.is_empty() || self.waits.seen != seen {
             (self.waits.seen, self.waits.still) = (seen, Duration::ZERO);

@@ -14,6 +14,7 @@ use super::protocol::{Batch, ParsedContent, ParsedPiece};
 use super::writer::Writer;
 use crate::config::StreamSettings;
 use crate::error::Error;
+use crate::vitals::Stage;
 
 /// Gathers pieces. Pure: it does no input or output.
 #[derive(Debug)]
@@ -99,6 +100,7 @@ enum FlushTrigger {
 pub struct Batcher {
     gatherer: Gatherer,
     interval: Duration,
+    stage: Stage,
     /// How many writers there are.
     writers: usize,
     /// The writers without a batch.
@@ -112,10 +114,11 @@ pub struct Batcher {
 
 impl Batcher {
     /// A batcher that sends its batches to `writers`.
-    pub fn new(settings: &StreamSettings, writers: Vec<Addr<Writer>>, faults: &Faults) -> Self {
+    pub fn new(settings: &StreamSettings, writers: Vec<Addr<Writer>>, stage: Stage, faults: &Faults) -> Self {
         Self {
             gatherer: Gatherer::new(settings),
             interval: settings.batch_interval,
+            stage,
             writers: writers.len(),
             idle: writers,
             timer: None,
@@ -172,6 +175,9 @@ impl Handler<ParsedPiece> for Batcher {
     type Result = ();
 
     fn handle(&mut self, piece: ParsedPiece, ctx: &mut Self::Context) {
+        let (records, _) = size(&piece);
+        let stage = self.stage.clone();
+        let _work = stage.works_on(records as u64);
         self.gatherer.add(piece, Instant::now());
         self.advance(ctx);
     }

@@ -1,10 +1,11 @@
 //! Intake: watches the inbox, claims files, passes them to the reader, and moves them to `processed/` or `failed/` when their
 //! load is over.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::{
     Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, Recipient, ResponseActFuture, SpawnHandle, WrapFuture,
@@ -18,12 +19,13 @@ use super::drain::{Close, Drain, Draining};
 use super::faults::{Faults, StageWatch};
 use super::protocol::{FileWaits, LoadFinished, ReadFile, WaitIsOver};
 use super::reader::Reader;
+use super::stats::Stats;
 use crate::config::Config;
 use crate::dataset::Repeats;
 use crate::error::{Error, Result, io_text};
 use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
 use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY};
-use crate::vitals::Stage;
+use crate::vitals::{Stage, Target, Wait};
 
 /// How many files are claimed at a time. A higher limit gains nothing, and each claimed file stays open.
 const MAX_CLAIMS: usize = 64;
@@ -50,6 +52,7 @@ pub struct IntakeParts {
     pub tally: Recipient<LoadFinished>,
     /// See [`Intake::reports_loads`].
     pub reports_loads: bool,
+    pub stats: Arc<Stats>,
 }
 
 /// The actor.
@@ -76,6 +79,9 @@ pub struct Intake {
     /// Receives each repeat after its file was moved, and each load where no other stage reports it.
     tally: Recipient<LoadFinished>,
     reports_loads: bool,
+    stats: Arc<Stats>,
+    /// When the claimed files were dropped. Those that an earlier process claimed are not in it.
+    dropped: HashMap<Uuid, SystemTime>,
     mode: Mode,
     is_stopped: bool,
     rescan_interval: Duration,
@@ -87,7 +93,7 @@ pub struct Intake {
 impl Intake {
     /// An intake that has claimed nothing yet.
     pub fn new(parts: IntakeParts, config: &Config, mode: Mode, faults: &Faults) -> Self {
-        let IntakeParts { inbox, stage, claims, reader, admission, tally, reports_loads } = parts;
+        let IntakeParts { inbox, stage, claims, reader, admission, tally, reports_loads, stats } = parts;
         Self {
             inbox: Arc::new(inbox),
             stage,
@@ -105,6 +111,8 @@ impl Intake {
             admission,
             tally,
             reports_loads,
+            stats,
+            dropped: HashMap::new(),
             mode,
             is_stopped: false,
             rescan_interval: config.stream.rescan_interval,
@@ -188,15 +196,16 @@ impl Intake {
         }
         let mut claimed = Vec::new();
         while self.claims.with(|claims| claims.len()) < MAX_CLAIMS {
-            let claim = match self.queue.next() {
-                Some(Next::Leftover(leftover)) => self.inbox.reclaim(&leftover),
-                Some(Next::Complete(candidate)) => self.inbox.claim(&candidate),
+            let (claim, dropped) = match self.queue.next() {
+                Some(Next::Leftover(leftover)) => (self.inbox.reclaim(&leftover), None),
+                Some(Next::Complete(candidate)) => (self.inbox.claim(&candidate), Some(candidate.changed)),
                 None => break,
             };
             match claim {
                 Ok(Some(claim)) => {
                     tracing::debug!(file = %claim.source, load_key = %claim.key, "claimed");
                     self.claims.with(|claims| claims.insert(claim.key, claim.clone()));
+                    self.dropped.extend(dropped.map(|dropped| (claim.key, dropped)));
                     claimed.push(claim);
                 }
                 // The file is gone, or another process has claimed it.
@@ -256,6 +265,7 @@ impl Intake {
             return;
         }
         self.stage.busy();
+        self.observe_drop(&finished);
         let inbox = Arc::clone(&self.inbox);
         let (moved_in, moved) = oneshot::channel();
         let move_file = move || {
@@ -277,15 +287,31 @@ impl Intake {
         ctx.spawn(moved);
     }
 
+    /// Notes how long it took from the drop of a file to the commit of its last record. A file that is only published is not
+    /// committed yet.
+    fn observe_drop(&mut self, finished: &LoadFinished) {
+        let dropped = self.dropped.remove(&finished.key).and_then(|dropped| dropped.elapsed().ok());
+        let is_committed = self.stats.topology().is_some_and(|topology| topology.records && !topology.broker);
+        if let Some(took) = dropped.filter(|_| is_committed && finished.error.is_none() && finished.repeats.is_none()) {
+            self.stats.drop_to_commit_seconds.observe(took);
+        }
+    }
+
     fn placed(&mut self, claim: Claim, finished: LoadFinished, placed: Result<Option<Placed>>, ctx: &mut Context<Self>) {
         self.moving.remove(&finished.key);
         match placed {
             Ok(Some(placed)) => {
+                self.stage.handled(1);
                 self.stage.progress();
                 self.claims.with(|claims| claims.remove(&finished.key));
                 if placed.unread > 0 {
                     let path = placed.path.display();
                     tracing::warn!("{} bytes were written to {path} while it was moved there: they are not loaded", placed.unread);
+                }
+                if finished.repeats.is_some()
+                    && let Some(stats) = self.stats.of(&finished.dataset)
+                {
+                    stats.files_repeated.fetch_add(1, Ordering::Relaxed);
                 }
                 if self.reports_loads || finished.repeats.is_some() {
                     self.tally.do_send(finished);
@@ -314,7 +340,7 @@ impl Intake {
     }
 
     fn mention_unplaced(&mut self, error: &Error) {
-        self.stage.waits_for(format!("a place for its files: {error}"));
+        self.stage.waits_for(Wait::new(Target::Disk, format!("a place for its files: {error}")));
         let now = Instant::now();
         let obstacle = self.obstacle.get_or_insert_with(|| Obstacle { since: now, mentioned: None, error: String::new() });
         obstacle.error = error.to_string();

@@ -13,7 +13,7 @@ use crate::retry::{Backoff, Retry, RetryPolicy};
 use crate::store::{Class, Connection, Database, Indexes, StoreError, StoreResult, schema};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
-use crate::vitals::{Stage, Vitals};
+use crate::vitals::{Stage, Target, Vitals, Wait};
 
 /// Creates the connections of a run.
 pub struct Links {
@@ -38,7 +38,7 @@ impl Links {
     ///
     /// # Errors
     /// If a URL or the queue prefix is wrong.
-    pub fn new(config: &Config) -> Result<Self> {
+    pub fn new(config: &Config, vitals: &Vitals) -> Result<Self> {
         let broker = match config.transport {
             Transport::Inproc => None,
             Transport::Amqp => Some(BrokerLink {
@@ -49,7 +49,7 @@ impl Links {
         };
         let database = Database::new(&config.database, LOCK_WAIT)?;
         let (database_timeout, datasets) = (config.stream.database_timeout, config.datasets.clone());
-        Ok(Self { database, broker, vitals: Vitals::default(), database_timeout, was_connected: Arc::default(), datasets })
+        Ok(Self { database, broker, vitals: vitals.clone(), database_timeout, was_connected: Arc::default(), datasets })
     }
 
     /// A link to the database for the stage of this name.
@@ -204,6 +204,7 @@ impl Link {
             retry.failed(error.waited());
             let goes_on = match next {
                 NextStep::ConnectAnew => {
+                    self.stage.retries(Target::Database);
                     tracing::debug!("connecting anew to {}: {error}", self.database);
                     continue;
                 }
@@ -218,6 +219,7 @@ impl Link {
                 Class::Full => format!("{}, which is full: {error}", self.database),
                 _ => format!("{}: {error}", self.database),
             };
+            let waits_for = Wait::new(Target::Database, waits_for);
             retry.report(&self.stage, waits_for, |waits_for| tracing::warn!("waiting for {waits_for}"));
             retry.pause().await;
         }
@@ -273,6 +275,11 @@ impl Link {
             }
         }
         done
+    }
+
+    /// The stage that uses the link.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
     }
 
     /// Adds to the error what the user should know.

@@ -20,7 +20,7 @@ mod link; // connections that reconnect
 mod faults; // errors that end a run
 mod drain; // how the stages finish their work
 mod pulse; // the heartbeat
-mod stats; // counters of the run
+mod stats; // what the run has done, and does
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ use topology::{Account, Context, Stages, Topology};
 
 pub use options::RunOptions;
 pub use parser::{ParseChunk, parse_chunk};
-pub use stats::Stats;
+pub use stats::{DatasetStats, Histogram, Stats};
 
 /// Runs the stream on its own actix system, until a signal arrives or until the inbox is loaded. `stats` receives the progress
 /// meanwhile.
@@ -53,9 +53,9 @@ pub fn run(config: &Config, options: RunOptions, stats: &Arc<Stats>) -> Result<L
     }
     let system = actix::System::new();
     let ended = system.block_on(async {
-        let links = Links::new(config)?;
+        let links = Links::new(config, &stats.vitals)?;
         tokio::select! {
-            never = pulse::beat(config, &links) => match never {},
+            never = pulse::beat(config, &links, stats) => match never {},
             ended = supervise(config, options, &links, stats) => ended,
         }
     });

@@ -156,6 +156,11 @@ impl Modeller {
             modeller.link = Some(link);
             let next = match refreshed {
                 Ok(Refreshed { days, prepares }) => {
+                    if days != Some(0)
+                        && let Some(link) = &modeller.link
+                    {
+                        link.stage().handled(1);
+                    }
                     tracing::debug!(dataset = %dataset.name, ?days, ?took, "modelled");
                     if prepares && size == Size::Small { Duration::ZERO } else { took }
                 }

@@ -11,6 +11,7 @@ use actix::Addr;
 use super::batcher::Batcher;
 use super::faults::Faults;
 use super::protocol::{ParsedChunk, ParsedContent, ParsedPiece};
+use super::stats::Stats;
 use crate::error::Error;
 use crate::record::chunk::Chunk;
 use crate::record::parse::{DayRange, Parsed, Parser};
@@ -28,27 +29,35 @@ pub fn parse_chunk(parser: &mut Parser, chunk: &Chunk, rows: &mut Rows) -> Parse
 /// What to do when parsing panics, apart from reporting it: record that this load crashed the process.
 pub type OnCrash = Arc<dyn Fn(&Load) + Send + Sync>;
 
+/// What the threads share.
+#[derive(Clone)]
+pub struct ParserParts {
+    pub pieces: crossbeam_channel::Receiver<Piece>,
+    pub dialect: Dialect,
+    pub parse: ParseChunk,
+    pub batcher: Addr<Batcher>,
+    pub on_crash: OnCrash,
+    pub stats: Arc<Stats>,
+    pub faults: Faults,
+}
+
 /// Starts the threads. Each one exits when the channel is closed and empty.
 ///
 /// # Errors
 /// If the operating system cannot start a thread.
-pub fn start(
-    threads: usize,
-    pieces: &crossbeam_channel::Receiver<Piece>,
-    dialect: Dialect,
-    parse: ParseChunk,
-    batcher: &Addr<Batcher>,
-    on_crash: &OnCrash,
-    faults: &Faults,
-) -> std::io::Result<Vec<JoinHandle<()>>> {
+pub fn start(threads: usize, parts: &ParserParts) -> std::io::Result<Vec<JoinHandle<()>>> {
     (0..threads)
         .map(|_| {
-            let (pieces, batcher, on_crash, faults) = (pieces.clone(), batcher.clone(), Arc::clone(on_crash), faults.clone());
+            let ParserParts { pieces, dialect, parse, batcher, on_crash, stats, faults } = parts.clone();
             std::thread::Builder::new().name("parser".to_owned()).spawn(move || {
                 let mut pool = ParserThread { dialect, parse, parsers: HashMap::new() };
-                for piece in pieces {
+                let stage = stats.vitals.stage("parser");
+                for mut piece in pieces {
                     let load = Arc::clone(&piece.load);
                     let redelivers = piece.receipt.redelivers();
+                    let records = piece.records();
+                    piece.receipt.carry(stats.carry(&load.dataset.name, records));
+                    let _work = stage.works_on(records);
                     match catch_unwind(AssertUnwindSafe(|| pool.parse(piece))) {
                         // The budget bounds the mailbox. If the batcher has ended, it has already reported why.
                         Ok(parsed) => batcher.do_send(parsed),

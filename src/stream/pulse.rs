@@ -1,12 +1,15 @@
-//! Pulse: writes the heartbeat that `dataloader health` reads.
+//! Pulse: computes the heartbeat of this process, several times a second for the page and the terminal, and writes it for
+//! `dataloader health` and `dataloader status`.
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use super::link::Links;
+use super::stats::Stats;
 use crate::config::{Config, Role};
-use crate::heartbeat::{BEAT_INTERVAL, Connections, Heartbeat};
+use crate::flow::FlowMeter;
+use crate::heartbeat::{BEAT_INTERVAL, Beat, Connections, Heartbeat};
 use crate::store::{Connection, Database};
 
 /// How often to check whether the heartbeat's content has changed.
@@ -14,33 +17,37 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long to wait before a database that did not answer is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Writes heartbeats for as long as it is polled.
-pub async fn beat(config: &Config, links: &Links) -> Infallible {
-    let heartbeat = match Heartbeat::start(config.role, config.transport) {
-        Ok(heartbeat) => heartbeat,
-        Err(error) => {
-            tracing::warn!("`dataloader health` will not see this process: {error}");
-            return std::future::pending().await;
-        }
-    };
+/// How often to write it while something passes through the stages.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+
+/// Computes heartbeats for as long as it is polled.
+pub async fn beat(config: &Config, links: &Links, stats: &Stats) -> Infallible {
+    let heartbeat = Heartbeat::start(config.role, config.transport)
+        .inspect_err(|error| tracing::warn!("`dataloader health` will not see this process: {error}"));
     let database = Cell::new(false);
     tokio::select! {
-        never = say(heartbeat, config, links, &database) => never,
+        never = say(heartbeat.ok(), config, links, stats, &database) => never,
         // A producer needs no database, and may have no access to one.
         never = ask_now_and_then(&links.database, &database), if config.role != Role::Producer => never,
     }
 }
 
-/// Writes the heartbeat at regular intervals, and at once when its content changes.
-async fn say(mut heartbeat: Heartbeat, config: &Config, links: &Links, database: &Cell<bool>) -> Infallible {
+/// Computes the heartbeat, and writes it at regular intervals, and at once when connections or troubles change.
+async fn say(mut heartbeat: Option<Heartbeat>, config: &Config, links: &Links, stats: &Stats, database: &Cell<bool>) -> Infallible {
+    let mut meter = FlowMeter::default();
     let mut said = None;
     let mut at = Instant::now();
     loop {
         let connected = Connections { database: database.get(), broker: links.is_broker_connected() };
-        let says = Some((connected, links.vitals.troubles(config.stream.stall)));
-        if says != said || at.elapsed() >= BEAT_INTERVAL {
-            let (connected, troubles) = says.as_ref().expect("it was just made");
-            if let Err(error) = heartbeat.beat(*connected, troubles) {
+        let troubles = links.vitals.troubles(config.stream.stall);
+        let in_flight = (stats.in_flight_bytes(), stats.in_flight_limit_bytes());
+        let flow = meter.read(Instant::now(), links.vitals.work(), &troubles, in_flight);
+        let interval = if flow.is_moving() { WRITE_EVERY } else { BEAT_INTERVAL };
+        let beat = Beat::now(config.role, config.transport, connected, &troubles, flow);
+        stats.set_beat(beat.clone());
+        let says = Some((connected, troubles));
+        if says != said || at.elapsed() >= interval {
+            if let Some(Err(error)) = heartbeat.as_mut().map(|heartbeat| heartbeat.beat(&beat)) {
                 tracing::warn!("{error}");
             }
             (said, at) = (says, Instant::now());

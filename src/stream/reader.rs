@@ -10,6 +10,7 @@ use actix::{Actor, Context, Handler};
 use super::drain::Close;
 use super::faults::{Faults, StageWatch};
 use super::protocol::ReadFile;
+use super::stats::Stats;
 use crate::error::io_text;
 use crate::host;
 use crate::inbox::{CannotRead, Claim};
@@ -38,6 +39,8 @@ pub struct FileReader {
     /// The limit for [`decompress`].
     pub zstd_window_mib: u32,
     pub stage: Stage,
+    /// Counts the bytes that are passed on, in a process that does not see them committed.
+    pub published: Option<Arc<Stats>>,
 }
 
 impl Reader {
@@ -140,7 +143,13 @@ impl FileReader {
 
     fn pass_chunk(&self, load: &Arc<Load>, chunk: Chunk) -> Result<(), Stopped> {
         let bytes = footprint(&chunk, &load.dataset);
-        self.pass(load, Content::Chunk(chunk), bytes)
+        let (records, text) = (chunk.records(), chunk.bytes());
+        self.pass(load, Content::Chunk(chunk), bytes)?;
+        self.stage.handled(records);
+        if let Some(stats) = self.published.as_ref().and_then(|stats| stats.of(&load.dataset.name)) {
+            stats.bytes.fetch_add(text as u64, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn end(&self, claim: &Claim, load: &Arc<Load>, end: FileEnd) -> Result<(), Stopped> {
@@ -236,7 +245,7 @@ mod tests {
             };
             let (outlet, pieces) = crossbeam_channel::unbounded();
             let outlet = Outlet::Parsers(outlet);
-            let reader = FileReader { outlet, budget, stop: Arc::default(), zstd_window_mib: 8, stage };
+            let reader = FileReader { outlet, budget, stop: Arc::default(), zstd_window_mib: 8, stage, published: None };
             Self { root, inbox, reader, pieces, _runtime: runtime }
         }
 

@@ -18,7 +18,7 @@ use super::intake::{Intake, IntakeParts, Mode};
 use super::link::{BrokerLink, Links};
 use super::modeller::Modeller;
 use super::options::RunOptions;
-use super::parser::{self, OnCrash};
+use super::parser::{self, OnCrash, ParserParts};
 use super::protocol::LoadFinished;
 use super::reader::{FileReader, Reader};
 use super::stats::Stats;
@@ -141,6 +141,7 @@ impl Stages {
         let config = context.config;
         let budget = Budget::new(config.stream.in_flight_bytes);
         let _ = context.stats.budget.set(budget.clone());
+        let _ = context.stats.topology.set(topology);
         let claims = Claims::default();
         let tally = Tally::new(config, context.faults).start();
         let (idle_in, idle) = oneshot::channel();
@@ -163,7 +164,8 @@ impl Stages {
             let tally = tally.clone().recipient();
             let stop = Arc::new(AtomicBool::new(false));
             let (stage, zstd_window_mib) = (context.links.vitals.stage("reader"), config.zstd_window_mib);
-            let reader = FileReader { outlet, budget, stop, zstd_window_mib, stage };
+            let published = (!topology.records).then(|| Arc::clone(context.stats));
+            let reader = FileReader { outlet, budget, stop, zstd_window_mib, stage, published };
             Some(Files::start(context, reader, claims.clone(), (tally, reports_loads), mode).await?)
         } else {
             None
@@ -285,7 +287,7 @@ impl Files {
         (tally, reports_loads): (Recipient<LoadFinished>, bool),
         mode: Mode,
     ) -> Result<Self> {
-        let Context { config, faults, links, .. } = context;
+        let Context { config, faults, links, stats, .. } = context;
         let stage = links.vitals.stage("intake");
         let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle, &stage)?;
         let swept = tokio::task::spawn_blocking(move || inbox.sweep().map(|()| inbox)).await;
@@ -309,7 +311,8 @@ impl Files {
                 };
                 Admission::new(parts, faults).start()
             });
-            let parts = IntakeParts { inbox, stage, claims, reader: reader.clone(), admission, tally, reports_loads };
+            let stats = Arc::clone(stats);
+            let parts = IntakeParts { inbox, stage, claims, reader: reader.clone(), admission, tally, reports_loads, stats };
             Intake::new(parts, config, mode, faults)
         });
         Ok(Self { intake, reader, stop, thread: Some(thread) })
@@ -341,9 +344,18 @@ impl Records {
                 Writer::new(link, modeller, finished, stats, on_crash, &faults)
             })
         };
-        let batcher = Batcher::new(&config.stream, (0..writers).map(start_writer).collect(), faults).start();
-        let threads = parser::start(config.stream.parsers, &pieces, dialect, options.parse, &batcher, &on_crash, faults)
-            .map_err(thread_error)?;
+        let writers = (0..writers).map(start_writer).collect();
+        let batcher = Batcher::new(&config.stream, writers, links.vitals.stage("batcher"), faults).start();
+        let parts = ParserParts {
+            pieces,
+            dialect,
+            parse: options.parse,
+            batcher: batcher.clone(),
+            on_crash,
+            stats: Arc::clone(stats),
+            faults: Faults::clone(faults),
+        };
+        let threads = parser::start(config.stream.parsers, &parts).map_err(thread_error)?;
         Ok(Self { threads, batcher, modeller })
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 use actix::{Actor, ActorFutureExt, Addr, AtomicResponse, Context, Handler, Recipient, WrapFuture};
 use uuid::Uuid;
@@ -34,7 +35,8 @@ struct Committed {
     finished: Vec<LoadFinished>,
     /// Datasets that have new rows.
     changed: Vec<ModelChanged>,
-    records: u64,
+    /// What was added to each dataset: counts, and bytes of text.
+    added: BTreeMap<String, (Counts, u64)>,
     rejected_in_messages: u64,
     /// Indexes of pieces whose message id was loaded before with another body.
     contradicting: Vec<usize>,
@@ -123,11 +125,15 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
 
     let mut added: BTreeMap<i64, Added> = BTreeMap::new();
     for (dataset, chunks) in fresh.into_values() {
+        let (name, bytes) = (dataset.name.clone(), chunks.iter().map(|fresh| fresh.chunk.bytes as u64).sum());
+        let ids: BTreeSet<i64> = chunks.iter().map(|fresh| fresh.writing.load_id).collect();
         let written = write_chunks(connection, dataset, chunks, mode, &mut added).await;
         let changed = written.map_err(|(id, error)| Failure { error, culprit: id.and_then(|id| loads.get(&id).cloned()) })?;
         committed.changed.extend(changed);
+        let mut counts = Counts::default();
+        ids.iter().filter_map(|id| added.get(id)).for_each(|of_load| counts += of_load.counts);
+        committed.added.insert(name, (counts, bytes));
     }
-    committed.records = added.values().map(|added| added.counts.read).sum();
     // Ledger rows are updated last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
     let mut closed = Vec::new();
@@ -371,6 +377,38 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// Counts what was committed.
+    fn count(&self, committed: &Committed, took: Duration) {
+        let stats = &self.stats;
+        for (dataset, (counts, bytes)) in &committed.added {
+            if let Some(stats) = stats.of(dataset) {
+                stats.add(*counts, *bytes);
+            }
+            if let Some(link) = &self.link {
+                link.stage().handled(counts.read);
+            }
+        }
+        stats.rejected_in_messages.fetch_add(committed.rejected_in_messages, Ordering::Relaxed);
+        stats.committed(took);
+        let over_broker = stats.topology().is_some_and(|topology| topology.broker);
+        for load in &committed.finished {
+            let Some(of_dataset) = stats.of(&load.dataset) else { continue };
+            let counter = if load.error.is_some() { &of_dataset.files_failed } else { &of_dataset.files_loaded };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if let Some(took) = age(load.key).filter(|_| over_broker && load.error.is_none()) {
+                stats.drop_to_commit_seconds.observe(took);
+            }
+        }
+    }
+}
+
+/// The time since the file of this load was claimed. Its key tells.
+fn age(key: Uuid) -> Option<Duration> {
+    let (seconds, nanos) = key.get_timestamp()?.to_unix();
+    (SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)).elapsed().ok()
+}
+
 impl Actor for Writer {
     type Context = Context<Self>;
 }
@@ -380,12 +418,13 @@ impl Handler<Batch> for Writer {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, Batch { mut pieces }: Batch, _: &mut Self::Context) -> Self::Result {
+        let began = Instant::now();
         let mut link = self.link.take().expect("an atomic response has ended before the next message");
         let work = async move {
             let written = write_batch(&mut link, &mut pieces).await;
             (link, pieces, written)
         };
-        AtomicResponse::new(Box::pin(work.into_actor(self).map(|(link, pieces, written), writer, _| {
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(move |(link, pieces, written), writer, _| {
             writer.link = Some(link);
             match written {
                 Ok(committed) => {
@@ -398,9 +437,7 @@ impl Handler<Batch> for Writer {
                             piece.receipt.settle();
                         }
                     }
-                    writer.stats.records.fetch_add(committed.records, Ordering::Relaxed);
-                    writer.stats.rejected_in_messages.fetch_add(committed.rejected_in_messages, Ordering::Relaxed);
-                    writer.stats.loads.fetch_add(committed.finished.len() as u64, Ordering::Relaxed);
+                    writer.count(&committed, began.elapsed());
                     for changed in committed.changed {
                         writer.modeller.do_send(changed);
                     }

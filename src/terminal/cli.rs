@@ -12,8 +12,9 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use jiff::civil::Date;
 
 use crate::batch::MaxRejects;
-use crate::config::{DatabaseUrl, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
+use crate::config::{DatabaseUrl, HttpAddress, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
 use crate::error::{Error, Result};
+use crate::record::row::RejectReason;
 use crate::terminal::logging::{LogFormat, Verbosity};
 use crate::terminal::output::{Format, Output};
 
@@ -102,11 +103,11 @@ pub enum Command {
     Load(LoadArgs),
     Run(RunArgs),
     Report(ReportArgs),
-    /// Shows the ledger: files, records read, loaded, rejected, skipped, in flight
-    Status,
+    Status(StatusArgs),
     Rejects(RejectsArgs),
     Unload(UnloadArgs),
     Model(ModelArgs),
+    Serve(ServeArgs),
     Menu(MenuArgs),
     Drop(DropArgs),
     Generate(GenerateArgs),
@@ -221,6 +222,9 @@ pub struct RunArgs {
     /// With amqp: the names of exchange and queues begin with it [env: DATALOADER_QUEUE_PREFIX] [default: dataloader]
     #[arg(long, value_name = "PREFIX", value_parser = |text: &str| queue_prefix(text))]
     queue_prefix: Option<String>,
+    /// Show the page, metrics and health at this address: PORT, :PORT or HOST:PORT [env: DATALOADER_HTTP] [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| HttpAddress::parse(text))]
+    http: Option<HttpAddress>,
 }
 
 impl RunArgs {
@@ -232,6 +236,7 @@ impl RunArgs {
             inbox: self.inbox.or(before.inbox),
             once: self.once || before.once,
             queue_prefix: self.queue_prefix.or(before.queue_prefix),
+            http: self.http.or(before.http),
         }
     }
 
@@ -243,6 +248,7 @@ impl RunArgs {
             (self.inbox.is_some(), "--inbox"),
             (self.once, "--once"),
             (self.queue_prefix.is_some(), "--queue-prefix"),
+            (self.http.is_some(), "--http"),
         ];
         given.into_iter().find_map(|(given, flag)| given.then_some(flag))
     }
@@ -254,22 +260,42 @@ pub struct ReportArgs {
     /// Only this dataset
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
+    /// Write charts and tables to FILE instead, as one page that opens anywhere
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
-/// Lists, exports or replays the records that could not be loaded
+/// Shows the ledger: files, records read, loaded, rejected, skipped, in flight
+///
+/// And what the pipeline of this working directory does: rates, how busy each stage is, which one limits, and what waits.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show it again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Lists, exports, replays or discards the records that could not be loaded
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   dataloader rejects list
   dataloader rejects export --dataset events > repair.ndjson
   dataloader load --dataset events repair.ndjson       Once the records are repaired
-  dataloader rejects replay                            Once dataloader.toml is repaired")]
+  dataloader rejects replay                            Once dataloader.toml is repaired
+  dataloader rejects discard --reason not_an_object    Once nobody needs them")]
 pub struct RejectsArgs {
     #[command(subcommand)]
     pub action: RejectsAction,
     /// Only this dataset
     #[arg(long, value_name = "NAME", global = true)]
     pub dataset: Option<String>,
+    /// Only those with this reason, as in `rejects list`
+    #[arg(long, value_name = "REASON", global = true, value_parser = parse_reason)]
+    pub reason: Option<String>,
+    /// Only those of the load with this number
+    #[arg(long, value_name = "ID", global = true)]
+    pub load: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
@@ -280,6 +306,8 @@ pub enum RejectsAction {
     Export,
     /// Parses them again; those that load now leave the list
     Replay,
+    /// Deletes them for good, and says how many; the ledger still counts them
+    Discard,
 }
 
 /// Takes loads back: their rows and rejects go, their days are modelled again
@@ -308,6 +336,22 @@ pub struct ModelArgs {
     /// Then compare with a full recompute; exits 1 on a difference
     #[arg(long)]
     pub check: bool,
+}
+
+/// Shows the page of a database, without a pipeline in this process
+///
+/// Without a host the address is of this machine only. Any other needs a token in DATALOADER_HTTP_TOKEN, which browsers ask for
+/// as a password (any user name), and programs send as `Authorization: Bearer`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader serve                                   http://127.0.0.1:8080/
+  dataloader run --http 8080                         The same page, with the pipeline of that process
+  DATALOADER_HTTP_TOKEN=... dataloader serve --http 0.0.0.0:8080")]
+pub struct ServeArgs {
+    /// PORT, :PORT or HOST:PORT [env: DATALOADER_HTTP] [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| HttpAddress::parse(text))]
+    http: Option<HttpAddress>,
 }
 
 /// Shows an interactive menu
@@ -396,10 +440,12 @@ impl Cli {
                 role: run.role,
                 inbox: run.inbox.clone(),
                 queue_prefix: run.queue_prefix.clone(),
+                http: run.http.clone(),
                 ..global
             },
             Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
             Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },
+            Command::Serve(serve) => Settings { http: serve.http.clone(), ..global },
             Command::Menu(menu) => Settings { menu_mode: menu.mode, ..global },
             _ => global,
         })
@@ -447,6 +493,14 @@ fn usage(subcommand: &str, kind: ErrorKind, message: impl Display) -> clap::Erro
     match command.find_subcommand_mut(subcommand) {
         Some(subcommand) => subcommand.error(kind, message),
         None => command.error(kind, message),
+    }
+}
+
+/// Checks the name of a reject reason. The error is a sentence for the user.
+fn parse_reason(text: &str) -> Result<String, String> {
+    match RejectReason::from_name(text) {
+        Some(reason) => Ok(reason.as_str().to_owned()),
+        None => Err(format!("the reasons are {}", RejectReason::ALL.map(RejectReason::as_str).join(", "))),
     }
 }
 

@@ -36,6 +36,11 @@ impl Budget {
         drop(self.take(self.total));
     }
 
+    /// The limit.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// Bytes in flight.
     pub fn taken(&self) -> usize {
         self.total - self.free.available_permits()

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
@@ -26,6 +27,16 @@ pub struct Piece {
     pub load: Arc<Load>,
     pub content: Content,
     pub receipt: Receipt,
+}
+
+impl Piece {
+    /// How many records it has.
+    pub fn records(&self) -> u64 {
+        match &self.content {
+            Content::Chunk(chunk) | Content::Foreign(ForeignMessage { chunk, .. }) => chunk.records(),
+            Content::End(_) => 0,
+        }
+    }
 }
 
 /// The content of a piece.
@@ -83,34 +94,64 @@ pub trait Acknowledge: fmt::Debug + Send {
     fn redelivers(&self) -> bool;
 }
 
+/// Records that are in flight. They are counted until this is dropped.
+#[derive(Debug)]
+pub struct Carried {
+    counter: Arc<AtomicU64>,
+    records: u64,
+}
+
+impl Carried {
+    /// Adds the records to the counter.
+    pub fn new(counter: &Arc<AtomicU64>, records: u64) -> Self {
+        counter.fetch_add(records, Ordering::Relaxed);
+        Self { counter: Arc::clone(counter), records }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.records, Ordering::Relaxed);
+    }
+}
+
 /// Connects a piece to its transport until the piece is durable. If it is dropped without [`Receipt::settle`], the piece was
 /// not loaded.
 #[derive(Debug)]
-pub struct Receipt(Box<dyn Acknowledge>);
+pub struct Receipt {
+    transport: Box<dyn Acknowledge>,
+    /// The piece's records are in flight as long as its receipt is there.
+    carried: Option<Carried>,
+}
 
 impl Receipt {
     /// A receipt of the transport that `acknowledge` belongs to.
     pub fn new(acknowledge: impl Acknowledge + 'static) -> Self {
-        Self(Box::new(acknowledge))
+        Self { transport: Box::new(acknowledge), carried: None }
+    }
+
+    /// Counts the piece's records as in flight.
+    pub fn carry(&mut self, carried: Option<Carried>) {
+        self.carried = carried;
     }
 
     /// The piece is durable.
     pub fn settle(self) {
-        self.0.settle();
+        self.transport.settle();
     }
 
     /// The piece can never be loaded. See [`Acknowledge::refuse`].
     pub fn refuse(self, reason: &str, detail: &str) {
-        self.0.refuse(reason, detail);
+        self.transport.refuse(reason, detail);
     }
 
     /// The piece was not processed. See [`Acknowledge::give_back`].
     pub fn give_back(self) {
-        self.0.give_back();
+        self.transport.give_back();
     }
 
     /// Whether the piece is redelivered when this is dropped. See [`Acknowledge::redelivers`].
     pub fn redelivers(&self) -> bool {
-        self.0.redelivers()
+        self.transport.redelivers()
     }
 }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use dataloader::config::{Role, Transport};
-use dataloader::heartbeat::{Connections, Heartbeat};
+use dataloader::flow::Flow;
+use dataloader::heartbeat::{Beat, Connections, Heartbeat};
 
 use crate::support::{
     Invocation, Outcome, PrivatePostgres, PrivateRabbit, Sandbox, Signal, StopMode, Store, events_over_days, wait_until,
@@ -32,7 +33,9 @@ fn a_pipeline_is_healthy_as_long_as_it_lives_and_is_connected() {
     let outcome = ask(&["health"]).code(1);
     assert_eq!(outcome.stdout, format!("unhealthy: process {pid} is not connected to the database\n"));
 
-    heartbeat.beat(Connections { database: true, broker: false }, &[]).expect("the temporary directory is writable");
+    let connected = Connections { database: true, broker: false };
+    let beat = Beat::now(Role::All, Transport::Inproc, connected, &[], Flow::default());
+    heartbeat.beat(&beat).expect("the temporary directory is writable");
     let outcome = ask(&["health"]).ok();
     assert_eq!(outcome.stdout, format!("healthy: process {pid} is alive and connected\n"));
     let json = ask(&["health", "--format", "json"]).ok().json();

@@ -32,6 +32,8 @@ mod crash; // kill -9
 
 mod menu; // every choice, typed into a pipe
 mod drop; // files into the inbox
+mod browser; // the page in a real browser
+mod http; // the page, asked without a browser
 mod health; // alive and connected, or why not
 
 mod amqp; // RabbitMQ between reader and parsers

@@ -1,13 +1,12 @@
 //! How a run ends: by a signal, by two, by a panic; and what `dataloader health` says of it.
 
 use std::fs;
-use std::sync::Arc;
 
 use dataloader::config::{Config, Settings};
 use dataloader::record::chunk::{Chunk, ChunkBody};
 use dataloader::record::parse::{Parsed, Parser};
 use dataloader::store::Rows;
-use dataloader::stream::{self, RunOptions, parse_chunk};
+use dataloader::stream::{self, RunOptions, Stats, parse_chunk};
 
 use crate::support::{
     Background, Invocation, Outcome, Sandbox, Signal, Store, WriteLock, events_over_days, many_events, on_both_stores,
@@ -151,7 +150,7 @@ fn pipeline_with_a_parser_that_panics() {
         return;
     }
     let config = Config::load(None, Settings::default()).expect("the configuration is built in");
-    let code = match stream::run(&config, RunOptions { once: true, parse }, &Arc::default()) {
+    let code = match stream::run(&config, RunOptions { once: true, parse }, &Stats::new(&config.datasets)) {
         Ok(summary) if summary.has_failures() => 3,
         Ok(_) => 0,
         Err(error) => {

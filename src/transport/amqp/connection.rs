@@ -18,7 +18,7 @@ use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
 use crate::retry::{Backoff, GIVE_UP_AFTER, MENTION_EVERY, Retry, RetryPolicy};
-use crate::vitals::{Stage, Vitals};
+use crate::vitals::{Stage, Target, Vitals, Wait};
 
 /// Seconds between heartbeats, where the URL does not set it. A broker that has vanished is detected after twice this time.
 const HEARTBEAT: u16 = 10;
@@ -242,7 +242,8 @@ impl Connector {
             return Err(self.broker.unreachable(error));
         }
         let (broker, text) = (&self.broker, self.broker.url.scrub(&text(error)));
-        self.retry.report(&self.stage, format!("RabbitMQ at {broker}: {text}"), |_| {
+        let waits_for = Wait::new(Target::Broker, format!("RabbitMQ at {broker}: {text}"));
+        self.retry.report(&self.stage, waits_for, |_| {
             tracing::warn!("RabbitMQ at {broker} is unavailable: {text}; retrying");
         });
         Ok(())
@@ -310,7 +311,8 @@ impl Alarm {
     pub fn say(&mut self) {
         if let Some((reason, said)) = &mut self.up {
             *said = Instant::now();
-            self.stage.waits_for(format!("RabbitMQ at {}, which takes no messages: {reason}", self.broker));
+            let what = format!("RabbitMQ at {}, which takes no messages: {reason}", self.broker);
+            self.stage.waits_for(Wait::new(Target::Broker, what));
             tracing::warn!("RabbitMQ at {} takes no messages: {reason}; waiting until it has room again", self.broker);
         }
     }

@@ -154,6 +154,7 @@ impl Consumer {
                     attempts.end(key).await?;
                 }
                 acknowledge(&acker).await;
+                stage.handled(1);
                 stage.progress();
                 Ok(())
             };

@@ -10,4 +10,5 @@ mod tap; // limits how much is read from a connection
 pub mod connection; // connecting and reconnecting
 pub mod publisher; // sends pieces to the broker
 pub mod consumer; // passes messages to the parsers
+pub mod depth; // how many messages wait
 pub mod dead_letters; // messages that cannot be loaded: set aside, listed, replayed

@@ -135,6 +135,10 @@ impl Publisher {
                     }
                     for serial in taken(ready).map_err(|error| self.explain(error))? {
                         self.outbox.confirm(serial, finished);
+                        self.stage.handled(1);
+                    }
+                    if self.outbox.unconfirmed.is_empty() {
+                        self.stage.idle();
                     }
                     self.connector.progress();
                     self.stage.progress();
@@ -146,6 +150,7 @@ impl Publisher {
                     if let Some(piece) = piece {
                         if self.outbox.unconfirmed.is_empty() {
                             last_progress = Instant::now();
+                            self.stage.busy();
                         }
                         to_publish.push_back(self.outbox.take(piece));
                     }

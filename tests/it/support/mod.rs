@@ -3,8 +3,10 @@
 //! its own ([`Proxy`]) in front of the shared ones.
 #![allow(dead_code)] // A toolbox: not every tool is in use at every time.
 
+mod browser; // Chromium
 mod database; // a sandbox's database, read as text alike on both stores
 mod disk; // a disk that fails, or takes its time
+mod http; // the page, asked without a browser
 mod fifo; // input that does not end
 mod lock; // writers that wait
 mod process; // the binary: run to its end, or in the background
@@ -18,9 +20,11 @@ mod stream; // a pipeline, its inbox, and what must be true afterwards
 
 use std::time::{Duration, Instant};
 
+pub use browser::Browser;
 pub use database::{Cell, Store};
 pub use disk::FaultyDisk;
 pub use fifo::Fifo;
+pub use http::Page;
 pub use lock::WriteLock;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
