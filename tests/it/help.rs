@@ -7,8 +7,10 @@ use std::process::Command;
 fn help_texts_are_as_recorded() {
     let update = std::env::var_os("UPDATE_HELP").is_some();
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/help");
-    let commands =
-        ["", "load", "run", "report", "status", "rejects", "unload", "model", "menu", "drop", "generate", "migrate", "health"];
+    let commands = [
+        "", "load", "run", "report", "status", "rejects", "unload", "model", "serve", "menu", "drop", "generate", "migrate",
+        "health",
+    ];
     let differing: Vec<_> = commands.into_iter().filter(|command| !is_as_recorded(command, &recorded, update)).collect();
     assert!(differing.is_empty(), "the help of these differs from tests/it/help: {differing:?}; UPDATE_HELP=1 records it");
 }

@@ -486,3 +486,22 @@ fn readiness_follows_a_database_that_is_stopped_and_the_page_says_so() {
     process.signal(Signal::Terminate);
     process.wait().ok();
 }
+
+#[test]
+fn the_first_screen_is_small_whatever_there_is_to_show() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    for file in 0..12 {
+        let record = |i: usize| {
+            let day = format!("2024-{:02}-{:02} 10:00:00", 4 + i / 240, 1 + i / 8 % 28);
+            event(&format!("{file}-{i}"), &format!("u{i}"), &day).replace("Acme", &format!("Organisation {} of {file}", i % 8))
+        };
+        let records: Vec<String> = (0..480).map(record).chain(["7".to_owned()]).collect();
+        sandbox.write_events(&format!("{file}.json"), array(&records));
+    }
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    let (_process, page) = serve(&sandbox);
+    page.wait_for("/", "<b>5,772</b> read");
+    let bytes: usize = ["/", "/page.css", "/page.js"].iter().map(|path| page.get(path).body.len()).sum();
+    assert!(bytes <= 60_000, "{bytes} bytes");
+    assert!(page.get("/page.js").body.len() <= 10_000);
+}
