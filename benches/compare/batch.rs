@@ -154,6 +154,40 @@ pub fn load_new(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![Row::at_most(&name, Measure::Milliseconds(median(&beyond)), Measure::Milliseconds(0.300))])
 }
 
+/// The first small loads prepare the tables for the next ones.
+const UNMEASURED_LOADS: usize = 3;
+
+/// Measures a `load` of two events into masters of different sizes that hold them already.
+pub fn load_few(bench: &Bench) -> Result<Vec<Row>> {
+    let few = bench.dir.path().join("few.jsonl");
+    let mut rows = Vec::new();
+    let mut measure = |store: &str, url: &str, events: u64| -> Result<()> {
+        let file = bench.events_file("many", events)?;
+        bench.dataloader(url, &LOAD).arg(&file).timed()?;
+        fs::write(&few, bench.first_records(&file, 2)?.join("\n"))?;
+        fs::remove_file(&file)?;
+        let mut times = Vec::new();
+        for run in 0..UNMEASURED_LOADS + bench.runs {
+            let took = bench.dataloader(url, &LOAD).arg(&few).timed()?;
+            if run >= UNMEASURED_LOADS {
+                times.push(took);
+            }
+        }
+        let name = format!("load of 2 into {} k, {store}", events / 1_000);
+        rows.push(Row::at_most(name, Measure::Milliseconds(median(&times)), Measure::Milliseconds(0.050)));
+        Ok(())
+    };
+    for events in [bench.events / 10, bench.events, bench.events * 10] {
+        bench.fresh_database()?;
+        measure("PostgreSQL", &bench.server.url(OURS), events)?;
+    }
+    for events in [bench.events / 5, bench.events * 2] {
+        let database = bench.fresh_file("few.db")?;
+        measure("SQLite", &format!("sqlite://{}", database.display()), events)?;
+    }
+    Ok(rows)
+}
+
 /// Measures the peak memory of `load` with one large array.
 pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     let file = bench.large_file()?;

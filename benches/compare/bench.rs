@@ -130,13 +130,23 @@ impl Bench {
 
     /// The texts of the first events, at most `most`.
     pub fn records(&self, most: usize) -> Result<Vec<String>> {
-        records_of(&self.json)?.take(most).collect()
+        self.first_records(&self.json, most)
+    }
+
+    /// The texts of the first events of a file of [`Bench::events_file`].
+    pub fn first_records(&self, file: &Path, most: usize) -> Result<Vec<String>> {
+        records_of(file)?.take(most).collect()
+    }
+
+    /// A file of so many events, an array, in a directory of its own.
+    pub fn events_file(&self, dir: &str, events: u64) -> Result<PathBuf> {
+        write_events(&self.dir.path().join(dir), events)
     }
 
     /// An array file of 3 GB.
     pub fn large_file(&self) -> Result<&Path> {
         if self.large.get().is_none() {
-            let file = write_events(&self.dir.path().join("large"), self.large_events())?;
+            let file = self.events_file("large", self.large_events())?;
             return Ok(self.large.get_or_init(|| file));
         }
         Ok(self.large.get().map(PathBuf::as_path).unwrap_or(Path::new("")))

@@ -28,11 +28,12 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// A measurement that returns rows of the table.
 type Measurement = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measurement); 17] = [
+const MEASUREMENTS: [(&str, Measurement); 18] = [
     ("load", batch::load),
     ("load-sqlite", batch::load_sqlite),
     ("load-memory", batch::memory),
     ("load-new", batch::load_new),
+    ("load-few", batch::load_few),
     ("raw", batch::raw),
     ("help", batch::help),
     ("size", batch::size),
