@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use dataloader::commands::{DONE, drop, generate, health, load, menu, migrate, model, rejects, report, run, serve, status, unload};
 use dataloader::config::Config;
 use dataloader::error::Result;
-use dataloader::signals::{interruptible, until_signal};
+use dataloader::signals::{interruptible, interruptible_then, until_signal};
 use dataloader::terminal::cli::{self, Cli, Command};
 use dataloader::terminal::logging;
 use dataloader::terminal::output::Output;
@@ -34,7 +34,7 @@ fn execute(cli: &Cli) -> Result<u8> {
     let output = Output::new(cli.global.format);
     match &cli.command {
         Command::Run(args) => run::run(&config, args, output),
-        Command::Load(args) => interruptible(load::run(&config, args, output)),
+        Command::Load(args) => interruptible_then(load::run(&config, args, output)),
         Command::Menu(_) => interruptible(menu::run(&config, output)),
         Command::Drop(args) => drop::run(&config, args, output),
         Command::Model(args) => interruptible(model::run(&config, args, output)),

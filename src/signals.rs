@@ -47,15 +47,29 @@ pub fn until_signal(service: impl Future<Output = Result<Infallible>>) -> Result
 /// # Errors
 /// The error of the command, or that a signal interrupted it.
 pub fn interruptible<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
+    interruptible_then(async { command.await.map(|done| (done, async {})) })
+}
+
+/// As [`interruptible`], for a command that also returns work which may be left undone. A signal ends this work, too, but the
+/// command is done.
+///
+/// # Errors
+/// As [`interruptible`].
+pub fn interruptible_then<T, W: Future<Output = ()>>(command: impl Future<Output = Result<(T, W)>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::failed(format!("cannot start the runtime: {error}")))?;
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
+        let (done, work) = tokio::select! {
+            done = command => done?,
+            () = signals.next() => return Err(Error::interrupted()),
+        };
         tokio::select! {
-            done = command => done,
-            () = signals.next() => Err(Error::interrupted()),
+            () = work => {}
+            () = signals.next() => {}
         }
+        Ok(done)
     })
 }

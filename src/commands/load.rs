@@ -16,11 +16,11 @@ use crate::terminal::cli::LoadArgs;
 use crate::terminal::output::Output;
 use crate::terminal::{progress, summary};
 
-/// Loads the files that the arguments name and prints a summary.
+/// Loads the files that the arguments name and prints a summary. Returns the exit code, and what can be done after that.
 ///
 /// # Errors
 /// As [`load`]; or if the arguments name a file twice or an unknown dataset.
-pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8> {
+pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<(u8, impl Future<Output = ()>)> {
     let inputs: Vec<Input> = args.files.iter().map(|file| Input::from_argument(file)).collect();
     let mut sources = BTreeSet::new();
     if let Some(twice) = inputs.iter().find(|input| !sources.insert(input.source())) {
@@ -37,8 +37,7 @@ pub async fn run(config: &Config, args: &LoadArgs, output: Output) -> Result<u8>
     let loaded = load(config, &options).await?;
     output.result(&loaded.summary, |out| loaded.write(out))?;
     let code = if loaded.summary.has_rejects() { REJECTED } else { DONE };
-    loaded.end().await;
-    Ok(code)
+    Ok((code, loaded.end()))
 }
 
 /// The summary of a load, and the totals after it.

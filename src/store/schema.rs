@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::{Arg, Connection, Kind};
+use super::connection::{Connection, Kind};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -323,17 +323,17 @@ impl RawIndex {
             Self::Day => dataset.day.is_some(),
             Self::Key => is_by_key,
         };
-        is_needed.then(|| self.create_as("create index", dialect, dataset))
+        is_needed.then(|| self.statement(dialect, dataset))
     }
 
-    fn create_as(self, create: &str, dialect: Dialect, dataset: &Dataset) -> String {
+    fn statement(self, dialect: Dialect, dataset: &Dataset) -> String {
         let expression = match self {
             Self::Day => dataset.day_column().map_or_else(String::new, |day| format!("({})", dialect.day(day))),
             Self::Key => dialect.key_index(dataset),
         };
         let name = quote(&self.bare_name(dialect, dataset));
         // Another process may have created it while this one waited for the table.
-        format!("{create} if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name))
+        format!("create index if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name))
     }
 
     /// The index name without its schema. A dataset's name contains no dot, so no table has this name.
@@ -368,53 +368,24 @@ async fn raw_indexes(connection: &mut Connection) -> StoreResult<HashSet<String>
     Ok(rows.iter().map(|row| row[0].text().unwrap_or_default().to_owned()).collect())
 }
 
-/// Whether the key index of a dataset is there and complete.
+/// Whether the key index of a dataset is there.
 ///
 /// # Errors
 /// If the database fails.
 pub(super) async fn has_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
-    let dialect = connection.dialect();
-    if dialect == Dialect::Sqlite {
-        return Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(dialect, dataset)));
-    }
-    let name = RawIndex::Key.name(dialect, dataset);
-    let sql = "select count(*) from pg_index where indexrelid = to_regclass($1) and indisvalid";
-    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&name))]).await? > 0)
+    Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(connection.dialect(), dataset)))
 }
 
-/// Outside a transaction: makes the key index of a dataset. Readers and, on PostgreSQL, writers go on meanwhile.
+/// Makes the key index of a dataset, in a transaction of its own. Writers of the table wait for it. Without that wait, as by
+/// `create index concurrently`, it would wait for the transactions and snapshots of others, some of which wait for it.
 ///
 /// # Errors
-/// If the database fails, or other transactions hold the table for too long.
+/// If the database fails.
 pub async fn make_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    if connection.dialect() == Dialect::Sqlite {
-        return connection.run(RawIndex::Key.create_as("create index", Dialect::Sqlite, dataset)).await.map(drop);
-    }
-    lock::session(connection, Lock::Schema).await?;
-    let made = match has_key_index(connection, dataset).await {
-        Ok(false) => make_concurrently(connection, dataset).await,
-        other => other.map(drop),
-    };
-    let released = lock::release(connection, Lock::Schema).await;
-    made.and(released)
-}
-
-/// PostgreSQL: makes the key index, or leaves none.
-async fn make_concurrently(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    let dialect = connection.dialect();
-    // An attempt that was interrupted has left an index that is kept up to date and never used.
-    let drop_index = format!("drop index if exists {}", RawIndex::Key.name(dialect, dataset));
-    let create = RawIndex::Key.create_as("create index concurrently", dialect, dataset);
-    let mut made = Ok(0);
-    for statement in ["set lock_timeout = '10s'", &drop_index, &create] {
-        if made.is_ok() {
-            made = connection.run(statement).await;
-        }
-    }
-    if made.is_err() {
-        drop(connection.run(drop_index).await);
-    }
-    made.map(drop)
+    connection.begin().await?;
+    lock::transaction(connection, Lock::Schema).await?;
+    connection.run(RawIndex::Key.statement(connection.dialect(), dataset)).await?;
+    connection.commit().await
 }
 
 /// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
-use super::error::StoreResult;
+use super::error::{StoreError, StoreResult};
 use super::model::{self, Noting};
 use super::schema::{self, has_rows};
 use super::sql::{Day, Dialect, Schema, day_literals, quote};
@@ -79,7 +79,8 @@ pub async fn keep_latest(connection: &mut Connection, dataset: &Dataset) -> Stor
     let keys = dataset.key.iter().map(|key| quote(&dataset.columns[*key].name)).collect::<Vec<_>>().join(", ");
     let row = match dialect {
         Dialect::Postgres => "ctid",
-        Dialect::Sqlite => "rowid",
+        Dialect::Sqlite => model::rowid(dataset)
+            .ok_or_else(|| StoreError::other(format!("the columns of {} hide the numbers of SQLite's rows", dataset.name)))?,
     };
     // A window takes nulls as equal.
     let sql = format!(

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 pub use check::{Difference, refresh_and_check};
 pub use notes::{Noting, delete, insert_from};
-pub(in crate::store) use notes::{last_row, note_rows_after, noted};
+pub(in crate::store) use notes::{last_row, note_rows_after, noted, rowid};
 pub use refresh::{Change, Refreshed, hold_still, refresh, refresh_within};
 
 use super::connection::{Arg, Connection};

@@ -76,7 +76,7 @@ pub(super) fn definition_id(dataset: &Dataset) -> i64 {
 }
 
 /// The name of the column that numbers the rows of a SQLite table: the first that no column of the dataset hides.
-pub(super) fn rowid(dataset: &Dataset) -> Option<&'static str> {
+pub(in crate::store) fn rowid(dataset: &Dataset) -> Option<&'static str> {
     let is_free = |name: &&str| {
         let columns = dataset.columns.iter().map(|column| column.name.as_str());
         !columns.chain(dataset.model.distinct.iter().map(|(count, _)| count.as_str())).any(|other| other.eq_ignore_ascii_case(name))

@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub(super) build: Vec<(Day, i64)>,
     /// Large days that are recomputed for a small change. After the next one their occurrences are built.
     pub(super) remember: BTreeSet<Day>,
+    /// Whether the noted changes of a day were applied.
+    pub(super) has_applied: bool,
     /// Whether a remembered day has changed in small steps before, so that the next refresh that may build builds its
     /// occurrences.
     pub(super) is_ready: bool,

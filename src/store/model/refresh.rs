@@ -104,6 +104,7 @@ async fn apply_planned(connection: &mut Connection, dataset: &Dataset, days: &Da
         plan.recompute_all_pending(&busy);
     }
     recompute_few(connection, dataset, &plan).await?;
+    plan.has_applied = !plan.apply.is_empty();
     let applied = std::mem::take(&mut plan.apply).len() + std::mem::take(&mut plan.few).len();
     if applied > 0 {
         plan.version = count_refresh(connection, dataset, plan.version).await?;
@@ -202,14 +203,14 @@ pub async fn refresh_within(connection: &mut Connection, dataset: &Dataset) -> S
     if dataset.day.is_none() {
         return Ok(Change::Once);
     }
-    let (plan, applied) = apply_planned(connection, dataset, &Days::none(), false).await?;
+    let (plan, _) = apply_planned(connection, dataset, &Days::none(), false).await?;
     let computed = compute(connection, dataset, plan).await?;
     store(connection, dataset, &computed).await?;
     drop_computed(connection, dataset, &computed).await?;
-    Ok(match (computed.plan.is_ready, applied) {
+    Ok(match (computed.plan.is_ready, computed.plan.has_applied) {
         (true, _) => Change::AgainUnprepared,
-        (false, 1..) => Change::Again,
-        (false, 0) => Change::Once,
+        (false, true) => Change::Again,
+        (false, false) => Change::Once,
     })
 }
 

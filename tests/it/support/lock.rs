@@ -46,6 +46,21 @@ impl WriteLock {
         })?;
         Ok(Self { runtime, holder: Some(holder) })
     }
+
+    /// Keeps other processes from changing tables and indexes of a PostgreSQL database.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub fn take_schema(url: &str) -> Result<Self, sqlx::Error> {
+        let runtime = a_runtime();
+        let holder = runtime.block_on(async {
+            let mut connection = PgConnection::connect(url).await?;
+            let lock = "SELECT pg_advisory_lock(hashtextextended('dataloader schema', 0))";
+            sqlx::raw_sql(lock).execute(&mut connection).await?;
+            Ok::<_, sqlx::Error>(Holder::Postgres(connection))
+        })?;
+        Ok(Self { runtime, holder: Some(holder) })
+    }
 }
 
 impl Drop for WriteLock {

@@ -182,6 +182,11 @@ impl Sandbox {
         WriteLock::take(&self.database).expect("the tables are there")
     }
 
+    /// On PostgreSQL: keeps other processes from changing tables and indexes.
+    pub fn hold_schema(&self) -> WriteLock {
+        WriteLock::take_schema(&self.database_url()).expect("the server answers")
+    }
+
     /// Runs statements, as another program or a user would; makes the SQLite file when it is missing.
     #[track_caller]
     pub fn execute(&self, sql: &str) {
