@@ -117,7 +117,7 @@ impl Search {
     const PER_INDEXED_ROW: u64 = 2;
     const PER_KEY: u64 = 20;
     /// A search that costs less takes some hundredths of a second: it is not worth an index.
-    const LARGE: u64 = 100_000;
+    const LARGE: u64 = 20_000;
 
     /// Chooses the cheapest search. The modelled totals say how many rows there are, also where the database has no statistics.
     /// Also returns whether the key index would be much cheaper, but is not there.
