@@ -4,9 +4,10 @@
 pub mod extract; // reads and parses files on threads
 pub mod input; // the files
 mod new_files; // those whose content is not loaded yet
+mod dataset_run; // a dataset and its files in a run
 pub mod limit; // how many rejects a run may have
+mod session; // what a load leaves to its caller
 
-use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,24 +22,26 @@ use uuid::Uuid;
 use crate::config::{Config, DatabaseUrl};
 use crate::dataset::{Dataset, Repeats, StreamMode};
 use crate::error::{Error, Result};
-use crate::host;
 use crate::record::content::ContentHash;
 use crate::record::parse::DayRange;
 use crate::record::row::Reject;
 use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
-use crate::store::model::{self, Change, Days};
+use crate::store::model::{self, Change};
 use crate::store::{
     Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, upsert,
 };
 
+use dataset_run::DatasetRun;
 use extract::{Extracted, ExtractedChunk, Extraction, Progress, extract};
 use input::{Input, files_of};
 use limit::RejectLimit;
 use new_files::keep_new;
+use session::Busy;
 
-use crate::summary::{DatasetSummary, LoadSummary, ShownReject};
+use crate::summary::LoadSummary;
 pub use limit::MaxRejects;
+pub use session::Session;
 
 /// What to load.
 #[derive(Debug, Clone)]
@@ -86,55 +89,6 @@ impl LoadOptions {
 const LOCK_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Rejects are collected in memory up to this many bytes, then written.
 const REJECT_BUFFER_BYTES: usize = 4 << 20;
-/// How many rejects the summary shows per dataset.
-const SHOWN_REJECTS: usize = 5;
-
-/// What a load that has changed the database leaves to its caller. It is complete without anything more.
-pub struct Session {
-    pub connection: Connection,
-    database: Database,
-    busy: Vec<Busy>,
-}
-
-/// A dataset that changes in small steps again and again.
-struct Busy {
-    dataset: Arc<Dataset>,
-    /// Whether its days lack what small changes are applied with.
-    lacks_occurrences: bool,
-    lacks_key_index: bool,
-}
-
-impl Busy {
-    /// Prepares the dataset for the next small step.
-    async fn prepare(&self, connection: &mut Connection) -> StoreResult<()> {
-        if self.lacks_occurrences {
-            model::refresh(connection, &self.dataset, Days::none()).await?;
-        }
-        if self.lacks_key_index {
-            schema::make_key_index(connection, &self.dataset).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Session {
-    /// The error for the user.
-    pub fn explain(&self, error: StoreError) -> Error {
-        self.database.explain(error)
-    }
-
-    /// Builds what makes the next small load cheap, and closes the connection. If that fails, the next load only takes longer.
-    pub async fn end(mut self) {
-        for busy in &self.busy {
-            let name = &busy.dataset.name;
-            tracing::info!("{name}: preparing its tables for more small loads");
-            if let Err(error) = busy.prepare(&mut self.connection).await {
-                tracing::warn!("{name}: its tables are not prepared for more small loads, so these take longer: {error}");
-            }
-        }
-        self.connection.close().await;
-    }
-}
 
 /// Loads the files and returns a summary, and the session unless it was a dry run.
 ///
@@ -224,169 +178,6 @@ struct FailedFile {
     counts: Counts,
     started_at: Timestamp,
     error: Error,
-}
-
-/// The state of one dataset in a run.
-struct DatasetRun {
-    dataset: Arc<Dataset>,
-    files: Vec<FileRun>,
-    /// How many files are not loaded because their content is there already.
-    unchanged: usize,
-    /// The ledger ids of the files.
-    ids: Vec<i64>,
-    days: BTreeSet<Day>,
-    replaced: u64,
-    misses_key_index: bool,
-    /// The first rejects, sorted by file and ordinal.
-    shown: Vec<ShownReject>,
-    elapsed: Duration,
-}
-
-struct FileRun {
-    input: Input,
-    source: String,
-    /// Made when the rows are moved into the master: that is when the load comes, among those of the stream.
-    load_key: Uuid,
-    bytes: u64,
-    /// Of its stored bytes. `None` until the reader is at the end, and for standard input.
-    sha256: Option<ContentHash>,
-    /// How many records the reader found; `None` until it is at the end.
-    records: Option<u64>,
-    counts: Counts,
-    started_at: Timestamp,
-    /// The chunk lines. Their load id is set later.
-    chunks: Vec<ChunkLine>,
-}
-
-impl FileRun {
-    /// Where it is read. Standard input is no file of a host.
-    fn host(&self) -> Option<&'static str> {
-        (self.input != Input::StandardInput).then(host::name)
-    }
-}
-
-impl DatasetRun {
-    fn new(dataset: &Arc<Dataset>, inputs: Vec<Input>) -> Self {
-        let files = inputs
-            .into_iter()
-            .map(|input| FileRun {
-                source: input.source(),
-                input,
-                load_key: Uuid::nil(),
-                bytes: 0,
-                sha256: None,
-                records: None,
-                counts: Counts::default(),
-                started_at: Timestamp::now(),
-                chunks: Vec::new(),
-            })
-            .collect();
-        Self {
-            dataset: Arc::clone(dataset),
-            files,
-            unchanged: 0,
-            ids: Vec::new(),
-            days: BTreeSet::new(),
-            replaced: 0,
-            misses_key_index: false,
-            shown: Vec::new(),
-            elapsed: Duration::ZERO,
-        }
-    }
-
-    fn inputs(&self) -> Vec<Input> {
-        self.files.iter().map(|file| file.input.clone()).collect()
-    }
-
-    fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for file in &self.files {
-            counts += file.counts;
-        }
-        counts
-    }
-
-    /// Adds a chunk to the counts of its file and returns the chunk's counts.
-    fn add(&mut self, chunk: &ExtractedChunk) -> Counts {
-        let counts = Counts {
-            read: chunk.records,
-            loaded: chunk.parsed.rows,
-            rejected: chunk.parsed.rejects.len() as u64,
-            skipped: chunk.parsed.skipped,
-        };
-        let file = &mut self.files[chunk.file];
-        let &ExtractedChunk { seq, first_ordinal, records, digest, .. } = chunk;
-        file.chunks.push(ChunkLine { load_id: 0, seq, first_ordinal, records, digest });
-        file.counts += counts;
-        self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
-        if let Some(first) = chunk.parsed.rejects.first() {
-            // Chunks arrive in no order, so the first rejects of all chunks are kept.
-            let is_early = |last: &ShownReject| (chunk.file, first.ordinal) < (last.file, last.ordinal);
-            if self.shown.len() < SHOWN_REJECTS || self.shown.last().is_some_and(is_early) {
-                let input = &file.input;
-                self.shown.extend(
-                    chunk.parsed.rejects.iter().take(SHOWN_REJECTS).map(|reject| ShownReject::new(chunk.file, input, reject)),
-                );
-                self.shown.sort_by_key(|reject| (reject.file, reject.ordinal));
-                self.shown.truncate(SHOWN_REJECTS);
-            }
-        }
-        counts
-    }
-
-    fn failed(&self, file: usize, bytes: u64, sha256: Option<ContentHash>, error: Error) -> Failure {
-        let run = &self.files[file];
-        Failure::File(Box::new(FailedFile {
-            dataset: self.dataset.name.clone(),
-            source: run.source.clone(),
-            bytes,
-            sha256,
-            host: run.host(),
-            counts: Counts { loaded: 0, ..run.counts },
-            started_at: run.started_at,
-            error,
-        }))
-    }
-
-    /// Fails if no record of a dataset without a day can be loaded. Such a dataset is replaced in full, and its table must not
-    /// be emptied only because all records are invalid.
-    fn check_any_loadable(&self) -> Result<(), Failure> {
-        let Counts { read, loaded, .. } = self.counts();
-        if self.dataset.day.is_some() || read == 0 || loaded > 0 {
-            return Ok(());
-        }
-        let name = &self.dataset.name;
-        let why = self.shown.first().map(|reject| format!("; the first: {reject}")).unwrap_or_default();
-        Err(Failure::Run(
-            Error::failed(format!("none of the {read} records of dataset {name} can be loaded, so its table is not replaced{why}"))
-                .hint("repair the files, then load again"),
-        ))
-    }
-
-    /// Fails if the files of a dataset without a day hold no record: another program may be about to write them.
-    fn check_any_record(&self) -> Result<()> {
-        if self.dataset.day.is_some() || self.files.is_empty() || self.counts().read > 0 {
-            return Ok(());
-        }
-        let files = self.files.iter().map(|file| file.input.to_string()).take(3).collect::<Vec<_>>().join(", ");
-        let more = if self.files.len() > 3 { ", …" } else { "" };
-        let name = &self.dataset.name;
-        let message = format!("the files of dataset {name} hold no record ({files}{more}), so its table is not replaced");
-        Err(Error::failed(message).hint("repair the files, or empty the table with --allow-empty"))
-    }
-
-    fn summary(self) -> DatasetSummary {
-        DatasetSummary {
-            counts: self.counts(),
-            files: self.files.len(),
-            unchanged: self.unchanged,
-            dataset: self.dataset.name.clone(),
-            replaced: self.replaced,
-            failed: 0,
-            elapsed: self.elapsed,
-            shown: self.shown,
-        }
-    }
 }
 
 /// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
+use super::dataset_run::{DatasetRun, FileRun};
 use super::extract::Progress;
 use super::input::Input;
-use super::{DatasetRun, FileRun};
 use crate::record::content::{ContentHash, hash_to_end};
 use crate::record::decompress::is_compressed;
 use crate::store::{Connection, StoreResult, contents};
