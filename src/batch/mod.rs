@@ -29,7 +29,7 @@ use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Change};
 use crate::store::{
-    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, upsert,
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, contents, open_rejects, schema, upsert,
 };
 
 use dataset_run::DatasetRun;
@@ -115,7 +115,13 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
         if options.only_new
             && let Some(mut connection) = database.open_to_read().await?
         {
-            let kept = keep_new_of(&mut connection, config, &mut runs, progress).await;
+            let kept = async {
+                match contents::are_told(&mut connection).await? {
+                    true => keep_new_of(&mut connection, config, &mut runs, progress).await,
+                    false => Ok(()),
+                }
+            }
+            .await;
             connection.close().await;
             kept.map_err(|error| database.explain(error))?;
         }

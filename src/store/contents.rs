@@ -9,12 +9,23 @@ use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::ledger::{IS_VOID, OpenLoad, id_list};
 use super::lock::{self, Lock};
+use super::schema;
 use super::sql::Schema;
 use crate::dataset::Dataset;
 use crate::record::content::ContentHash;
 
 /// The condition that a load has the content of its file.
 const HAS_CONTENT: &str = "status = 'loaded' and records_skipped = 0";
+
+/// Whether the ledger tells contents. That of version 0.1.0 did not, and whoever only reads does not upgrade it.
+///
+/// # Errors
+/// If the database fails.
+pub async fn are_told(connection: &mut Connection) -> StoreResult<bool> {
+    let ledger = connection.dialect().bare_table(Schema::Raw, "loads");
+    let raw = schema::catalogue(connection, Schema::Raw).await?;
+    Ok(raw.get(&ledger).is_some_and(|columns| columns.iter().any(|(name, _)| name == "sha256")))
+}
 
 /// Those of the contents that the dataset has.
 ///
@@ -61,13 +72,17 @@ pub async fn of_latest_load(connection: &mut Connection, dataset: &Dataset) -> S
     let dataset_name = [Arg::Text(Some(&dataset.name))];
     let rows = connection.fetch(format!("select sha256, rows_loaded from {loads} where {latest}"), &dataset_name).await?;
     let contents: Option<HashSet<ContentHash>> = rows.iter().map(|row| row[0].text()?.parse().ok()).collect();
+    let Some(contents) = contents.filter(|contents| !contents.is_empty()) else {
+        // There may be no table yet.
+        return Ok(None);
+    };
     let brought: i64 = rows.iter().map(|row| row[1].int()).sum();
     let master = RawTable::Master.of(dialect, dataset);
     let sql =
         format!("select count(*), count(case when _load_id in (select id from {loads} where {latest}) then 1 end) from {master}");
     let held = connection.fetch(sql, &dataset_name).await?;
     let is_just_that = [0, 1].iter().all(|column| held[0][*column].int() == brought);
-    Ok(contents.filter(|contents| !contents.is_empty() && is_just_that))
+    Ok(is_just_that.then_some(contents))
 }
 
 /// What becomes of a dropped file of a dataset with `repeats = "skip"`.

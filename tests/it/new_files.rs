@@ -13,6 +13,7 @@ on_both_stores!(
     a_dataset_without_a_day_is_loaded_in_full_if_its_files_differ_and_else_not,
     a_table_that_was_changed_since_is_loaded_in_full,
     a_dry_run_says_what_is_new_and_leaves_no_trace,
+    to_a_dry_run_all_is_new_of_a_dataset_that_has_no_table_yet,
     a_file_that_fails_and_too_many_rejects_leave_all_as_it_was,
     two_loads_at_once_load_a_file_once,
 );
@@ -162,6 +163,15 @@ fn a_dry_run_says_what_is_new_and_leaves_no_trace(sandbox: &Sandbox) {
     sandbox.write_events("b.jsonl", many_events(3, "bea"));
     assert_eq!(dry_run(), [1, 1, 3]);
     assert_eq!((sandbox.count("raw.events"), sandbox.count("raw.loads")), (2, 1));
+}
+
+fn to_a_dry_run_all_is_new_of_a_dataset_that_has_no_table_yet(sandbox: &Sandbox) {
+    sandbox.run(["migrate"]).ok();
+    sandbox.write("dataloader.toml", "[datasets.plans]\nkey = [\"id\"]\n[datasets.plans.columns]\nid = \"text\"\n");
+    // A compressed file is hashed and compared in any case.
+    sandbox.write("raw_data/plans/a.jsonl.gz", gzip("{\"id\":\"a\"}\n"));
+    let summary = sandbox.run(["load", "--new", "--dry-run", "--format", "json"]).ok().json();
+    assert_eq!((&summary["datasets"][0]["files"], &summary["datasets"][0]["loaded"]), (&json!(1), &json!(1)));
 }
 
 fn a_file_that_fails_and_too_many_rejects_leave_all_as_it_was(sandbox: &Sandbox) {

@@ -56,6 +56,8 @@ fn the_ledger_of_version_0_1_0_is_upgraded_in_place(sandbox: &Sandbox) {
     let before = sandbox.lines(&format!("select {columns} from {{raw.loads}} order by id"));
 
     sandbox.write_events("a.jsonl", many_events(2, "ada"));
+    let dry_run = sandbox.run(["load", "--new", "--dry-run", "--dataset", "events", "--format", "json"]).ok().json();
+    assert_eq!(dry_run["datasets"][0]["loaded"], 2, "what is there is not known before the upgrade");
     sandbox.run(["migrate"]).ok();
     assert_eq!(sandbox.lines(&format!("select {columns} from {{raw.loads}} order by id")), before);
     let unknown =
