@@ -190,7 +190,6 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         let statements = &mut plan.statements;
         let is_there = |index: &RawIndex| found_indexes.contains(&index.bare_name(dialect, dataset));
         let mut is_indexed = true;
-        let mut has_messages = kept.contains_key(&dialect.bare_table(Schema::Dataloader, &stream_upsert::messages_name(dataset)));
         let make_index = match indexes {
             Indexes::Make => true,
             Indexes::MakeOverRows => {
@@ -207,6 +206,11 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         }
         let definition = model::definition(dataset);
         let old = known.get(&dataset.name);
+        // They hold for as long as the key does, whatever else of the definition changes.
+        let messages = dialect.bare_table(Schema::Dataloader, &stream_upsert::messages_name(dataset));
+        let has_same_key = old.is_some_and(|old| model::key_of(old) == model::key_of(&definition));
+        let has_messages = has_same_key && kept.contains_key(&messages);
+        let outdated_kept = kept.keys().filter(|table| !(has_messages && **table == messages));
         let is_missing = |table: &String| !modelled.contains_key(&dialect.bare_table(Schema::Modelled, table));
         if old != Some(&definition) || model::table_names(dataset).iter().any(is_missing) {
             let has_model = |old: &&String| !old.is_empty() && !old.starts_with(';');
@@ -222,8 +226,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             let outdated = [RawIndex::Day, RawIndex::Key].into_iter().filter(is_there);
             statements.extend(outdated.map(|index| format!("drop index {}", index.name(dialect, dataset))));
             is_indexed = false;
-            has_messages = false;
-            statements.extend(model::replace(dialect, dataset, old.map(String::as_str), kept.keys()));
+            statements.extend(model::replace(dialect, dataset, old.map(String::as_str), outdated_kept));
             let name = &dataset.name;
             // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
             statements.push(format!(
@@ -238,8 +241,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
                 let raw = dialect.table(Schema::Raw, &dataset.name);
                 statements.push(format!("lock table {raw} in share row exclusive mode"));
             }
-            has_messages = false;
-            statements.extend(model::replace_notes(dialect, dataset, kept.keys()));
+            statements.extend(model::replace_notes(dialect, dataset, outdated_kept));
         }
         if dataset.stream == StreamMode::Upsert && !has_messages {
             statements.extend(stream_upsert::create_messages(dialect, dataset));

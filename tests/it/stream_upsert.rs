@@ -27,6 +27,7 @@ over_amqp!(
     chunks_that_come_late_are_outdated,
     a_message_replaces_what_is_there_when_it_comes,
     a_file_that_was_claimed_before_a_message_came_is_outdated,
+    a_file_that_was_claimed_before_a_message_came_is_outdated_when_the_model_has_changed,
     records_of_a_message_never_replace_each_other,
     chunks_that_come_after_a_batch_load_are_outdated,
     drops_give_what_they_give_one_after_the_other,
@@ -343,6 +344,33 @@ fn a_file_that_was_claimed_before_a_message_came_is_outdated(sandbox: &Sandbox) 
     send(sandbox, &before);
     assert_eq!(sandbox.lines(ORGS), ["a|message", "b|after", "c|before", "d|before"]);
     assert_eq!(sandbox.lines(LEDGER), ["open|3|0|1", "loaded|1|0|1", "loaded|4|0|2"]);
+    assert_booked(sandbox);
+}
+
+fn a_file_that_was_claimed_before_a_message_came_is_outdated_when_the_model_has_changed(sandbox: &Sandbox) {
+    define(sandbox);
+    let with = |key: &str, model: &str| {
+        let head = format!("[datasets.orgs]\nday = \"at\"\nkey = [{key}]\n");
+        let at = format!("value = \"text\"\nat = {{ type = \"date\", required = true }}\n{model}");
+        DATASETS
+            .replacen("[datasets.orgs]\nkey = [\"id\", \"part\"]\n", &head, 1)
+            .replacen("value = \"text\"\n", &at, 1)
+    };
+    let dimension = "[datasets.orgs.model]\ndimensions = [\"part\"]\n";
+    sandbox.write("dataloader.toml", with("\"id\", \"part\"", ""));
+    consume(sandbox);
+    let before = publish(sandbox, &(visit("a", "before", 1) + &visit("b", "before", 1)));
+    tell(sandbox, &[visit("a", "message", 1)]);
+    sandbox.write("dataloader.toml", with("\"id\", \"part\"", dimension));
+    send(sandbox, &before);
+    assert_eq!(sandbox.lines(ORGS), ["a|message", "b|before"]);
+    assert_eq!(sandbox.lines("SELECT total_orgs FROM {modelled.orgs_by_date_part}"), ["2"]);
+    // Another key: from now on that is what messages are known by.
+    sandbox.write("dataloader.toml", with("\"value\"", dimension));
+    let before = publish(sandbox, &visit("c", "message", 1));
+    tell(sandbox, &[visit("d", "message", 1)]);
+    send(sandbox, &before);
+    assert_eq!(sandbox.lines(ORGS), ["b|before", "d|message"]);
     assert_booked(sandbox);
 }
 

@@ -150,10 +150,15 @@ pub fn definition(dataset: &Dataset) -> String {
     )
 }
 
+/// The key of a [`definition`].
+pub fn key_of(definition: &str) -> Option<&str> {
+    definition.split(';').find_map(|part| part.strip_prefix("key "))
+}
+
 /// The statements that replace the modelled tables of the `old` definition by those of the dataset's definition. The new tables
 /// are empty, and every day that has raw rows is marked.
 ///
-/// `kept` are the names of the tables that the program keeps for itself, without schema.
+/// `kept` are the names of the tables that the program keeps for itself, without schema; those of the dataset are dropped.
 pub fn replace<'a>(dialect: Dialect, dataset: &Dataset, old: Option<&str>, kept: impl Iterator<Item = &'a String>) -> Vec<String> {
     let mut statements =
         vec![format!("drop view if exists {}", dialect.table(Schema::Modelled, &format!("fact_{}", dataset.name)))];
