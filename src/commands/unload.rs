@@ -48,7 +48,8 @@ pub struct UnloadedLoad {
     pub rows: u64,
     /// Open rejects that were removed.
     pub rejects: u64,
-    /// Rows that the load had removed. They do not come back.
+    /// Rows that were removed when it was loaded: rows of its keys, and of its own those that were outdated. The first file of a
+    /// batch run has those of all its files. They do not come back.
     pub replaced: u64,
     /// Rejects that the load, a replay, had loaded. They do not come back.
     pub replayed: u64,
@@ -156,7 +157,7 @@ impl Unloaded {
         let sum = |of: fn(&UnloadedLoad) -> u64| self.loads.iter().map(of).sum::<u64>();
         let (replaced, replayed) = (sum(|load| load.replaced), sum(|load| load.replayed));
         if replaced > 0 {
-            writeln!(out, "{} rows that these loads had replaced do not come back: load their files again", count(replaced))?;
+            writeln!(out, "{} rows that were removed when these were loaded do not come back: load their files again", count(replaced))?;
         }
         if replayed > 0 {
             writeln!(out, "{} rejects that these loads had loaded do not come back: load their records again", count(replayed))?;

@@ -101,7 +101,7 @@ fn rows_that_are_replaced_count_once_and_do_not_come_back(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|3|3|1", "2|loaded|2|2|2"], "two of its rows were removed before");
     assert_booked(sandbox);
     let told = sandbox.run(["unload", "2"]).ok().stdout;
-    assert!(told.contains("2 rows that these loads had replaced do not come back"), "{told}");
+    assert!(told.contains("2 rows that were removed when these were loaded do not come back"), "{told}");
     assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|3|3|1", "2|unloaded|2|2|4"]);
     assert_eq!(sandbox.count("raw.events"), 0);
     assert_booked(sandbox);
