@@ -29,7 +29,8 @@ use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Change};
 use crate::store::{
-    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, contents, open_rejects, schema, upsert,
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, contents, open_rejects, schema,
+    upsert,
 };
 
 use dataset_run::DatasetRun;

@@ -157,7 +157,11 @@ impl Unloaded {
         let sum = |of: fn(&UnloadedLoad) -> u64| self.loads.iter().map(of).sum::<u64>();
         let (replaced, replayed) = (sum(|load| load.replaced), sum(|load| load.replayed));
         if replaced > 0 {
-            writeln!(out, "{} rows that were removed when these were loaded do not come back: load their files again", count(replaced))?;
+            writeln!(
+                out,
+                "{} rows that were removed when these were loaded do not come back: load their files again",
+                count(replaced)
+            )?;
         }
         if replayed > 0 {
             writeln!(out, "{} rejects that these loads had loaded do not come back: load their records again", count(replayed))?;

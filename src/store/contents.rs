@@ -94,6 +94,8 @@ pub enum Verdict {
     Repeats(i64),
     /// This load has the same content and is not finished.
     Waits(InFlight),
+    /// A batch load of the dataset is in progress. What it brings is not known before its end.
+    Held,
 }
 
 /// A load that is not finished.
@@ -117,10 +119,33 @@ impl fmt::Display for InFlight {
 /// If the database fails.
 pub async fn admit(connection: &mut Connection, load: OpenLoad<'_>, content: ContentHash, host: &str) -> StoreResult<Verdict> {
     connection.begin().await?;
-    lock::transaction(connection, Lock::Contents(load.dataset)).await?;
-    let verdict = decide(connection, load, &content.to_string(), host).await?;
+    let verdict = if lock::try_share(connection, Lock::Contents(load.dataset)).await? {
+        lock::transaction(connection, Lock::Admission(load.dataset)).await?;
+        decide(connection, load, &content.to_string(), host).await?
+    } else {
+        Verdict::Held
+    };
     connection.commit().await?;
     Ok(verdict)
+}
+
+/// Those of the datasets of which a batch load is in progress.
+///
+/// # Errors
+/// If the database fails.
+pub async fn held(connection: &mut Connection, datasets: &BTreeSet<String>) -> StoreResult<BTreeSet<String>> {
+    let mut held = BTreeSet::new();
+    if datasets.is_empty() {
+        return Ok(held);
+    }
+    connection.begin().await?;
+    for dataset in datasets {
+        if !lock::try_share(connection, Lock::Contents(dataset)).await? {
+            held.insert(dataset.clone());
+        }
+    }
+    connection.commit().await?;
+    Ok(held)
 }
 
 async fn decide(connection: &mut Connection, load: OpenLoad<'_>, content: &str, host: &str) -> StoreResult<Verdict> {

@@ -16,8 +16,11 @@ pub enum Lock<'a> {
     Schema,
     /// A batch load.
     Load,
-    /// Deciding whether a dropped file is a repeat, and bringing contents that no row in progress tells of.
+    /// Bringing contents that no row in progress tells of, which takes as long as a batch load. Whoever decides on a dropped file
+    /// shares it.
     Contents(&'a str),
+    /// Deciding whether a dropped file is a repeat.
+    Admission(&'a str),
     /// Refreshing the modelled tables of a dataset. The lock is taken before the rows are read, so that a later refresh sees at
     /// least the rows that the earlier one saw.
     Model(&'a str),
@@ -31,6 +34,7 @@ impl Lock<'_> {
             Self::Schema => "dataloader schema".to_owned(),
             Self::Load => "dataloader load".to_owned(),
             Self::Contents(dataset) => format!("dataloader contents {dataset}"),
+            Self::Admission(dataset) => format!("dataloader admission {dataset}"),
             Self::Model(dataset) => format!("dataloader model {dataset}"),
             Self::Upsert(dataset) => format!("dataloader upsert {dataset}"),
         }
@@ -43,6 +47,18 @@ impl Lock<'_> {
 /// If the database fails.
 pub async fn transaction(connection: &mut Connection, lock: Lock<'_>) -> StoreResult<()> {
     call(connection, "pg_advisory_xact_lock", lock).await
+}
+
+/// Shares a lock until the transaction ends, unless somebody has it alone. Does not wait. Returns whether it is shared.
+///
+/// # Errors
+/// If the database fails.
+pub async fn try_share(connection: &mut Connection, lock: Lock<'_>) -> StoreResult<bool> {
+    if connection.dialect() == Dialect::Sqlite {
+        return Ok(true);
+    }
+    let sql = "select pg_try_advisory_xact_lock_shared(hashtextextended($1, 0))::int::bigint";
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(&lock.name()))]).await? > 0)
 }
 
 /// Waits for a lock and holds it until it is released or the connection ends.

@@ -1,6 +1,6 @@
 //! Admission: decides whether a claimed file is loaded, for datasets with `repeats = "skip"`. A file whose content the dataset has
 //! already is a repeat. While another load of the same content is in flight, in whatever process, the file waits in `.loading/`: it
-//! is released, and claimed again when that load is over.
+//! is released, and claimed again when that load is over. While a batch load of the dataset is in progress, its files wait here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::host;
 use crate::inbox::Claim;
 use crate::record::content::{ContentHash, hash_to_end};
 use crate::retry::MENTION_EVERY;
+use crate::store::Connection;
 use crate::store::contents::{self, Verdict};
 use crate::store::ledger::{Counts, OpenLoad};
 use crate::vitals::Stage;
@@ -57,6 +58,8 @@ pub struct Admission {
     /// Whether the loads that files wait for are looked at next.
     looks: bool,
     waits: Waits,
+    /// The datasets of which a batch load is in progress. Their files wait.
+    held: BTreeSet<String>,
     stage: Stage,
     claims: Claims,
     reader: Addr<Reader>,
@@ -95,29 +98,36 @@ impl Admission {
     /// An admission that has no file yet.
     pub fn new(parts: AdmissionParts, faults: &Faults) -> Self {
         let AdmissionParts { link, stage, claims, reader, intake, stats, stop, once, patience } = parts;
-        let (files, looks, waits) = (VecDeque::new(), false, Waits::default());
+        let (files, looks, waits, held) = (VecDeque::new(), false, Waits::default(), BTreeSet::new());
         let (link, faults, watch) = (Some(link), faults.clone(), faults.watch(ADMISSION));
-        Self { files, link, looks, waits, stage, claims, reader, intake, stats, stop, once, patience, faults, _watch: watch }
+        Self { files, link, looks, waits, held, stage, claims, reader, intake, stats, stop, once, patience, faults, _watch: watch }
     }
 
     /// Goes on with the next work, unless some is in progress.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         let Some(mut link) = self.link.take() else { return };
         if std::mem::take(&mut self.looks) {
-            let waited_for = self.claims.waited_for();
+            let (waited_for, held) = (self.claims.waited_for(), self.held.clone());
             let look = async move {
-                let seen = link.repeat(async |connection| contents::in_flight(connection, &waited_for).await).await;
+                let look = async |connection: &mut Connection| {
+                    let held = contents::held(connection, &held).await?;
+                    Ok((contents::in_flight(connection, &waited_for).await?, held))
+                };
+                let seen = link.repeat(look).await;
                 (link, seen)
             };
             ctx.spawn(look.into_actor(self).map(|(link, seen), admission, ctx| {
                 admission.link = Some(link);
                 match seen {
-                    Ok(seen) => admission.looked(seen),
+                    Ok((seen, held)) => {
+                        admission.held = held;
+                        admission.looked(seen);
+                    }
                     Err(error) => return admission.faults.report(error),
                 }
                 admission.advance(ctx);
             }));
-        } else if let Some(claim) = self.files.pop_front() {
+        } else if let Some(claim) = self.next_file() {
             let (stage, stop) = (self.stage.clone(), Arc::clone(&self.stop));
             let decide = async move {
                 let verdict = decide(&mut link, &claim, stage, stop).await;
@@ -136,6 +146,11 @@ impl Admission {
         }
     }
 
+    fn next_file(&mut self) -> Option<Claim> {
+        let next = self.files.iter().position(|claim| !self.held.contains(&claim.dataset.name))?;
+        self.files.remove(next)
+    }
+
     fn decided(&mut self, claim: Claim, verdict: Option<Verdict>) {
         match verdict {
             // What cannot be read fails in the reader, which says why.
@@ -150,6 +165,14 @@ impl Admission {
                 with_end: true,
                 repeats: Some(load),
             }),
+            Some(Verdict::Held) => {
+                let dataset = &claim.dataset.name;
+                if self.held.insert(dataset.clone()) {
+                    tracing::info!("files of {dataset} wait for a batch load, which may have the same content");
+                }
+                // It is hashed again then: it may have grown.
+                self.files.push_front(claim);
+            }
             Some(Verdict::Waits(load)) => {
                 tracing::info!(file = %claim.source, "waits for {load}, which has the same content and is not finished");
                 self.waits.names.insert(load.id, load.to_string());
@@ -232,7 +255,8 @@ impl Actor for Admission {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(LOOK_EVERY, |admission, ctx| {
-            admission.looks = admission.claims.waiting() > 0 && !admission.stop.load(Ordering::Relaxed);
+            let waits = admission.claims.waiting() > 0 || !admission.held.is_empty();
+            admission.looks = waits && !admission.stop.load(Ordering::Relaxed);
             admission.advance(ctx);
         });
     }

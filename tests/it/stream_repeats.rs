@@ -276,20 +276,29 @@ fn what_a_batch_load_brought_is_there(sandbox: &Sandbox) {
 /// On SQLite all of it is one writer after the other.
 #[test]
 #[ignore = "needs PostgreSQL: ./run.sh test"]
-fn a_file_waits_for_a_batch_load_of_its_content() {
+fn a_file_waits_for_a_batch_load_of_its_dataset_and_that_is_no_outage() {
     let sandbox = Sandbox::new(Store::Postgres);
     skip_repeats(&sandbox);
-    sandbox.run(["migrate"]).ok();
+    let config = std::fs::read_to_string(sandbox.file("dataloader.toml")).expect("just written");
+    sandbox.write("dataloader.toml", config.replace("dir = \"orgs\"\n", "dir = \"orgs\"\nrepeats = \"skip\"\n"));
+    sandbox.run_once().ok();
     sandbox.write_events("a.jsonl", many_events(5, "ada"));
     let lock = sandbox.hold_writers();
     let batch = sandbox.spawn(["load", "--dataset", "events"]);
-    let advisory = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
-                    (SELECT oid FROM pg_database WHERE datname = current_database()) AND ";
-    let held = |condition: &str| sandbox.lines(&format!("{advisory}{condition}"))[0].parse::<u32>().expect("a count");
-    wait_until("the batch load is in flight", || held("granted") >= 2);
+    let has_lock = |mode: &str| {
+        let sql = format!(
+            "SELECT count(*) FROM pg_locks WHERE {mode} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        );
+        sandbox.lines(&sql) != ["0"]
+    };
+    wait_until("the batch load waits for the ledger", || has_lock("locktype = 'relation' AND NOT granted"));
     sandbox.drop_in("events", "a.jsonl", many_events(5, "ada"));
-    let once = sandbox.pipeline(["--once"]).spawn();
-    wait_until("the file waits for it", || held("NOT granted") == 1);
+    sandbox.drop_in("orgs", "a.json", r#"{"organization_key":"a"}"#);
+    let mut once = sandbox.pipeline(["--once"]).spawn();
+    once.wait_for_stderr("files of events wait for a batch load");
+    assert!(!has_lock("locktype = 'advisory' AND NOT granted"), "a statement that waits has a time limit");
+    let of_orgs = "SELECT count(*) FROM {raw.loads} WHERE dataset = 'orgs'";
+    wait_until("another dataset goes on", || sandbox.lines(of_orgs) == ["1"]);
     drop(lock);
     batch.wait().ok();
     once.wait().ok();

@@ -352,9 +352,7 @@ fn a_file_that_was_claimed_before_a_message_came_is_outdated_when_the_model_has_
     let with = |key: &str, model: &str| {
         let head = format!("[datasets.orgs]\nday = \"at\"\nkey = [{key}]\n");
         let at = format!("value = \"text\"\nat = {{ type = \"date\", required = true }}\n{model}");
-        DATASETS
-            .replacen("[datasets.orgs]\nkey = [\"id\", \"part\"]\n", &head, 1)
-            .replacen("value = \"text\"\n", &at, 1)
+        DATASETS.replacen("[datasets.orgs]\nkey = [\"id\", \"part\"]\n", &head, 1).replacen("value = \"text\"\n", &at, 1)
     };
     let dimension = "[datasets.orgs.model]\ndimensions = [\"part\"]\n";
     sandbox.write("dataloader.toml", with("\"id\", \"part\"", ""));
