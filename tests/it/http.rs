@@ -213,15 +213,16 @@ fn the_counters_are_those_of_the_ledger(sandbox: &Sandbox) {
     for sample in zero {
         wait_until(sample, || page.metric(sample) == Some(0.0));
     }
-    assert_eq!(page.metric("dataloader_up{target=\"database\"}"), Some(1.0));
+    // A disk that is slow for a moment is said, and is no fault.
+    wait_until("the database is up", || page.metric("dataloader_up{target=\"database\"}") == Some(1.0));
     assert!(page.metric("dataloader_bytes_total{dataset=\"events\"}") > Some(100.0));
     assert!(page.metric("dataloader_commit_duration_seconds_count") >= Some(1.0));
     assert!(page.metric("dataloader_stage_busy_seconds_total{stage=\"writer\"}") > Some(0.0));
     assert!(page.metric("dataloader_last_commit_timestamp_seconds") > Some(1.7e9));
     // Five records of each of three files.
     page.wait_for("/", "<b>15</b> read");
-    assert!(page.get("/").body.contains("✓ all accounted for"));
-    assert_eq!(page.get("/readyz").status, 200, "{}", page.get("/readyz").body);
+    page.wait_for("/", "✓ all accounted for");
+    wait_until("it is ready", || page.get("/readyz").status == 200);
     process.signal(Signal::Terminate);
     process.wait().ok();
 }
@@ -467,7 +468,7 @@ fn readiness_follows_a_database_that_is_stopped_and_the_page_says_so() {
     let (process, page) = run_with_page(&sandbox, []);
     sandbox.drop_in("events", "a.json", some_records("a"));
     sandbox.wait_until_finished("events", 1);
-    page.wait_for("/readyz", "ready");
+    wait_until("it is ready", || page.get("/readyz").status == 200);
     page.wait_for("/", "<b>5</b> read");
     server.stop(StopMode::Fast);
     sandbox.drop_in("events", "b.json", some_records("b"));
@@ -481,7 +482,7 @@ fn readiness_follows_a_database_that_is_stopped_and_the_page_says_so() {
     wait_until("the metrics say so", || page.metric("dataloader_up{target=\"database\"}") == Some(0.0));
     server.restart();
     page.wait_for("/", "<b>10</b> read");
-    page.wait_for("/readyz", "ready");
+    wait_until("it is ready", || page.get("/readyz").status == 200);
     assert!(page.metric("dataloader_retries_total{target=\"database\"}") > Some(0.0));
     process.signal(Signal::Terminate);
     process.wait().ok();
