@@ -1,9 +1,10 @@
 //! Pulse: computes the heartbeat of this process, several times a second for the page and the terminal, and writes it for
 //! `dataloader health` and `dataloader status`.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::link::Links;
 use super::stats::Stats;
@@ -24,21 +25,27 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 pub async fn beat(config: &Config, links: &Links, stats: &Stats) -> Infallible {
     let heartbeat = Heartbeat::start(config.role, config.transport)
         .inspect_err(|error| tracing::warn!("`dataloader health` will not see this process: {error}"));
-    let database = Cell::new(false);
+    let database = watch::Sender::new(false);
     tokio::select! {
-        never = say(heartbeat.ok(), config, links, stats, &database) => never,
+        never = say(heartbeat.ok(), config, links, stats, database.subscribe()) => never,
         // A producer needs no database, and may have no access to one.
         never = ask_now_and_then(&links.database, &database), if config.role != Role::Producer => never,
     }
 }
 
 /// Computes the heartbeat, and writes it at regular intervals, and at once when connections or troubles change.
-async fn say(mut heartbeat: Option<Heartbeat>, config: &Config, links: &Links, stats: &Stats, database: &Cell<bool>) -> Infallible {
+async fn say(
+    mut heartbeat: Option<Heartbeat>,
+    config: &Config,
+    links: &Links,
+    stats: &Stats,
+    mut database: watch::Receiver<bool>,
+) -> Infallible {
     let mut meter = FlowMeter::default();
     let mut said = None;
     let mut at = Instant::now();
     loop {
-        let connected = Connections { database: database.get(), broker: links.is_broker_connected() };
+        let connected = Connections { database: *database.borrow_and_update(), broker: links.is_broker_connected() };
         let troubles = links.vitals.troubles(config.stream.stall);
         let in_flight = (stats.in_flight_bytes(), stats.in_flight_limit_bytes());
         let flow = meter.read(Instant::now(), links.vitals.work(), &troubles, in_flight);
@@ -52,16 +59,17 @@ async fn say(mut heartbeat: Option<Heartbeat>, config: &Config, links: &Links, s
             }
             (said, at) = (says, Instant::now());
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        // A database that answers, or no longer does, is told at once.
+        drop(tokio::time::timeout(LOOK_EVERY, database.changed()).await);
     }
 }
 
 /// Asks the database on a connection of its own, because an idle connection does not notice that it is lost.
-async fn ask_now_and_then(database: &Database, is_connected: &Cell<bool>) -> Infallible {
+async fn ask_now_and_then(database: &Database, is_connected: &watch::Sender<bool>) -> Infallible {
     let mut connection = None;
     loop {
         let answered = tokio::time::timeout(BEAT_INTERVAL, ask(database, &mut connection)).await.unwrap_or(false);
-        is_connected.set(answered);
+        is_connected.send_if_modified(|before| std::mem::replace(before, answered) != answered);
         tokio::time::sleep(if answered { BEAT_INTERVAL } else { ASK_AGAIN_AFTER }).await;
     }
 }

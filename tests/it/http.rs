@@ -213,7 +213,7 @@ fn the_counters_are_those_of_the_ledger(sandbox: &Sandbox) {
     for sample in zero {
         wait_until(sample, || page.metric(sample) == Some(0.0));
     }
-    // A disk that is slow for a moment is said, and is no fault.
+    // The process asks on a connection of its own, which may take longer than the first commits.
     wait_until("the database is up", || page.metric("dataloader_up{target=\"database\"}") == Some(1.0));
     assert!(page.metric("dataloader_bytes_total{dataset=\"events\"}") > Some(100.0));
     assert!(page.metric("dataloader_commit_duration_seconds_count") >= Some(1.0));
