@@ -329,7 +329,7 @@ fn messages_that_come_late_bring_nothing_back(sandbox: &Sandbox) {
 /// A consumer has begun to write a chunk when its load is taken back: the one waits for the other.
 #[test]
 #[ignore = "needs PostgreSQL and RabbitMQ: ./run.sh test"]
-fn a_chunk_that_is_being_written_goes_with_its_load() {
+fn over_amqp_a_chunk_that_is_being_written_goes_with_its_load() {
     let sandbox = Sandbox::over(crate::support::Transport::Amqp, Store::Postgres);
     sandbox.drop_in("events", "a.jsonl", events_over_days("a", 2_500));
     sandbox.pipeline(["--role", "producer", "--once"]).run().ok();
