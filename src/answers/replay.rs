@@ -15,7 +15,8 @@ use crate::record::parse::{DayRange, Parser};
 use crate::record::row::RejectReason;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::append::{Way, append_accepted};
-use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
+use crate::store::chunk_lines::{self, ChunkLine};
+use crate::store::ledger::{self, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Noting};
 use crate::store::open_rejects::{self, Cursor, OpenReject, Records, RejectFilter, delete, page};
@@ -165,7 +166,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
             rows_removed: removed,
         };
         ledger::insert_finished(connection, &[load]).await?;
-        ledger::insert_chunks(connection, &lines).await?;
+        chunk_lines::insert(connection, &lines).await?;
         model::mark(connection, dataset, days).await?;
     }
     Ok(counts)

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::record::content::ContentHash;
 use crate::store::Day;
-use crate::store::ledger::{ChunkLine, Counts};
+use crate::store::chunk_lines::ChunkLine;
+use crate::store::ledger::Counts;
 use crate::summary::{DatasetSummary, ShownReject};
 
 /// How many rejects the summary shows per dataset.

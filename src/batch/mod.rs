@@ -25,7 +25,8 @@ use crate::error::{Error, Result};
 use crate::record::content::ContentHash;
 use crate::record::parse::DayRange;
 use crate::record::row::Reject;
-use crate::store::ledger::{self, ChunkLine, Counts, FinishedLoad, LoadStatus};
+use crate::store::chunk_lines::{self, ChunkLine};
+use crate::store::ledger::{self, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Change};
 use crate::store::{
@@ -437,7 +438,7 @@ async fn book(connection: &mut Connection, run: &DatasetRun, ids: &[i64]) -> Sto
         .zip(ids)
         .flat_map(|(file, id)| file.chunks.iter().map(|line| ChunkLine { load_id: *id, ..*line }))
         .collect();
-    ledger::insert_chunks(connection, &lines).await
+    chunk_lines::insert(connection, &lines).await
 }
 
 /// Writes the ledger row of a failed file in its own transaction, after the run was rolled back. An error here is only logged,

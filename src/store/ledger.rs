@@ -1,6 +1,6 @@
-//! The ledger: one row per load of a file, and one line per chunk.
+//! The ledger's rows: one per load of a file. Its lines, one per chunk, are in [`super::chunk_lines`].
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::connection::{Arg, Connection, Field};
 use super::error::StoreResult;
 use super::sql::{Dialect, Schema};
-use crate::record::chunk::Digest;
 use crate::record::content::ContentHash;
 
 /// The counts of a load's records. For a finished load, `read == loaded + rejected + skipped`.
@@ -57,34 +56,6 @@ pub struct FinishedLoad<'a> {
     pub host: Option<&'a str>,
     /// How many rows of the table its run replaced. A run books all of them on the row of its first file.
     pub rows_removed: u64,
-}
-
-/// A chunk's line in `raw.batches`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkLine {
-    pub load_id: i64,
-    pub seq: u64,
-    pub first_ordinal: u64,
-    pub records: u64,
-    pub digest: Digest,
-}
-
-impl ChunkLine {
-    fn args(&self) -> [Arg<'_>; 5] {
-        [Arg::Int(Some(self.load_id)), int(self.seq), int(self.first_ordinal), int(self.records), Arg::Bytes(&self.digest)]
-    }
-}
-
-/// The columns of [`ChunkLine::args`].
-const LINE_COLUMNS: &str = "load_id, seq, first_ordinal, records, digest";
-
-/// The stored line of a chunk that was delivered before.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownChunk {
-    pub first_ordinal: u64,
-    pub records: u64,
-    /// `None` in lines from an earlier version of the program.
-    pub digest: Option<Digest>,
 }
 
 /// Inside a transaction that writes: reserves ids for loads. Their rows are written when the loads are finished.
@@ -150,16 +121,6 @@ pub async fn insert_finished(connection: &mut Connection, loads: &[FinishedLoad<
     connection.insert(&into, "", &rows).await
 }
 
-/// Writes chunk lines.
-///
-/// # Errors
-/// If the database fails.
-pub async fn insert_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<()> {
-    let rows: Vec<Vec<Arg<'_>>> = lines.iter().map(|line| line.args().to_vec()).collect();
-    let batches = connection.dialect().table(Schema::Raw, "batches");
-    connection.insert(&format!("{batches} ({LINE_COLUMNS})"), "", &rows).await
-}
-
 /// A count as an argument. Counts of records and bytes stay far below 2⁶³.
 pub(super) fn int(value: u64) -> Arg<'static> {
     Arg::Int(Some(i64::try_from(value).unwrap_or(i64::MAX)))
@@ -218,81 +179,6 @@ pub async fn open(connection: &mut Connection, open: &[OpenLoad<'_>]) -> StoreRe
         }
     }
     Ok(open.iter().map(|load| opened[&load.load_key.to_string()]).collect())
-}
-
-/// Inside a transaction: writes the chunk lines that are not there yet. For each chunk that was delivered before, returns its
-/// stored line. No other transaction can change these lines until this one ends.
-///
-/// # Errors
-/// If the database fails.
-pub async fn claim_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<Vec<Option<KnownChunk>>> {
-    let batches = connection.dialect().table(Schema::Raw, "batches");
-    let key = |line: &ChunkLine| (line.load_id, i64::try_from(line.seq).unwrap_or(i64::MAX));
-    let mut known = Vec::with_capacity(lines.len());
-    for lines in lines.chunks(1_000) {
-        let args: Vec<Arg<'_>> = lines.iter().flat_map(ChunkLine::args).collect();
-        let sql = format!(
-            "insert into {batches} ({LINE_COLUMNS}) values {} on conflict (load_id, seq) do nothing returning load_id, seq",
-            connection.dialect().tuples(lines.len(), 5)
-        );
-        let rows = connection.fetch(sql, &args).await?;
-        let mut new: HashSet<(i64, i64)> = rows.iter().map(|row| (row[0].int(), row[1].int())).collect();
-        // A key is removed when it is found: of two equal chunks in one transaction, only the first is new.
-        let again: Vec<bool> = lines.iter().map(|line| !new.remove(&key(line))).collect();
-        let keys: Vec<(i64, i64)> = lines.iter().zip(&again).filter(|(_, again)| **again).map(|(line, _)| key(line)).collect();
-        let found = known_chunks(connection, &keys).await?;
-        known.extend(lines.iter().zip(again).map(|(line, again)| again.then(|| found[&key(line)].clone())));
-    }
-    Ok(known)
-}
-
-/// The stored lines of chunks, by load and `seq`. They are locked until the transaction ends.
-async fn known_chunks(connection: &mut Connection, keys: &[(i64, i64)]) -> StoreResult<HashMap<(i64, i64), KnownChunk>> {
-    if keys.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let dialect = connection.dialect();
-    let lock = match dialect {
-        Dialect::Postgres => "for update",
-        Dialect::Sqlite => "",
-    };
-    let args: Vec<Arg<'_>> = keys.iter().flat_map(|(load_id, seq)| [Arg::Int(Some(*load_id)), Arg::Int(Some(*seq))]).collect();
-    let sql = format!(
-        "select {LINE_COLUMNS} from {} where (load_id, seq) in (values {}) order by load_id, seq {lock}",
-        dialect.table(Schema::Raw, "batches"),
-        connection.dialect().tuples(keys.len(), 2)
-    );
-    let rows = connection.fetch(sql, &args).await?;
-    let known = rows.into_iter().map(|row| {
-        let [load_id, seq, first_ordinal, records] = [0, 1, 2, 3].map(|column: usize| row[column].int());
-        let digest = row.into_iter().nth(4).map(Field::into_bytes).and_then(|digest| digest.try_into().ok());
-        let known = KnownChunk { first_ordinal: first_ordinal.unsigned_abs(), records: records.unsigned_abs(), digest };
-        ((load_id, seq), known)
-    });
-    Ok(known.collect())
-}
-
-/// Inside the transaction of [`claim_chunks`]: updates the line of a chunk that now has more records.
-///
-/// # Errors
-/// If the database fails.
-pub async fn extend_chunk(connection: &mut Connection, line: &ChunkLine) -> StoreResult<()> {
-    let batches = connection.dialect().table(Schema::Raw, "batches");
-    let sql = format!("update {batches} set records = $4, digest = $5 where load_id = $1 and seq = $2 and first_ordinal = $3");
-    connection.execute(sql, &line.args()).await.map(drop)
-}
-
-/// Inside the transaction of [`claim_chunks`]: deletes lines that it wrote.
-///
-/// # Errors
-/// If the database fails.
-pub async fn give_up_chunks(connection: &mut Connection, lines: &[ChunkLine]) -> StoreResult<()> {
-    let batches = connection.dialect().table(Schema::Raw, "batches");
-    for line in lines {
-        let sql = format!("delete from {batches} where load_id = $1 and seq = $2");
-        connection.execute(sql, &[Arg::Int(Some(line.load_id)), int(line.seq)]).await?;
-    }
-    Ok(())
 }
 
 /// What a transaction adds to a load in progress.
@@ -672,28 +558,5 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), 3);
-    }
-
-    #[tokio::test]
-    async fn a_chunk_is_claimed_once_even_within_a_transaction() {
-        let mut ledger = Ledger::new().await;
-        let line = |seq, records| ChunkLine { load_id: ledger.id, seq, first_ordinal: 1 + 1_000 * seq, records, digest: [7; 16] };
-        let known = |line: ChunkLine| {
-            let ChunkLine { first_ordinal, records, digest, .. } = line;
-            Some(KnownChunk { first_ordinal, records, digest: Some(digest) })
-        };
-        let lines = [line(0, 1_000), line(1, 5), line(1, 5)];
-        let connection = &mut ledger.connection;
-        assert_eq!(claim_chunks(connection, &lines).await.unwrap(), [None, None, known(lines[1])]);
-        // More lines than fit in a statement, the known ones last.
-        let mut many: Vec<ChunkLine> = (2..2_000).map(|seq| line(seq, 1_000)).collect();
-        many.extend([line(1, 8), lines[0]]);
-        let claimed = claim_chunks(connection, &many).await.unwrap();
-        assert!(claimed[..1_998].iter().all(Option::is_none));
-        assert_eq!(claimed[1_998..], [known(lines[1]), known(lines[0])], "what is stored, not what came");
-
-        extend_chunk(connection, &line(1, 8)).await.unwrap();
-        give_up_chunks(connection, &[line(0, 1_000)]).await.unwrap();
-        assert_eq!(claim_chunks(connection, &[line(0, 1_000), line(1, 8)]).await.unwrap(), [None, known(line(1, 8))]);
     }
 }

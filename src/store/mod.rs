@@ -4,7 +4,8 @@
 pub mod append; // rows into a raw table
 pub mod connection; // one connection to either database
 pub mod error; // errors, classified by what the caller can do
-pub mod ledger; // loads and chunks
+pub mod ledger; // one row per load
+pub mod chunk_lines; // its lines, one per chunk
 pub mod contents; // which files a dataset has already
 pub mod lock; // named locks between processes
 pub mod messages; // messages of other programs: which are loaded

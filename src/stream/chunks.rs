@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::protocol::{ParsedChunk, ParsedContent, ParsedPiece};
 use crate::record::parse::{DayRange, Parser};
-use crate::store::ledger::{self, ChunkLine, KnownChunk, OpenedLoad};
+use crate::store::chunk_lines::{self, ChunkLine, KnownChunk};
+use crate::store::ledger::OpenedLoad;
 use crate::store::{Connection, Dialect, StoreResult};
 use crate::transport::piece::Load;
 
@@ -63,7 +64,7 @@ pub async fn claim(
 ) -> StoreResult<ClaimedChunks> {
     let chunks: Vec<Candidate<'_>> = pieces.iter().enumerate().filter_map(|(i, piece)| Candidate::of(i, piece, loads)).collect();
     let lines: Vec<ChunkLine> = chunks.iter().map(|chunk| chunk.line).collect();
-    let known = ledger::claim_chunks(connection, &lines).await?;
+    let known = chunk_lines::claim(connection, &lines).await?;
     let states: Vec<State> = chunks.iter().zip(known).map(|(candidate, known)| State::of(candidate.chunk, known)).collect();
 
     let mut claimed = ClaimedChunks { is_new: vec![false; pieces.len()], ..ClaimedChunks::default() };
@@ -85,14 +86,14 @@ pub async fn claim(
             State::New if is_changed => given_up.push(*line),
             State::New => claimed.is_new[*piece] = true,
             State::Grown(before) if !is_changed => {
-                ledger::extend_chunk(connection, line).await?;
+                chunk_lines::extend(connection, line).await?;
                 let load = &pieces[*piece].load;
                 claimed.grown.push((Arc::clone(load), tail(load, chunk, before, connection.dialect())));
             }
             State::Grown(_) | State::Loaded | State::Changed => {}
         }
     }
-    ledger::give_up_chunks(connection, &given_up).await?;
+    chunk_lines::give_up(connection, &given_up).await?;
     Ok(claimed)
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::protocol::{ParsedContent, ParsedPiece};
 use super::writer::Added;
-use crate::store::ledger::{self, ChunkLine};
+use crate::store::chunk_lines::{self, ChunkLine};
 use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use crate::store::{Connection, StoreResult};
 
@@ -77,7 +77,7 @@ pub async fn claim(
         }
         loads.0.insert(key, (open, bytes));
     }
-    ledger::insert_chunks(connection, &lines).await?;
+    chunk_lines::insert(connection, &lines).await?;
     Ok(loads)
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dataloader::config::DatabaseUrl;
-use dataloader::store::ledger::{ChunkLine, Counts, insert_chunks};
+use dataloader::store::chunk_lines::{self, ChunkLine};
+use dataloader::store::ledger::Counts;
 use dataloader::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use dataloader::store::{Connection, Database, Indexes};
 use uuid::Uuid;
@@ -85,7 +86,7 @@ fn messages_are_booked_one_after_the_other_on_one_row(sandbox: &Sandbox) {
             assert_eq!(load, ForeignLoad { id: *id.get_or_insert(load.id), next_seq: i, next_ordinal: 5 * i + 1 });
             let line =
                 ChunkLine { load_id: load.id, seq: load.next_seq, first_ordinal: load.next_ordinal, records: 5, digest: [0; 16] };
-            insert_chunks(&mut connection, &[line]).await.expect("written");
+            chunk_lines::insert(&mut connection, &[line]).await.expect("written");
             let counts = Counts { read: 5, loaded: 3, rejected: 2, skipped: 0 };
             book(&mut connection, load, counts, 0, 100).await.expect("booked");
             connection.commit().await.expect("committed");
