@@ -188,8 +188,8 @@ struct FailedFile {
     error: Error,
 }
 
-/// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets
-/// that are to be prepared for more small loads.
+/// Loads what is to be loaded. Without a new file there is no transaction. Returns the datasets that are to be prepared for more
+/// small loads.
 async fn load_with(
     connection: &mut Connection,
     config: &Config,

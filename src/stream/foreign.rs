@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::fresh_chunks::Added;
 use super::protocol::{ParsedContent, ParsedPiece};
-use super::writer::Added;
 use crate::store::chunk_lines::{self, ChunkLine};
 use crate::store::messages::{ForeignLoad, MessageId, MessageState, book, claim_messages, open_foreign};
 use crate::store::{Connection, StoreResult};

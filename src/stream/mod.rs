@@ -11,6 +11,9 @@ mod reader; // files → chunks
 mod parser; // chunks → rows and rejects
 mod batcher; // rows → batches
 mod writer; // batches → the database
+mod fresh_chunks; // the rows and rejects of new chunks → the database
+#[cfg(test)]
+mod testing;
 mod chunks; // which chunks are new
 mod foreign; // which messages of other programs are new
 mod attempts; // counts of messages that may crash a consumer
