@@ -31,17 +31,6 @@ fn unload(sandbox: &Sandbox, ids: &[&str]) -> serde_json::Value {
     sandbox.run([&["unload", "--format", "json"], ids].concat()).ok().json()
 }
 
-/// The rows of every table are those loaded less those removed, and the model is right.
-#[track_caller]
-fn assert_booked(sandbox: &Sandbox) {
-    for dataset in sandbox.datasets() {
-        let sum =
-            format!("SELECT coalesce(sum(rows_loaded) - sum(rows_removed), 0) FROM {{raw.loads}} WHERE dataset = '{dataset}'");
-        assert_eq!(sandbox.lines(&sum), [sandbox.count(&format!("raw.{dataset}")).to_string()], "{dataset}");
-    }
-    sandbox.run(["model", "--check"]).ok();
-}
-
 const LEDGER: &str = "SELECT id, status, records_read, rows_loaded, rows_removed FROM {raw.loads} ORDER BY id";
 
 fn a_load_goes_with_its_rejects_and_its_days_are_modelled(sandbox: &Sandbox) {
@@ -66,11 +55,11 @@ fn a_load_goes_with_its_rejects_and_its_days_are_modelled(sandbox: &Sandbox) {
     for (name, value) in expected.as_object().expect("an object") {
         assert_eq!(status["datasets"][0][name], *value, "{name}");
     }
-    assert_booked(sandbox);
+    sandbox.assert_booked();
     // The file itself can be loaded again.
     sandbox.run(["load", "--dataset", "events", "raw_data/events/b.jsonl"]).code(3);
     assert_eq!(sandbox.count("raw.events"), 6);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 fn a_small_load_of_a_large_day_goes(sandbox: &Sandbox) {
@@ -86,7 +75,7 @@ fn a_small_load_of_a_large_day_goes(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(totals), ["12002|12002|3"], "a change that is applied");
     unload(sandbox, &["1", "2"]);
     assert_eq!(sandbox.lines(totals), ["1|1|1"], "one that marks the day");
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 fn rows_that_are_replaced_count_once_and_do_not_come_back(sandbox: &Sandbox) {
@@ -99,12 +88,12 @@ fn rows_that_are_replaced_count_once_and_do_not_come_back(sandbox: &Sandbox) {
     let unloaded = unload(sandbox, &["1"]);
     assert_eq!((&unloaded["loads"][0]["rows"], &unloaded["loads"][0]["replaced"]), (&1.into(), &0.into()));
     assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|3|3|1", "2|loaded|2|2|2"], "two of its rows were removed before");
-    assert_booked(sandbox);
+    sandbox.assert_booked();
     let told = sandbox.run(["unload", "2"]).ok().stdout;
     assert!(told.contains("2 rows that were removed when these were loaded do not come back"), "{told}");
     assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|3|3|1", "2|unloaded|2|2|4"]);
     assert_eq!(sandbox.count("raw.events"), 0);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
     // Where it is not known what a load has removed, from before the column, it stays so.
     sandbox.run(["load", "--dataset", "events"]).ok();
     sandbox.execute(&format!("UPDATE {} SET rows_removed = NULL WHERE id = 3", sandbox.table("raw.loads")));
@@ -127,7 +116,7 @@ fn rejects_that_a_replay_had_loaded_do_not_come_back(sandbox: &Sandbox) {
     assert_eq!(unloaded["loads"][0], expected);
     assert_eq!(sandbox.lines("SELECT id FROM {raw.t}"), ["a"]);
     assert_eq!(sandbox.count("raw.rejects"), 1, "the one that is still open");
-    assert_booked(sandbox);
+    sandbox.assert_booked();
     assert_eq!(unload(sandbox, &["1"])["loads"][0]["rejects"], 1);
     assert_eq!((sandbox.count("raw.t"), sandbox.count("raw.rejects")), (0, 0));
 }
@@ -146,7 +135,7 @@ fn a_dataset_without_a_day_loses_the_rows_of_the_load_alone(sandbox: &Sandbox) {
         .collect();
     assert_eq!(rows, [2, 1], "in the order of the ids");
     assert_eq!(sandbox.lines("SELECT organization_key FROM {raw.orgs}"), ["a"]);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 fn a_failed_load_goes(sandbox: &Sandbox) {
@@ -155,7 +144,7 @@ fn a_failed_load_goes(sandbox: &Sandbox) {
     assert_eq!(sandbox.lines(LEDGER), ["1|failed|1500|1500|0"]);
     assert_eq!(unload(sandbox, &["1"])["loads"][0]["rows"], 1_500);
     assert_eq!(sandbox.lines("SELECT status, rows_removed, error IS NULL FROM {raw.loads}"), ["unloaded|1500|0"]);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 fn what_cannot_be_taken_back_is_named_and_nothing_is_changed(sandbox: &Sandbox) {
@@ -199,7 +188,7 @@ fn a_file_that_is_dropped_again_is_loaded_again(sandbox: &Sandbox) {
         unload(sandbox, &[&expected.to_string()]);
         assert_eq!(sandbox.count("raw.events"), 0);
     }
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 /// The process died after the commit, before the file was moved; then its load was taken back.
@@ -215,7 +204,7 @@ fn a_claim_that_is_resumed_brings_nothing_back(sandbox: &Sandbox) {
     assert!(processed.exists(), "it is where it belongs");
     assert_eq!(sandbox.lines(LEDGER), ["1|unloaded|1501|1500|1500"]);
     assert_eq!((sandbox.count("raw.events"), sandbox.count("raw.rejects")), (0, 0));
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 /// Waits until the command cannot go on, because another one has what it needs.
@@ -245,7 +234,7 @@ fn a_signal_changes_nothing(sandbox: &Sandbox) {
     load.signal(Signal::Interrupt);
     load.wait().code(130);
     assert_eq!(sandbox.lines(LEDGER), ["1|loaded|3|3|0"]);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 /// Pipelines, batch loads, refreshes and other unloads run beside it: none of them ends, and all is right in the end.
@@ -298,7 +287,7 @@ fn loads_are_taken_back_while_others_load(sandbox: &Sandbox) {
     }
     println!("{taken} loads were taken back");
     assert!(taken > 0);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
     let rows = "SELECT count(*) FROM {raw.events} e JOIN {raw.loads} l ON l.id = e._load_id WHERE l.status = 'unloaded'";
     assert_eq!(sandbox.lines(rows), ["0"]);
 }
@@ -323,7 +312,7 @@ fn messages_that_come_late_bring_nothing_back(sandbox: &Sandbox) {
         assert_eq!((sandbox.count("raw.events"), sandbox.lines(LEDGER)), (0, ledger.clone()));
     }
     assert_eq!(sandbox.queues().waiting("dead"), 0);
-    assert_booked(sandbox);
+    sandbox.assert_booked();
 }
 
 /// A consumer has begun to write a chunk when its load is taken back: the one waits for the other.
@@ -353,5 +342,5 @@ fn over_amqp_a_chunk_that_is_being_written_goes_with_its_load() {
     assert!(told.contains("2,500"), "{told}");
     consumer.wait().ok();
     assert_eq!(sandbox.lines("SELECT status, rows_loaded, rows_removed FROM {raw.loads}"), ["unloaded|2500|2500"]);
-    assert_booked(&sandbox);
+    sandbox.assert_booked();
 }

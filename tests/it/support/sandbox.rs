@@ -176,6 +176,17 @@ impl Sandbox {
         count[0].parse().expect("count(*) is a number")
     }
 
+    /// The rows of every table are those loaded less those removed, and the model is right.
+    #[track_caller]
+    pub fn assert_booked(&self) {
+        for dataset in self.datasets() {
+            let sum =
+                format!("SELECT coalesce(sum(rows_loaded) - sum(rows_removed), 0) FROM {{raw.loads}} WHERE dataset = '{dataset}'");
+            assert_eq!(self.lines(&sum), [self.count(&format!("raw.{dataset}")).to_string()], "{dataset}");
+        }
+        self.run(["model", "--check"]).ok();
+    }
+
     /// Lets nobody load anything until the lock is dropped.
     #[track_caller]
     pub fn hold_writers(&self) -> WriteLock {
