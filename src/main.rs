@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use dataloader::commands::{DONE, drop, generate, health, load, menu, migrate, model, rejects, report, run, serve, status, unload};
+use dataloader::commands::{
+    DONE, about, drop, explain, generate, health, load, menu, migrate, model, rejects, report, run, serve, status, unload,
+};
 use dataloader::config::Config;
 use dataloader::error::Result;
 use dataloader::signals::{interruptible, interruptible_then, until_signal};
@@ -29,23 +31,31 @@ fn main() -> ExitCode {
 /// Returns the exit code of a command that did its work.
 fn execute(cli: &Cli) -> Result<u8> {
     logging::start(cli.global.log_format, cli.global.verbosity())?;
-    let config = Config::load(cli.config_file(), cli.settings()?)?;
-    tracing::debug!(source = %config.source, database = %config.database, "configuration read");
     let output = Output::new(cli.global.format);
+    // Not read for the commands that explain the program: they work beside a broken configuration.
+    let config = || {
+        let config = Config::load(cli.config_file(), cli.settings()?)?;
+        tracing::debug!(source = %config.source, database = %config.database, "configuration read");
+        Result::Ok(config)
+    };
     match &cli.command {
-        Command::Run(args) => run::run(&config, args, output),
-        Command::Load(args) => interruptible_then(load::run(&config, args, output)),
-        Command::Menu(_) => interruptible(menu::run(&config, output)),
-        Command::Drop(args) => drop::run(&config, args, output),
-        Command::Model(args) => interruptible(model::run(&config, args, output)),
-        Command::Report(args) => interruptible(report::run(&config, args, output)),
-        Command::Status(args) if args.watch => until_signal(status::watch(&config, output)).map(|()| DONE),
-        Command::Status(_) => interruptible(status::run(&config, output)),
-        Command::Rejects(args) => interruptible(rejects::run(&config, args, output)),
-        Command::Unload(args) => interruptible(unload::run(&config, args, output)),
-        Command::Serve(_) => serve::run(&config),
-        Command::Health => health::run(output),
-        Command::Migrate => interruptible(migrate::run(&config, output)),
-        Command::Generate(args) => generate::run(args),
+        Command::Run(args) => run::run(&config()?, args, output),
+        Command::Load(args) => interruptible_then(load::run(&config()?, args, output)),
+        Command::Menu(_) => interruptible(menu::run(&config()?, output)),
+        Command::Drop(args) => drop::run(&config()?, args, output),
+        Command::Model(args) => interruptible(model::run(&config()?, args, output)),
+        Command::Report(args) => interruptible(report::run(&config()?, args, output)),
+        Command::Status(args) if args.watch => until_signal(status::watch(&config()?, output)).map(|()| DONE),
+        Command::Status(_) => interruptible(status::run(&config()?, output)),
+        Command::Rejects(args) => interruptible(rejects::run(&config()?, args, output)),
+        Command::Unload(args) => interruptible(unload::run(&config()?, args, output)),
+        Command::Serve(_) => serve::run(&config()?),
+        Command::Health => config().and_then(|_| health::run(output)),
+        Command::Migrate => interruptible(migrate::run(&config()?, output)),
+        Command::Generate(args) => config().and_then(|_| generate::run(args)),
+        Command::Explain(args) => explain::run(args, output),
+        Command::Schema => about::schema(),
+        Command::Completions(args) => about::completions(args, Cli::definition()),
+        Command::Man(args) => about::man(args, Cli::definition(), output),
     }
 }

@@ -2,6 +2,7 @@
 //! the defaults.
 
 mod datasets; // reads [datasets.*]
+mod schema; // the JSON Schema of the file
 mod http; // where the page is served
 mod document; // TOML whose values know their line
 mod secret_url; // URLs of database and broker; hides passwords
@@ -16,6 +17,7 @@ use document::{Document, suggestion};
 use settings::choice;
 
 pub use http::{HttpAddress, HttpToken};
+pub use schema::schema;
 pub use secret_url::{DatabaseUrl, SecretUrl, redact_urls};
 pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
 

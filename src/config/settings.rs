@@ -1,5 +1,6 @@
 //! All settings except the datasets: their types, bounds and defaults, and one layer of them.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -96,42 +97,48 @@ const MINUTE_MS: u32 = 60_000;
 const HOUR_MS: u32 = 60 * MINUTE_MS;
 
 impl StreamSettings {
-    const NAMES: [&str; 12] = [
-        "batch_rows",
-        "batch_bytes",
-        "batch_interval_ms",
-        "model_delay_ms",
-        "in_flight_bytes",
-        "parsers",
-        "writers",
-        "rescan_interval_ms",
-        "settle_ms",
-        "stall_ms",
-        "database_timeout_ms",
-        "drain_timeout_ms",
+    /// The settings of `[stream]`, all of them integers, with their bounds.
+    pub(super) const BOUNDS: [(&str, RangeInclusive<u32>); 12] = [
+        ("batch_rows", 1..=1_000_000),
+        ("batch_bytes", 1..=1024 * MIB),
+        ("batch_interval_ms", 0..=MINUTE_MS),
+        ("model_delay_ms", 0..=HOUR_MS),
+        // A smaller limit could not hold the largest record and the chunk before it.
+        ("in_flight_bytes", 16 * MIB..=2048 * MIB),
+        ("parsers", 1..=256),
+        ("writers", 1..=64),
+        ("rescan_interval_ms", 10..=HOUR_MS),
+        ("settle_ms", 0..=HOUR_MS),
+        ("stall_ms", 100..=HOUR_MS),
+        ("database_timeout_ms", 100..=HOUR_MS),
+        ("drain_timeout_ms", 100..=HOUR_MS),
     ];
 
     pub(super) fn read(section: &Section<'_>) -> Result<Self> {
-        section.allow_only(&Self::NAMES)?;
-        let number = |name: &str, bounds: RangeInclusive<u32>| section.get(name).map(|value| value.integer(bounds)).transpose();
-        let size = |name: &str, bounds| Ok::<_, Error>(number(name, bounds)?.map(|n| n as usize));
-        let millis = |name: &str, bounds| Ok::<_, Error>(number(name, bounds)?.map(|n| Duration::from_millis(n.into())));
+        section.allow_only(&Self::BOUNDS.map(|(name, _)| name))?;
+        let mut given = HashMap::new();
+        for (name, bounds) in Self::BOUNDS {
+            if let Some(value) = section.get(name) {
+                given.insert(name, value.integer(bounds)?);
+            }
+        }
+        let size = |name| given.get(name).map(|&n| n as usize);
+        let millis = |name| given.get(name).map(|&n| Duration::from_millis(n.into()));
 
         let default = Self::default();
         let settings = Self {
-            batch_rows: size("batch_rows", 1..=1_000_000)?.unwrap_or(default.batch_rows),
-            batch_bytes: size("batch_bytes", 1..=1024 * MIB)?.unwrap_or(default.batch_bytes),
-            batch_interval: millis("batch_interval_ms", 0..=MINUTE_MS)?.unwrap_or(default.batch_interval),
-            model_delay: millis("model_delay_ms", 0..=HOUR_MS)?.unwrap_or(default.model_delay),
-            // A smaller limit could not hold the largest record and the chunk before it.
-            in_flight_bytes: size("in_flight_bytes", 16 * MIB..=2048 * MIB)?.unwrap_or(default.in_flight_bytes),
-            parsers: size("parsers", 1..=256)?.unwrap_or(default.parsers),
-            writers: size("writers", 1..=64)?.unwrap_or(default.writers),
-            rescan_interval: millis("rescan_interval_ms", 10..=HOUR_MS)?.unwrap_or(default.rescan_interval),
-            settle: millis("settle_ms", 0..=HOUR_MS)?.unwrap_or(default.settle),
-            stall: millis("stall_ms", 100..=HOUR_MS)?.unwrap_or(default.stall),
-            database_timeout: millis("database_timeout_ms", 100..=HOUR_MS)?.unwrap_or(default.database_timeout),
-            drain_timeout: millis("drain_timeout_ms", 100..=HOUR_MS)?.unwrap_or(default.drain_timeout),
+            batch_rows: size("batch_rows").unwrap_or(default.batch_rows),
+            batch_bytes: size("batch_bytes").unwrap_or(default.batch_bytes),
+            batch_interval: millis("batch_interval_ms").unwrap_or(default.batch_interval),
+            model_delay: millis("model_delay_ms").unwrap_or(default.model_delay),
+            in_flight_bytes: size("in_flight_bytes").unwrap_or(default.in_flight_bytes),
+            parsers: size("parsers").unwrap_or(default.parsers),
+            writers: size("writers").unwrap_or(default.writers),
+            rescan_interval: millis("rescan_interval_ms").unwrap_or(default.rescan_interval),
+            settle: millis("settle_ms").unwrap_or(default.settle),
+            stall: millis("stall_ms").unwrap_or(default.stall),
+            database_timeout: millis("database_timeout_ms").unwrap_or(default.database_timeout),
+            drain_timeout: millis("drain_timeout_ms").unwrap_or(default.drain_timeout),
         };
         if settings.batch_bytes > settings.in_flight_bytes {
             let (batch, in_flight) = (settings.batch_bytes, settings.in_flight_bytes);

@@ -18,6 +18,10 @@ use crate::record::row::RejectReason;
 use crate::terminal::logging::{LogFormat, Verbosity};
 use crate::terminal::output::{Format, Output};
 
+mod about;
+
+pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
+
 /// A command line that was parsed successfully.
 #[derive(Debug)]
 pub struct Cli {
@@ -115,6 +119,11 @@ pub enum Command {
     Migrate,
     /// Exits 0 if the pipeline started here is alive and connected, else 1
     Health,
+    Explain(ExplainArgs),
+    /// Writes the JSON Schema of dataloader.toml to standard output, for editors
+    Schema,
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Loads the files of the datasets' directories, all or some days, in one transaction
@@ -419,6 +428,11 @@ impl Cli {
             load.check()?;
         }
         Ok(Self { global, command })
+    }
+
+    /// The definition of the command line, for completions and man pages.
+    pub fn definition() -> clap::Command {
+        Arguments::command()
     }
 
     /// The value of `--config`.

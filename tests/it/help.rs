@@ -8,8 +8,24 @@ fn help_texts_are_as_recorded() {
     let update = std::env::var_os("UPDATE_HELP").is_some();
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/help");
     let commands = [
-        "", "load", "run", "report", "status", "rejects", "unload", "model", "serve", "menu", "drop", "generate", "migrate",
+        "",
+        "load",
+        "run",
+        "report",
+        "status",
+        "rejects",
+        "unload",
+        "model",
+        "serve",
+        "menu",
+        "drop",
+        "generate",
+        "migrate",
         "health",
+        "explain",
+        "schema",
+        "completions",
+        "man",
     ];
     let differing: Vec<_> = commands.into_iter().filter(|command| !is_as_recorded(command, &recorded, update)).collect();
     assert!(differing.is_empty(), "the help of these differs from tests/it/help: {differing:?}; UPDATE_HELP=1 records it");

@@ -7,6 +7,7 @@ mod support;
 
 mod command_line; // arguments, exit codes, errors
 mod help; // the help texts
+mod about; // codes, schema, completions, man pages
 mod documents; // what README and docs/ name exists
 mod layers; // modules use only those below them
 
