@@ -45,7 +45,7 @@ RUN apt-get update \
  && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY --from=psql /psql/ /
 # Volumes take over the owner of the directory they are mounted on; read-only mounts have theirs here as well.
-RUN useradd --system --uid 10001 --home-dir /app --shell /bin/bash dataloader \
+RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin dataloader \
  && install -d -o dataloader -g dataloader /app /app/inbox /app/raw_data /stage \
  && psql --version
 COPY docker/screen /usr/local/bin/dataloader-screen

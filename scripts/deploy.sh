@@ -81,12 +81,13 @@ prepare_settings() {
         (umask 077 && cp .env.example .env && chmod 600 .env)
         say "made .env from .env.example, with new passwords"
     fi
-    for name in POSTGRES_PASSWORD RABBITMQ_PASSWORD; do
+    for name in POSTGRES_PASSWORD RABBITMQ_PASSWORD HTTP_TOKEN; do
         [[ $(setting "$name") ]] || fill_in "$name" "$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
     done
     for name in POSTGRES_USER POSTGRES_DB POSTGRES_PASSWORD RABBITMQ_USER RABBITMQ_PASSWORD; do
         [[ $(setting "$name" dataloader) =~ $URL_SAFE ]] || fail "$name may hold letters, digits and . _ ~ - only: it becomes part of a URL"
     done
+    [[ $(setting HTTP_TOKEN) =~ $URL_SAFE ]] || fail "HTTP_TOKEN may hold letters, digits and . _ ~ - only: people type it and programs send it"
 }
 
 # fill_in NAME VALUE: sets a value in .env that is missing or empty.
@@ -114,11 +115,14 @@ check_port() {
 
 check_ports() {
     if [[ $architecture == batch ]]; then
-        # Both deployments have this service, and the Compose file has one variable for its port.
+        # Both deployments have these services, and the Compose file has one variable for the port of each.
         POSTGRES_PORT=$(check_port BATCH_POSTGRES_PORT 5433 PostgreSQL)
-        export POSTGRES_PORT
+        HTTP_PORT=$(check_port BATCH_HTTP_PORT 8081 "the page")
+        # There is no broker whose queues the page could show.
+        export POSTGRES_PORT HTTP_PORT PAGE_TRANSPORT=inproc
     else
         check_port POSTGRES_PORT 5434 PostgreSQL >/dev/null
+        check_port HTTP_PORT 8080 "the page" >/dev/null
         check_port AMQP_PORT 5672 RabbitMQ >/dev/null
         check_port MANAGEMENT_PORT 15672 "RabbitMQ's management page" >/dev/null
     fi
@@ -222,6 +226,8 @@ open_screen() {
         "${command[@]}" || true
         say "everything keeps running."
     fi
+    # In the batch deployment check_ports has set this to the port of BATCH_HTTP_PORT.
+    say "the page:               http://127.0.0.1:$(setting HTTP_PORT 8080)/ (any user name; the password is HTTP_TOKEN in .env)"
     say "the menu and psql:      ${command[*]}"
     say "the menu alone:         docker exec -it $name dataloader menu"
     if [[ $architecture == rabbitmq ]]; then
@@ -256,11 +262,11 @@ project=dataloader-$architecture
 case $architecture in
     batch)
         application=dataloader destroy=destroy
-        services=(postgres dataloader)
+        services=(postgres page dataloader)
         ;;
     rabbitmq)
         application=cli destroy=destroy-rabbitmq
-        services=(postgres rabbitmq producer consumer cli)
+        services=(postgres page rabbitmq producer consumer cli)
         ;;
     *) usage ;;
 esac

@@ -64,6 +64,37 @@ deploy() {
     say "ok: ./run.sh $1 took $((SECONDS - began)) s"
 }
 
+# http HOST PORT PATH [TOKEN]: the answer, head and body, by bash alone.
+http() {
+    local authorization=
+    [[ ! ${4-} ]] || authorization="Authorization: Bearer $4"$'\r\n'
+    exec 3<>"/dev/tcp/$1/$2"
+    printf 'GET %s HTTP/1.0\r\n%s\r\n' "$3" "$authorization" >&3
+    cat <&3
+}
+
+# http_in CONTAINER HOST PORT PATH [TOKEN]: the same, asked from inside a container.
+http_in() {
+    local container=$1
+    shift
+    docker exec "$container" bash -c "$(declare -f http); http \"\$@\"" bash "$@"
+}
+# status ...: the status of an answer.
+status() { "$@" | sed -n '1s/^HTTP[^ ]* \([0-9]*\).*/\1/p' | tr -d '\r'; }
+token() { sed -n 's/^HTTP_TOKEN=//p' .env; }
+
+# page_answers PORT WHAT: only to those who have the token, and with what the database holds.
+page_answers() {
+    expect "the page without the token" 401 "$(status http 127.0.0.1 "$1" /)"
+    expect "with a wrong token" 401 "$(status http 127.0.0.1 "$1" / wrong)"
+    expect "with the token of .env" 200 "$(status http 127.0.0.1 "$1" / "$(token)")"
+    expect "whether it is ready, which needs none" 200 "$(status http 127.0.0.1 "$1" /readyz)"
+    await "the page shows $2" page_shows "$1" "$2"
+    grep -q "http://127.0.0.1:$1/.*HTTP_TOKEN in .env" log || fail "the deploy does not say where the page is"
+    if grep -qF "$(token)" log; then fail "the deploy shows the token"; fi
+}
+page_shows() { [[ $(http 127.0.0.1 "$1" / "$(token)") == *"$2"* ]]; }
+
 healthy() { [[ $(docker inspect --format '{{.State.Health.Status}}' "$@" | sort -u) == healthy ]]; }
 
 # ---- the screen ------------------------------------------------------------------------------------------------------
@@ -133,10 +164,11 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-unset DATABASE_URL AMQP_URL POSTGRES_USER POSTGRES_PASSWORD POSTGRES_DB RABBITMQ_USER RABBITMQ_PASSWORD
-# Not the defaults, which a server of the caller's may have; all four differ.
+unset DATABASE_URL AMQP_URL POSTGRES_USER POSTGRES_PASSWORD POSTGRES_DB RABBITMQ_USER RABBITMQ_PASSWORD HTTP_TOKEN
+# Not the defaults, which a server of the caller's may have; all six differ.
 port=$((21000 + RANDOM % 9000))
 export BATCH_POSTGRES_PORT=$port POSTGRES_PORT=$((port + 1)) AMQP_PORT=$((port + 2)) MANAGEMENT_PORT=$((port + 3))
+export BATCH_HTTP_PORT=$((port + 4)) HTTP_PORT=$((port + 5))
 
 # ---- batch -----------------------------------------------------------------------------------------------------------
 
@@ -170,6 +202,9 @@ test_batch() {
     batch dataloader load --format json | grep -q "\"loaded\":$SAMPLE_EVENTS" || fail "dataloader load in the container"
     expect "files left in the stage volume" 0 "$(batch find /stage -type f | wc -l | tr -d ' ')"
     batch dataloader model --check >/dev/null || fail "the model differs from a full recompute"
+
+    step "batch: the page"
+    page_answers "$BATCH_HTTP_PORT" "<b>$(sql batch "SELECT sum(rows_loaded) FROM raw.loads WHERE dataset = 'orgs'")</b> loaded"
 
     step "batch: deploy again"
     deploy deploy
@@ -210,6 +245,23 @@ JSON
     type_in cli 0 3
     await "leaving the menu leaves the screen" screen_is_gone cli
 
+    step "rabbitmq: the page, metrics, and who reaches what"
+    page_answers "$HTTP_PORT" "<b>$total</b> loaded"
+    local service id
+    for service in producer consumer; do
+        expect "metrics of the $service without the token" 401 "$(status http_in "$(ids dataloader-rabbitmq cli)" "$service" 8080 /metrics)"
+        http_in "$(ids dataloader-rabbitmq cli)" "$service" 8080 /metrics "$(token)" >metrics || fail "metrics of the $service"
+        grep -q '^dataloader_build_info' metrics || fail "metrics of the $service: $(cat metrics)"
+        id=$(ids dataloader-rabbitmq "$service")
+        expect "ports of the $service on this machine" '' "$(docker port "$id")"
+        expect "the $service reaches the broker" yes "$(reaches "$id" rabbitmq 5672)"
+    done
+    expect "the consumer reaches the database" yes "$(reaches "$(consumers)" postgres 5432)"
+    expect "the producer reaches the database" no "$(reaches "$(ids dataloader-rabbitmq producer)" postgres 5432)"
+    expect "the producer reaches the address of the database" no \
+        "$(reaches "$(ids dataloader-rabbitmq producer)" "$(address "$(ids dataloader-rabbitmq postgres)")" 5432)"
+    expect "the login shell of the user" /usr/sbin/nologin "$(cli sh -c "grep ^dataloader: /etc/passwd | cut -d: -f7")"
+
     step "rabbitmq: the consumer killed, the broker restarted, while files are dropped"
     cli sh -c 'dataloader generate --events 20000 >/tmp/many.json'
     drop_one_by_one 8 &
@@ -246,6 +298,11 @@ JSON
     exactly "stopped and started in between" "$total"
 }
 
+# reaches CONTAINER HOST PORT: yes or no.
+reaches() {
+    if docker exec "$1" timeout 5 bash -c "exec 3<>/dev/tcp/$2/$3" 2>/dev/null; then echo yes; else echo no; fi
+}
+address() { docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' "$1" | cut -d' ' -f1; }
 drop_many() { cli dataloader drop /tmp/many.json --times "$1" >/dev/null; }
 # Spread over some seconds, by the time that it takes to start the program in a container.
 drop_one_by_one() {

@@ -12,6 +12,7 @@ use super::observer::Seen;
 use super::text::{age, bytes, count, rate, shown, time};
 use crate::answers::loads::LoadRow;
 use crate::answers::status::DatasetStatus;
+use crate::config::Transport;
 use crate::flow::{Flow, StageFlow};
 use crate::heartbeat::Process;
 
@@ -79,7 +80,13 @@ impl Screen<'_> {
     fn pipeline(&self) -> Markup {
         html! {
             @if self.processes.is_empty() {
-                p class="empty" { "No pipeline of this working directory is running. Start one: " code { "dataloader run --http 8080" } }
+                p class="empty" {
+                    @if self.site.config.transport == Transport::Amqp {
+                        "No producer or consumer runs in this directory. Those elsewhere show themselves at their own address, with " code { "--http" } "."
+                    } @else {
+                        "No pipeline runs in this directory. Start one: " code { "dataloader run --http 8080" }
+                    }
+                }
             }
             @for process in &self.processes { (self.process(process)) }
             @if let Some(depths) = &self.seen.depths {
