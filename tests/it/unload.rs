@@ -71,9 +71,11 @@ fn a_small_load_of_a_large_day_goes(sandbox: &Sandbox) {
     }
     let totals = "SELECT total_events, unique_events, unique_users FROM {modelled.events_by_date}";
     assert_eq!(sandbox.lines(totals), ["12003|12003|4"]);
-    unload(sandbox, &["3"]);
+    // Ids grow, and may leave some out.
+    let ids = sandbox.lines("SELECT id FROM {raw.loads} ORDER BY id");
+    unload(sandbox, &[&ids[2]]);
     assert_eq!(sandbox.lines(totals), ["12002|12002|3"], "a change that is applied");
-    unload(sandbox, &["1", "2"]);
+    unload(sandbox, &[&ids[0], &ids[1]]);
     assert_eq!(sandbox.lines(totals), ["1|1|1"], "one that marks the day");
     sandbox.assert_booked();
 }
@@ -181,11 +183,12 @@ fn what_cannot_be_taken_back_is_named_and_nothing_is_changed(sandbox: &Sandbox) 
 }
 
 fn a_file_that_is_dropped_again_is_loaded_again(sandbox: &Sandbox) {
-    for expected in 1..=3_u64 {
+    for _ in 1..=3 {
         sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
         sandbox.run_once().ok();
         assert_eq!(sandbox.count("raw.events"), 3);
-        unload(sandbox, &[&expected.to_string()]);
+        // Ids grow, and may leave some out.
+        unload(sandbox, &[&sandbox.lines("SELECT max(id) FROM {raw.loads}")[0]]);
         assert_eq!(sandbox.count("raw.events"), 0);
     }
     sandbox.assert_booked();
