@@ -115,7 +115,7 @@ fn of_reason(reason: RejectReason) -> (&'static str, &'static str) {
 
 const EXIT_CODES: [(u8, &str, &str); 6] = [
     (0, "done", "Nothing."),
-    (1, "failed, or a check found a difference", "Read the error and its hint; docs/operations.md has a table of faults."),
+    (1, "failed, or a check found a difference", "Read the error and its hint; `dataloader doctor` checks what a run would meet."),
     (2, "wrong usage or configuration", "Do what the hint says; `dataloader COMMAND --help` lists the flags."),
     (
         3,
@@ -125,7 +125,7 @@ const EXIT_CODES: [(u8, &str, &str); 6] = [
     (
         4,
         "the database or the broker could not be reached, or refused this user",
-        "Check that it runs, and that DATABASE_URL or AMQP_URL is right.",
+        "Check that it runs, and DATABASE_URL or AMQP_URL; `dataloader doctor` says what is wrong.",
     ),
     (130, "interrupted, with work left undone", "Start it again: a load was rolled back, and a stream resumes what was left."),
 ];

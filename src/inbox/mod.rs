@@ -37,8 +37,8 @@ pub use finish::Placed;
 pub use names::path_text;
 pub use read::{CannotRead, ClaimReader};
 pub use settling::Settling;
-pub use waiting::{Waiting, waiting};
-pub use watch::{Event, Watcher};
+pub use waiting::{Waiting, waiting, waiting_bytes};
+pub use watch::{Event, Watcher, can_watch};
 
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};

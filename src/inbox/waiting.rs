@@ -45,6 +45,13 @@ pub fn waiting(root: &Path, datasets: &[Arc<Dataset>]) -> Result<Vec<Waiting>> {
     Ok(found)
 }
 
+/// The stored size of the files that wait in the inbox at `root`, those in `.loading/` included. What cannot be listed is left out.
+pub fn waiting_bytes(root: &Path, datasets: &[Arc<Dataset>]) -> u64 {
+    let dirs = datasets.iter().map(|dataset| root.join(&dataset.name)).flat_map(|dir| [dir.join(".loading"), dir]);
+    let files = dirs.filter_map(|dir| list(&dir).ok()).flatten().filter(|entry| !names::is_ignored(&entry.file_name()));
+    files.filter_map(|entry| entry.metadata().ok()).filter(|metadata| metadata.is_file()).map(|metadata| metadata.len()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

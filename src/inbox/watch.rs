@@ -96,6 +96,17 @@ impl Watcher {
     }
 }
 
+/// Whether the system has watches left for these directories. They are given back at once.
+///
+/// # Errors
+/// If it has not, with the limit to raise as the hint.
+pub fn can_watch(dirs: &[PathBuf]) -> Result<()> {
+    let mut watcher = notify::recommended_watcher(|_| {}).map_err(|e| cannot_watch("the inbox", &e))?;
+    dirs.iter().try_for_each(|dir| {
+        watcher.watch(dir, RecursiveMode::NonRecursive).map_err(|e| cannot_watch(&dir.display().to_string(), &e))
+    })
+}
+
 fn cannot_watch(what: &str, error: &notify::Error) -> Error {
     let (reason, hint) = match &error.kind {
         notify::ErrorKind::MaxFilesWatch => ("no watch is left".to_owned(), "raise fs.inotify.max_user_watches"),

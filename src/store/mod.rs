@@ -150,11 +150,19 @@ impl Database {
         opened.await.unwrap_or_else(|_| Err(StoreError::no_answer(Class::Unavailable, limit)))
     }
 
+    /// Connects for reading alone, whether or not the tables are there, in one attempt that takes no longer than `limit`.
+    ///
+    /// # Errors
+    /// If it fails, or if there is no answer in time.
+    pub async fn connect_to_read_within(&self, limit: Duration) -> StoreResult<Connection> {
+        let reading = Self { url: self.url.clone(), options: self.options.clone().read_only() };
+        reading.connect_within(limit).await
+    }
+
     /// The connection, if the database has our tables.
     async fn with_tables(&self, mut connection: Connection) -> StoreResult<Option<Connection>> {
-        let ledger = self.dialect().bare_table(Schema::Raw, "loads");
         schema::refuse_newer(&mut connection).await?;
-        if schema::catalogue(&mut connection, Schema::Raw).await?.contains_key(&ledger) {
+        if schema::are_there(&mut connection).await? {
             return Ok(Some(connection));
         }
         connection.close().await;

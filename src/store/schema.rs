@@ -137,6 +137,46 @@ pub async fn refuse_newer(connection: &mut Connection) -> StoreResult<()> {
     if newest > newest_known(dialect) { Err(migration_error(MigrateError::VersionMissing(newest))) } else { Ok(()) }
 }
 
+/// Whether the database has our tables.
+///
+/// # Errors
+/// If the database fails.
+pub async fn are_there(connection: &mut Connection) -> StoreResult<bool> {
+    let ledger = connection.dialect().bare_table(Schema::Raw, "loads");
+    Ok(catalogue(connection, Schema::Raw).await?.contains_key(&ledger))
+}
+
+/// What [`ensure`] would do to tables that are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Migration {
+    /// This user may not read what tells.
+    Unreadable,
+    /// Upgrade tables of an earlier version.
+    OlderVersion,
+    /// Run these statements; none if the tables fit.
+    Statements(Vec<String>),
+}
+
+/// What [`ensure`] would do. Reads only.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn migration(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Migration> {
+    if connection.dialect() == Dialect::Postgres {
+        let readable = "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+                        where n.nspname = 'dataloader' and c.relname in ('migrations', 'datasets') \
+                        and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')";
+        if connection.fetch_int(readable, &[]).await? < 2 {
+            return Ok(Migration::Unreadable);
+        }
+    }
+    refuse_newer(connection).await?;
+    if !is_migrated(connection).await? {
+        return Ok(Migration::OlderVersion);
+    }
+    Ok(Migration::Statements(plan(connection, datasets, Indexes::MakeOverRows).await?.statements))
+}
+
 fn newest_known(dialect: Dialect) -> i64 {
     let known = match dialect {
         Dialect::Postgres => &POSTGRES,

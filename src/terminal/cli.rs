@@ -19,6 +19,9 @@ use crate::terminal::logging::{LogFormat, Verbosity};
 use crate::terminal::output::{Format, Output};
 
 mod about;
+mod doctor;
+
+pub use doctor::DoctorArgs;
 
 pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
 
@@ -119,6 +122,7 @@ pub enum Command {
     Migrate,
     /// Exits 0 if the pipeline started here is alive and connected, else 1
     Health,
+    Doctor(DoctorArgs),
     Explain(ExplainArgs),
     /// Writes the JSON Schema of dataloader.toml to standard output, for editors
     Schema,
@@ -458,6 +462,7 @@ impl Cli {
                 ..global
             },
             Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
+            Command::Doctor(doctor) => doctor.settings(global),
             Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },
             Command::Serve(serve) => Settings { http: serve.http.clone(), ..global },
             Command::Menu(menu) => Settings { menu_mode: menu.mode, ..global },

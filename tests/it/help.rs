@@ -22,6 +22,7 @@ fn help_texts_are_as_recorded() {
         "generate",
         "migrate",
         "health",
+        "doctor",
         "explain",
         "schema",
         "completions",

@@ -36,6 +36,7 @@ mod drop; // files into the inbox
 mod browser; // the page in a real browser
 mod http; // the page, asked without a browser
 mod health; // alive and connected, or why not
+mod doctor; // what a run would meet
 
 mod amqp; // RabbitMQ between reader and parsers
 

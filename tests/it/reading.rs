@@ -13,7 +13,7 @@ on_both_stores!(
     pipelines_of_two_configurations_do_not_fight_for_ever,
 );
 
-const READING: [&str; 4] = ["status", "report", "rejects list", "rejects export"];
+const READING: [&str; 4] = ["status", "report", "rejects list", "rejects export"]; // `doctor`, too: tests/it/doctor.rs
 
 /// `events` with another model: a new dimension, and other distinct counts.
 fn other_configuration() -> String {
@@ -161,13 +161,13 @@ fn pipelines_of_two_configurations_do_not_fight_for_ever(sandbox: &Sandbox) {
 }
 
 /// A role of its own for one test, dropped with what it was granted.
-struct Reader<'s> {
+pub struct Reader<'s> {
     sandbox: &'s Sandbox,
     name: String,
 }
 
 impl<'s> Reader<'s> {
-    fn new(sandbox: &'s Sandbox) -> Self {
+    pub fn new(sandbox: &'s Sandbox) -> Self {
         let name = format!("dl_reader_{}", uuid::Uuid::now_v7().simple());
         sandbox.execute(&format!(
             "CREATE ROLE {name} LOGIN PASSWORD 'reads-only'; GRANT USAGE ON SCHEMA raw, modelled TO {name}; \
@@ -176,7 +176,7 @@ impl<'s> Reader<'s> {
         Self { sandbox, name }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         let url = self.sandbox.database_url();
         let (_, address) = url.split_once('@').expect("a user in the URL");
         format!("postgres://{}:reads-only@{address}", self.name)

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lapin::options::ConfirmSelectOptions;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 
 use super::tap::Tap;
@@ -69,6 +69,13 @@ impl Broker {
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         Ok(Self { url: url.clone(), uri })
+    }
+
+    /// Where it listens without TLS, as `HOST:PORT`; none where it speaks TLS.
+    pub(super) fn address(&self) -> Option<String> {
+        let authority = &self.uri.authority;
+        let host = if authority.host.contains(':') { format!("[{}]", authority.host) } else { authority.host.clone() };
+        (self.uri.scheme == AMQPScheme::AMQP).then(|| format!("{host}:{}", authority.port))
     }
 
     /// Makes one attempt to connect. `name` is shown to the broker's operators. `tap` limits what is read.

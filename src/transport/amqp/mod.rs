@@ -11,4 +11,5 @@ pub mod connection; // connecting and reconnecting
 pub mod publisher; // sends pieces to the broker
 pub mod consumer; // passes messages to the parsers
 pub mod depth; // how many messages wait
+pub mod checkup; // what a run would meet
 pub mod dead_letters; // messages that cannot be loaded: set aside, listed, replayed

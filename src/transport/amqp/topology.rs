@@ -83,21 +83,32 @@ impl Topology {
         self.declare_queue(channel, self.dead_letters(), quorum()).await?;
         for dataset in &self.datasets {
             let queue = self.queue(&dataset.name);
-            let mut arguments = quorum();
-            let mut set = |name: &str, value: &str| {
-                arguments.insert(name.into(), AMQPValue::LongString(value.into()));
-            };
-            // The default exchange routes to every queue by its name.
-            set("x-dead-letter-exchange", "");
-            set("x-dead-letter-routing-key", self.dead_letters().as_str());
-            set("x-dead-letter-strategy", "at-least-once");
-            // The at-least-once strategy needs it. Without it a full queue would drop messages.
-            set("x-overflow", "reject-publish");
-            self.declare_queue(channel, queue.clone(), arguments).await?;
+            self.declare_queue(channel, queue.clone(), self.arguments()).await?;
             let routing_key = dataset.name.as_str().into();
             channel.queue_bind(queue, self.exchange(), routing_key, QueueBindOptions::default(), FieldTable::default()).await?;
         }
         Ok(())
+    }
+
+    /// The arguments of a dataset's queue.
+    fn arguments(&self) -> FieldTable {
+        let mut arguments = quorum();
+        let mut set = |name: &str, value: &str| {
+            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        // The default exchange routes to every queue by its name.
+        set("x-dead-letter-exchange", "");
+        set("x-dead-letter-routing-key", self.dead_letters().as_str());
+        set("x-dead-letter-strategy", "at-least-once");
+        // The at-least-once strategy needs it. Without it a full queue would drop messages.
+        set("x-overflow", "reject-publish");
+        arguments
+    }
+
+    /// The queues with their arguments, that of the dead letters last.
+    pub(super) fn queues(&self) -> Vec<(ShortString, FieldTable)> {
+        let queues = self.datasets.iter().map(|dataset| (self.queue(&dataset.name), self.arguments()));
+        queues.chain([(self.dead_letters(), quorum())]).collect()
     }
 
     async fn declare_queue(&self, channel: &Channel, name: ShortString, arguments: FieldTable) -> Result<(), Fault> {
