@@ -28,7 +28,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// A measurement that returns rows of the table.
 type Measurement = fn(&Bench) -> Result<Vec<Row>>;
 
-const MEASUREMENTS: [(&str, Measurement); 18] = [
+const MEASUREMENTS: [(&str, Measurement); 19] = [
     ("load", batch::load),
     ("load-sqlite", batch::load_sqlite),
     ("load-memory", batch::memory),
@@ -38,6 +38,7 @@ const MEASUREMENTS: [(&str, Measurement); 18] = [
     ("help", batch::help),
     ("size", batch::size),
     ("stream", stream::throughput),
+    ("stream-watched", stream::watched),
     ("stream-memory", stream::memory),
     ("stream-outage", stream::outage),
     ("latency", latency::drops),

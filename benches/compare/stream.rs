@@ -1,8 +1,11 @@
 //! Measures the stream in one process: throughput of `run` and its memory.
 
 use std::fs::File;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,6 +52,45 @@ pub fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
+/// Measures what watching costs: one file in turn without HTTP, and with it while the metrics are read every second and a page
+/// is open.
+pub fn watched(bench: &Bench) -> Result<Vec<Row>> {
+    let (mut alone, mut watched) = (vec![], vec![]);
+    for _ in 0..bench.runs {
+        alone.push(run_once(bench, slice::from_ref(&bench.json))?.committed);
+        // Freed at once, and very likely still free when the program binds it.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let ended = AtomicBool::new(false);
+        let times = thread::scope(|scope| {
+            scope.spawn(|| look_at(address, "/api/live", &ended));
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    look_at(address, "/metrics", &ended);
+                    thread::sleep(Duration::from_secs(1));
+                }
+            });
+            let times = run_with(bench, slice::from_ref(&bench.json), &["--http", &address.to_string()]);
+            ended.store(true, Ordering::Relaxed);
+            times
+        })?;
+        watched.push(times.committed);
+    }
+    Ok(vec![Row::ratio("stream, watched over HTTP", median(&watched), "without HTTP", median(&alone), 1.05)])
+}
+
+/// Reads an answer to its end. Tries until the server is there.
+fn look_at(address: SocketAddr, path: &str, ended: &AtomicBool) {
+    while !ended.load(Ordering::Relaxed) {
+        if let Ok(mut server) = TcpStream::connect(address) {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+            // The stream of events ends with the program, in whatever way.
+            drop(server.write_all(request.as_bytes()).and_then(|()| io::copy(&mut server, &mut io::sink())));
+            return;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
 /// Durations in seconds.
 pub struct Times {
     /// From the start of the process until another connection sees the last row.
@@ -59,11 +101,15 @@ pub struct Times {
 
 /// Runs `run --once` with these files, which contain all the events, into an empty database.
 pub fn run_once(bench: &Bench, files: &[PathBuf]) -> Result<Times> {
+    run_with(bench, files, &[])
+}
+
+fn run_with(bench: &Bench, files: &[PathBuf], args: &[&str]) -> Result<Times> {
     bench.fresh_database()?;
     let inbox = bench.inbox(files)?;
     let mut observer = bench.observe(POLL_INTERVAL)?;
     let start = Instant::now();
-    let mut run = bench.start_run(&inbox, &["--once"])?;
+    let mut run = bench.start_run(&inbox, &[&["--once"], args].concat())?;
     let committed = observer.wait_for(LOADED, i64::try_from(files.len())?, slice::from_mut(&mut run))?;
     run.wait()?;
     let refreshed = committed.elapsed().as_secs_f64();
