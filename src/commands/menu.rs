@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::civil::Date;
 use tokio::sync::mpsc;
@@ -60,26 +61,37 @@ enum BatchChoice {
     LoadAll,
     LoadDay,
     Exit,
+    LoadOther,
 }
 
 async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Result<()> {
     console.banner("batch: loads files into the database", &format!("{} into {}", config.data_dir.display(), config.database))?;
     let name = menu_name(config);
-    let choices = [
+    let others: Vec<Arc<Dataset>> =
+        config.datasets.iter().filter(|dataset| dataset.name != name && dataset.name != "orgs").cloned().collect();
+    let mut choices = vec![
         (format!("load all {name}"), BatchChoice::LoadAll),
         (format!("load specific date from {name}"), BatchChoice::LoadDay),
         ("exit".to_owned(), BatchChoice::Exit),
     ];
+    // Last, so that the other choices have the same numbers under every configuration.
+    if !others.is_empty() {
+        choices.push(("load another dataset".to_owned(), BatchChoice::LoadOther));
+    }
     loop {
-        let day = match console.choose(&choices).await? {
-            Some(BatchChoice::LoadAll) => None,
+        let (datasets, day) = match console.choose(&choices).await? {
+            Some(BatchChoice::LoadAll) => (config.datasets.clone(), None),
             Some(BatchChoice::LoadDay) => match console.ask_day().await? {
-                Some(day) => Some(day),
+                Some(day) => (config.datasets.clone(), Some(day)),
+                None => return Ok(()),
+            },
+            Some(BatchChoice::LoadOther) => match console.ask_dataset(&others).await? {
+                Some(dataset) => (vec![dataset], None),
                 None => return Ok(()),
             },
             Some(BatchChoice::Exit) | None => return Ok(()),
         };
-        let loaded = load_files(config, day).await;
+        let loaded = load_files(config, datasets, day).await;
         writeln!(console.out)?;
         match loaded {
             Ok(loaded) => {
@@ -91,9 +103,9 @@ async fn batch(config: &Config, console: &mut Console<'_, impl Write>) -> io::Re
     }
 }
 
-/// Loads all datasets. Datasets without a `day`, such as the organisations, are always loaded in full.
-async fn load_files(config: &Config, day: Option<Date>) -> Result<Loaded> {
-    let options = LoadOptions::new(config, config.datasets.clone(), day.map(|day| day..=day))?;
+/// Loads these datasets. Those without a `day`, such as the organisations, are always loaded in full.
+async fn load_files(config: &Config, datasets: Vec<Arc<Dataset>>, day: Option<Date>) -> Result<Loaded> {
+    let options = LoadOptions::new(config, datasets, day.map(|day| day..=day))?;
     load(config, &options).await
 }
 
@@ -187,6 +199,18 @@ impl<W: Write> Console<'_, W> {
                 Ok(day) => return Ok(Some(day)),
                 Err(wrong) => writeln!(self.out, "{answer:?} is not a date: {wrong}")?,
             }
+        }
+        Ok(None)
+    }
+
+    /// Asks until the answer is one of these datasets. Returns `None` at the end of input.
+    async fn ask_dataset(&mut self, datasets: &[Arc<Dataset>]) -> io::Result<Option<Arc<Dataset>>> {
+        let names = datasets.iter().map(|dataset| dataset.name.as_str()).collect::<Vec<_>>().join(", ");
+        while let Some(answer) = self.ask(&format!("Which dataset ({names}): ")).await? {
+            if let Some(dataset) = datasets.iter().find(|dataset| dataset.name == answer) {
+                return Ok(Some(Arc::clone(dataset)));
+            }
+            writeln!(self.out, "{answer:?} is none of them")?;
         }
         Ok(None)
     }

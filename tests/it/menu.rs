@@ -56,6 +56,20 @@ fn the_menu_and_drop_are_about_the_dataset_that_says_so() {
     assert_eq!(sandbox.names_in("clicks").len(), 2);
 }
 
+#[test]
+fn another_dataset_is_loaded_alone_by_a_choice_after_the_others() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let clicks = "[datasets.clicks]\nkey = [\"id\"]\n[datasets.clicks.columns]\nid = \"text\"\n";
+    sandbox.write("dataloader.toml", include_str!("../../dataloader.toml").to_owned() + clicks);
+    write_data(&sandbox);
+    sandbox.write("raw_data/clicks/a.json", r#"[{"id": "1"}, {"id": "2"}]"#);
+    let shown = menu(&sandbox, "batch", "4\norgs\nclicks\n3\n").stdout;
+    assert!(shown.contains("(3) exit\n(4) load another dataset\nYour choice: "), "{shown}");
+    assert_eq!(shown.matches("Which dataset (clicks): ").count(), 2, "{shown}");
+    assert_eq!(sandbox.count("raw.clicks"), 2);
+    assert_eq!(sandbox.lines("SELECT DISTINCT dataset FROM {raw.loads}"), ["clicks"]);
+}
+
 fn the_second_choice_asks_for_a_date_until_it_is_one(sandbox: &Sandbox) {
     write_data(sandbox);
     let shown = menu(sandbox, "batch", "2\nyesterday\n2020-02-30\n\n 2020-12-06 \n3\n").stdout;
