@@ -1,6 +1,8 @@
 //! Loads of the ledger, one by one: the latest, those that a search finds, and one with its chunks.
 
+use jiff::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::store::sql::Schema;
 use crate::store::{Arg, Connection, Dialect, Field, StoreResult};
@@ -40,6 +42,8 @@ pub struct LoadFilter {
 pub struct LoadDetail {
     #[serde(flatten)]
     pub load: LoadRow,
+    /// When the stream claimed the file, in UTC, as RFC 3339. None for other loads.
+    pub claimed_at: Option<String>,
     pub chunks: i64,
     pub open_rejects: i64,
     pub sha256: Option<String>,
@@ -121,12 +125,13 @@ pub async fn find(connection: &mut Connection, id: i64) -> StoreResult<Option<Lo
     let [loads, batches, rejects] = ["loads", "batches", "rejects"].map(|table| dialect.table(Schema::Raw, table));
     let sql = format!(
         "select {}, sha256, host, repeats, rows_removed, (select count(*) from {batches} b where b.load_id = l.id), \
-         (select count(*) from {rejects} r where r.load_id = l.id) from {loads} l where id = $1",
+         (select count(*) from {rejects} r where r.load_id = l.id), cast(load_key as text) from {loads} l where id = $1",
         selected(dialect)
     );
     let rows = connection.fetch(sql, &[Arg::Int(Some(id))]).await?;
     let int = |field: &Field| (*field != Field::Null).then(|| field.int());
     Ok(rows.first().map(|row| LoadDetail {
+        claimed_at: claimed_at(row[18].text().unwrap_or_default(), row[9].text().unwrap_or_default()),
         load: load_row(row),
         sha256: row[12].text().map(str::to_owned),
         host: row[13].text().map(str::to_owned),
@@ -135,4 +140,27 @@ pub async fn find(connection: &mut Connection, id: i64) -> StoreResult<Option<Lo
         chunks: row[16].int(),
         open_rejects: row[17].int(),
     }))
+}
+
+/// A load key of the stream was made when its file was claimed, and holds that time. Other loads have theirs made after the start.
+fn claimed_at(load_key: &str, started_at: &str) -> Option<String> {
+    let made = Uuid::parse_str(load_key).ok()?.get_timestamp()?.to_unix();
+    let made = Timestamp::new(made.0.try_into().ok()?, made.1.try_into().ok()?).ok()?;
+    (made <= started_at.parse().ok()?).then(|| made.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_claim_says_when_that_was() {
+        let key = "01936a8d-7b2c-7000-8000-000000000000";
+        let claimed = claimed_at(key, "2025-01-01T00:00:00.000000Z").expect("it is of version 7");
+        assert!(claimed.starts_with("2024-11-26T"), "{claimed}");
+        assert_eq!(claimed_at(key, "2024-01-01T00:00:00.000000Z"), None, "made after the start: no claim");
+        for other in ["", "x", "6b1f3c52-0d3c-4c8e-9b7e-2f1d5a1c9e77"] {
+            assert_eq!(claimed_at(other, "2025-01-01T00:00:00.000000Z"), None, "{other}");
+        }
+    }
 }

@@ -98,7 +98,7 @@ pub async fn one(site: &Site, id: &str) -> Answer {
 }
 
 fn detail(found: &LoadDetail, now: Timestamp) -> Markup {
-    let LoadDetail { load, chunks, open_rejects, sha256, host, repeats, rows_removed } = found;
+    let LoadDetail { load, claimed_at, chunks, open_rejects, sha256, host, repeats, rows_removed } = found;
     let seconds = seconds_between(&load.started_at, load.finished_at.as_deref());
     html! {
         h1 { "Load " (load.id) }
@@ -112,8 +112,9 @@ fn detail(found: &LoadDetail, now: Timestamp) -> Markup {
                 dt { "dataset" } dd { (shown(&load.dataset, 63)) }
                 dt { "source" } dd { bdi { (shown(&load.source, 4_096)) } }
                 dt { "status" } dd { (load.status) @if let Some(id) = repeats { ": the content is that of load " a href={ "/loads/" (id) } { (id) } } }
+                @if let Some(at) = claimed_at { dt { "claimed" } dd { (moment(at, now)) } }
                 dt { "started" } dd { (moment(&load.started_at, now)) }
-                dt { "finished" } dd { @match &load.finished_at { Some(at) => { (moment(at, now)) } None => "not yet" } }
+                dt { @if load.status == "failed" { "failed" } @else { "committed" } } dd { @match &load.finished_at { Some(at) => { (moment(at, now)) } None => "not all of it yet" } }
                 @if let Some(seconds) = seconds {
                     dt { "took" } dd { (format!("{seconds:.3} s")) @if seconds > 0.0 { ", " (per_second(load.read, seconds)) " records/s" } }
                 }
