@@ -1,6 +1,6 @@
 //! The page in a real browser, against the real binary.
 
-use crate::support::{Browser, Page, Sandbox, Signal, Store, array, event};
+use crate::support::{Browser, Page, PrivatePostgres, Sandbox, Signal, StopMode, Store, array, event, wait_until};
 
 /// Elements, quotes, control characters, and marks that turn the direction of text.
 const EVIL: &str =
@@ -16,6 +16,41 @@ fn the_page_in_a_browser_on_sqlite() {
 #[ignore = "needs PostgreSQL and Chromium: ./run.sh test"]
 fn the_page_in_a_browser_on_postgres() {
     the_page_in_a_browser(&Sandbox::new(Store::Postgres));
+}
+
+#[test]
+#[ignore = "needs PostgreSQL and Chromium: ./run.sh test"]
+fn the_page_in_a_browser_follows_a_database_that_is_stopped_and_started() {
+    let server = PrivatePostgres::start();
+    let sandbox = Sandbox::on(&server);
+    let mut process = sandbox.pipeline(["--http", "0"]).spawn();
+    let page = Page::of(&mut process);
+    process.wait_for_stderr("watching ");
+    let browser = Browser::start(sandbox.path());
+    browser.open(&format!("http://localhost:{}/", page.port()));
+    browser.wait_for_text("#live", "live");
+    browser.run("window.still = 'the same page'");
+    let drop_one =
+        |name: &str| sandbox.drop_in("events", format!("{name}.json"), array(&[event(name, "ada", "2024-05-01 10:00:00")]));
+    drop_one("a");
+    browser.wait_for_text("#sum-events", "1 read");
+    browser.wait_for_text("#charts", "total_events");
+
+    server.stop(StopMode::Fast);
+    drop_one("b");
+    browser.wait_for_text("#accounts", "The database does not answer since");
+    browser.wait_for_text("#pipeline", "Nothing gets past the writer");
+    assert!(browser.text("#accounts").contains("The numbers are those of") && browser.text("#charts").contains("total_events"));
+    browser.wait_for_text("#live", "live");
+
+    server.restart();
+    browser.wait_for_text("#sum-events", "2 read = 2 loaded");
+    wait_until("nothing is wrong any more", || browser.run("return document.querySelectorAll('.alarm').length") == 0);
+    browser.wait_for_text("#pipeline", "waits for files");
+    assert_eq!(browser.run("return window.still"), "the same page", "it was never reloaded");
+    drop(browser);
+    process.signal(Signal::Terminate);
+    process.wait().ok();
 }
 
 /// One browser for all of it: to start one takes longer than the questions.
@@ -76,7 +111,7 @@ fn the_chart_shows_what_the_tables_hold(sandbox: &Sandbox, browser: &Browser) {
         };
         rows.into_iter().map(line).collect::<Vec<_>>().join("\n")
     };
-    crate::support::wait_until("the chart equals the table", || !rows().is_empty() && browser.run(titles) == rows().as_str());
+    wait_until("the chart equals the table", || !rows().is_empty() && browser.run(titles) == rows().as_str());
 }
 
 fn poisoned_data_does_nothing(sandbox: &Sandbox, browser: &Browser) {
