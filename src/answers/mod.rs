@@ -4,4 +4,5 @@ pub mod status; // the ledger
 pub mod loads; // its rows
 pub mod report; // the modelled tables
 pub mod overview; // the first screen of the page
+pub mod dead_letters; // what RabbitMQ keeps beside the rejects
 pub mod replay; // rejected records, parsed again

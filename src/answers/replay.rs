@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::{Config, Transport};
+use crate::config::Config;
 use crate::dataset::{Dataset, StreamMode};
 use crate::error::Result;
 use crate::record::chunk::{Chunk, ChunkBody, Framing};
@@ -22,23 +22,13 @@ use crate::store::model::{self, Days, Noting};
 use crate::store::open_rejects::{self, Cursor, OpenReject, Records, RejectFilter, delete, page};
 use crate::store::stream_upsert::{Order, Writing};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
-use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::dead_letters;
-use crate::transport::amqp::topology::Topology;
 
 /// The source of a replay in the ledger.
 pub const REPLAY_SOURCE: &str = "rejects replay";
 
 /// How many rejects are in memory at a time. One has at most 8 MiB, and nearly all have far less.
 const PAGE: u32 = 100;
-
-/// The broker and the queues with the dead letters; none without RabbitMQ.
-pub fn dead_letter_queue(config: &Config) -> Result<Option<(Broker, Topology)>> {
-    Ok(match config.transport {
-        Transport::Inproc => None,
-        Transport::Amqp => Some((Broker::new(&config.amqp_url)?, Topology::new(&config.queue_prefix, &config.datasets)?)),
-    })
-}
 
 /// The result of a replay.
 #[derive(Debug, Clone, Serialize)]
@@ -71,7 +61,7 @@ pub async fn replay(config: &Config, filter: &RejectFilter) -> Result<Replay> {
     let mut connection = database.open(&config.datasets, Indexes::Make).await?;
     let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.clone()).collect();
     // Dead letters have no load and none of these reasons.
-    let republished = match dead_letter_queue(config)?.filter(|_| !filter.is_partial()) {
+    let republished = match super::dead_letters::queue(config)?.filter(|_| !filter.is_partial()) {
         Some((broker, topology)) => Some(dead_letters::replay(&broker, &topology, &names).await?),
         None => None,
     };

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use indicatif::HumanCount;
 
 use super::DONE;
-use crate::answers::replay::{DatasetReplay, Replay, dead_letter_queue, discard, replay};
+use crate::answers::dead_letters;
+use crate::answers::replay::{DatasetReplay, Replay, discard, replay};
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
@@ -16,7 +17,7 @@ use crate::store::open_rejects::{Cursor, OpenReject, Records, RejectFilter, page
 use crate::terminal::cli::{RejectsAction, RejectsArgs};
 use crate::terminal::output::{Format, Output, Printer};
 use crate::terminal::table::{Align, Table};
-use crate::transport::amqp::dead_letters::{self, DeadLetterEntry};
+use crate::transport::amqp::dead_letters::DeadLetterEntry;
 
 /// Lists, exports, replays or discards the open rejects.
 ///
@@ -110,7 +111,7 @@ async fn list_for_programs(config: &Config, selected: &Selected) -> Result<()> {
     .await?;
     out.print(|out| write!(out, "],\"dead_letters\":["))?;
     let mut separator = "";
-    for_each_dead_letter(config, selected, |letter| {
+    dead_letters::for_each(config, &selected.datasets, &selected.filter, |letter| {
         out.print(|out| {
             write!(out, "{}", std::mem::replace(&mut separator, ","))?;
             serde_json::to_writer(&mut *out, &letter).map_err(io::Error::from)
@@ -177,7 +178,7 @@ async fn list_dead_letters(config: &Config, selected: &Selected, out: &mut Print
         page.clear();
         out.print(|out| writeln!(out, "{text}"))
     };
-    for_each_dead_letter(config, selected, |letter| {
+    dead_letters::for_each(config, &selected.datasets, &selected.filter, |letter| {
         if written > 0 && io::stdout().is_terminal() {
             more += 1;
             return Ok(());
@@ -222,23 +223,6 @@ fn reject_table(rejects: &[OpenReject]) -> Table {
         ]);
     }
     table
-}
-
-/// Passes each dead letter of these datasets to `take`; none without RabbitMQ.
-async fn for_each_dead_letter(
-    config: &Config,
-    selected: &Selected,
-    mut take: impl FnMut(DeadLetterEntry) -> Result<()>,
-) -> Result<()> {
-    // Dead letters have no load and none of these reasons.
-    let queue = dead_letter_queue(config)?.filter(|_| !selected.filter.is_partial());
-    let Some((broker, topology)) = queue else { return Ok(()) };
-    let datasets = &selected.datasets;
-    let is_wanted = |letter: &DeadLetterEntry| match &letter.dataset {
-        Some(name) => datasets.iter().any(|dataset| dataset.name == *name),
-        None => datasets.len() == config.datasets.len(),
-    };
-    dead_letters::list(&broker, &topology, |letter| if is_wanted(&letter) { take(letter) } else { Ok(()) }).await
 }
 
 fn dead_letter_table(letters: &[DeadLetterEntry]) -> Table {

@@ -10,4 +10,5 @@ mod coerce; // converts the JSON text of a value to its column's type
 mod number; // lossless numbers: bigint, double, numeric
 mod time; // dates and timestamps in ISO 8601
 mod json; // nesting, escapes and huge numbers in JSON text
+pub mod fault; // where in a rejected record its fault is
 pub mod row; // the values of a row; rejects and their reasons

@@ -191,15 +191,15 @@ struct Fields<'a> {
 }
 
 /// One member of an object, as source text.
-struct Member<'a> {
+pub(super) struct Member<'a> {
     /// With quotes and escapes.
-    key: &'a str,
-    value: &'a str,
+    pub(super) key: &'a str,
+    pub(super) value: &'a str,
 }
 
 impl Member<'_> {
     /// The reason why `_extra` cannot store this member.
-    fn fault(&self) -> Option<RejectReason> {
+    pub(super) fn fault(&self) -> Option<RejectReason> {
         // The order of the reasons decides: the first one is reported.
         json::escape_fault(self.key).into_iter().chain(json::jsonb_fault(self.value)).min()
     }
@@ -321,7 +321,7 @@ fn kind(value: &str) -> &'static str {
 const SHOWN_CHARACTERS: usize = 60;
 
 /// Makes a value readable in a message: its source text, printable, on one line and truncated.
-fn shortened(source: &str) -> String {
+pub(super) fn shortened(source: &str) -> String {
     let mut shown = String::new();
     // Each character is shown as at least one, so one more than the limit is enough to decide about truncation.
     for character in source.chars().take(SHOWN_CHARACTERS + 1) {

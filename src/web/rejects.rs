@@ -1,23 +1,32 @@
 //! The open rejects: listed with their bytes made harmless, replayed, and discarded, each after a confirmation.
 
+use std::sync::Arc;
+
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use maud::{Markup, html};
+use serde::Serialize;
 
-use super::Site;
 use super::answer::{Answer, html as page, json, refused, text};
 use super::form::Fields;
 use super::loads::select;
 use super::page::{frame, query};
 use super::routes::failed;
-use super::text::{bytes, count, shown, shown_bytes};
+use super::text::{bytes, count, shown, shown_around, shown_bytes};
+use super::{READ_TIME, Site};
+use crate::answers::dead_letters;
 use crate::answers::replay::{Replay, discard, replay};
+use crate::dataset::Dataset;
+use crate::record::fault;
 use crate::record::row::RejectReason;
 use crate::store::open_rejects::{self, OpenReject, Records, RejectFilter};
 use crate::store::{Connection, StoreResult};
+use crate::transport::amqp::dead_letters::DeadLetterEntry;
 
 /// How many rejects a page has.
 const PAGE: u32 = 50;
+/// How many rejects and dead letters programs get at a time.
+const LISTED: u32 = 1_000;
 /// How many characters of a record are shown.
 const SHOWN: usize = 2_000;
 
@@ -37,15 +46,63 @@ pub fn filter(fields: &Fields) -> RejectFilter {
     }
 }
 
-/// The list, for programs: the object of `rejects list`, at most a thousand rejects.
+/// The object of `rejects list`, and what of it is left out here.
+#[derive(Serialize)]
+struct Listed {
+    rejects: Vec<OpenReject>,
+    dead_letters: Vec<DeadLetterEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+/// The list, for programs: the object of `rejects list`. Its notes say what is left out, if there is very much.
 pub async fn for_programs(site: &Site, fields: &Fields) -> Answer {
-    let filter = filter(fields);
-    let after = after(fields);
-    let read = async |connection: &mut Connection| open_rejects::page(connection, &filter, Records::Without, after, 1_000).await;
-    match site.read(read).await {
-        Ok(found) => json(&serde_json::json!({ "rejects": found.unwrap_or_default(), "dead_letters": [] })),
-        Err(answer) => *answer,
+    let asked = filter(fields);
+    let datasets = match site.config.datasets_named(&asked.datasets) {
+        Ok(datasets) => datasets,
+        Err(error) => return text(StatusCode::BAD_REQUEST, error.message()),
+    };
+    let names = datasets.iter().map(|dataset| dataset.name.clone()).collect();
+    let (filter, after) = (RejectFilter { datasets: names, ..asked.clone() }, after(fields));
+    let read =
+        async |connection: &mut Connection| open_rejects::page(connection, &filter, Records::Without, after, LISTED + 1).await;
+    let found = match site.read(read).await {
+        Ok(found) => found,
+        Err(answer) => return *answer,
+    };
+    let nothing = site.observer.database().filter(|_| found.is_none()).map(|database| database.says_nothing_is_there());
+    let mut rejects = found.unwrap_or_default();
+    let is_all = rejects.len() <= LISTED as usize;
+    rejects.truncate(LISTED as usize);
+    let mut listed = Listed { rejects, dead_letters: Vec::new(), notes: nothing.into_iter().collect() };
+    if let Some(last) = listed.rejects.last().filter(|_| !is_all) {
+        listed.notes.push(format!("more rejects are at /api{}", next(&asked, last)));
     }
+    if after == (0, 0) {
+        add_dead_letters(site, &datasets, &asked, &mut listed).await;
+    }
+    json(&listed)
+}
+
+/// The dead letters are on the first page of the list only.
+async fn add_dead_letters(site: &Site, datasets: &[Arc<Dataset>], asked: &RejectFilter, listed: &mut Listed) {
+    let Ok(_place) = site.queries.acquire().await else { return };
+    let (letters, mut more) = (&mut listed.dead_letters, 0);
+    let reading = dead_letters::for_each(&site.config, datasets, asked, |letter| {
+        if letters.len() < LISTED as usize {
+            letters.push(letter);
+        } else {
+            more += 1;
+        }
+        Ok(())
+    });
+    let why = match tokio::time::timeout(READ_TIME, reading).await {
+        Ok(Ok(())) if more == 0 => return,
+        Ok(Ok(())) => format!("{} more dead letters are left out: `dataloader rejects list` shows all", count(more)),
+        Ok(Err(error)) => format!("dead letters are left out: {}", error.message()),
+        Err(_) => format!("dead letters are left out: RabbitMQ has not shown all of them within {} s", READ_TIME.as_secs()),
+    };
+    listed.notes.push(why);
 }
 
 /// Where a page of the list begins.
@@ -117,8 +174,21 @@ fn one(reject: &OpenReject) -> Markup {
                 (shown(&reject.dataset, 63)) " · load " a href={ "/loads/" (reject.load_id) } { (reject.load_id) } " · record " (count(reject.ordinal)) " at byte " (count(reject.byte_offset))
                 " of " bdi { (shown(&reject.source, 200)) } " · " (bytes(reject.record.len() as u64))
             }
-            pre tabindex="0" aria-label="The record as it came" { (shown_bytes(&reject.record, SHOWN)) }
+            pre tabindex="0" aria-label="The record as it came" { (record(reject)) }
         }
+    }
+}
+
+/// The record as it came; the place of its fault is marked, if it has one.
+fn record(reject: &OpenReject) -> Markup {
+    let bytes = &reject.record;
+    let place = RejectReason::from_name(&reject.reason).and_then(|reason| fault::place(reason, &reject.detail, bytes));
+    match place {
+        Some(place) => {
+            let [before, inside, after] = shown_around(bytes, place, SHOWN);
+            html! { (before) mark { (inside) } (after) }
+        }
+        None => html! { (shown_bytes(bytes, SHOWN)) },
     }
 }
 

@@ -1,5 +1,7 @@
 //! Text of data, made harmless: what a reader cannot see, or what would change the order of other text, is shown by its number.
 
+use std::ops::Range;
+
 use indicatif::{HumanBytes, HumanCount};
 use jiff::Timestamp;
 
@@ -39,6 +41,22 @@ pub fn shown_bytes(bytes: &[u8], most: usize) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// Bytes of a record in three parts: before a place, the place itself, and after it; at most `most` characters together. If the
+/// place is far from the beginning, what stands long before it is left out.
+pub fn shown_around(bytes: &[u8], place: Range<usize>, most: usize) -> [String; 3] {
+    let is_inside = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
+    let mut from = if place.start > most / 2 { place.start - most / 4 } else { 0 };
+    while is_inside(from) {
+        from += 1;
+    }
+    let from = from.min(place.start);
+    let cut = if from > 0 { "…" } else { "" };
+    let before = format!("{cut}{}", shown_bytes(&bytes[from..place.start], most / 2));
+    let inside = shown_bytes(&bytes[place.clone()], most / 4);
+    let after = shown_bytes(&bytes[place.end..], most / 4);
+    [before, inside, after]
 }
 
 fn is_invisible(c: char) -> bool {
@@ -95,6 +113,14 @@ mod tests {
         assert_eq!(shown("abc", 3), "abc");
         assert_eq!(shown_bytes(b"{\"a\":\xff\n\t1\r}", 99), "{\"a\":\\xff\n\t1\\x0d}");
         assert_eq!(shown_bytes(&[b'x'; 1000], 5), "xxxxx…");
+    }
+
+    #[test]
+    fn a_place_is_shown_with_what_is_around_it() {
+        assert_eq!(shown_around(b"{\"a\":\xff}", 5..6, 99), ["{\"a\":", "\\xff", "}"]);
+        let long = format!("{}é!{}", "é".repeat(1_000), "x".repeat(1_000));
+        let [before, inside, after] = shown_around(long.as_bytes(), 2_002..2_003, 40);
+        assert_eq!((before.as_str(), inside.as_str(), after.as_str()), ("…ééééé", "!", "xxxxxxxxxx…"));
     }
 
     #[test]

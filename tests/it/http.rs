@@ -13,6 +13,7 @@ on_every_pipeline!(the_counters_are_those_of_the_ledger);
 on_both_stores!(
     rejects_are_replayed_and_discarded_by_forms_after_a_confirmation,
     what_comes_from_data_is_never_markup,
+    the_place_of_a_fault_is_marked_in_the_record,
     loads_are_found_by_what_is_known_of_them,
     what_the_api_says_is_what_the_commands_say,
     the_page_of_an_empty_database_says_what_to_do_first,
@@ -232,8 +233,14 @@ fn what_the_api_says_is_what_the_commands_say(sandbox: &Sandbox) {
     sandbox.write("raw_data/orgs/o.json", "[]");
     sandbox.run(["load", "--dataset", "events"]).code(3);
     let (_process, page) = serve(sandbox);
-    for (path, command) in [("/api/status", "status"), ("/api/report", "report")] {
-        let said = sandbox.run([command, "--format", "json"]).ok().json();
+    let cases = [
+        ("/api/status", vec!["status"]),
+        ("/api/report", vec!["report"]),
+        ("/api/rejects", vec!["rejects", "list"]),
+        ("/api/rejects?reason=missing_required", vec!["rejects", "list", "--reason", "missing_required"]),
+    ];
+    for (path, command) in cases {
+        let said = sandbox.run(command.into_iter().chain(["--format", "json"])).ok().json();
         assert_eq!(page.get(path).json(), said, "{path}");
     }
     let status = page.get("/api/status").json();
@@ -339,6 +346,67 @@ fn what_comes_from_data_is_never_markup(sandbox: &Sandbox) {
     assert_eq!(page.get("/api/rejects").json()["rejects"][0]["ordinal"], 2);
     process.signal(Signal::Terminate);
     process.wait().ok();
+}
+
+fn the_place_of_a_fault_is_marked_in_the_record(sandbox: &Sandbox) {
+    let bad = event("1", "ada", "2024-13-01 10:00:00");
+    sandbox.write_events("a.json", format!("{bad}\n{{\"id\":\"2\",}}\n{{\"id\":\"3\"}}\n"));
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    let (_process, page) = serve(sandbox);
+    let body = page.get("/rejects").body;
+    let marked: Vec<&str> = body.split("<mark>").skip(1).filter_map(|rest| rest.split("</mark>").next()).collect();
+    assert_eq!(marked, ["&quot;2024-13-01 10:00:00&quot;", "}"], "what is missing has no place: {body}");
+}
+
+#[test]
+fn what_the_list_of_rejects_leaves_out_is_named_and_is_on_its_next_page() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    sandbox.write_events("a.json", array(&vec!["7".to_owned(); 1_002]));
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    let (_process, page) = serve(&sandbox);
+    let first = page.get("/api/rejects?dataset=events").json();
+    assert_eq!(first["rejects"].as_array().map(Vec::len), Some(1_000));
+    let note = first["notes"][0].as_str().expect("it says so");
+    let next = note.split("more rejects are at ").nth(1).expect("it says where");
+    let rest = page.get(next).json();
+    let ordinals: Vec<i64> = rest["rejects"].as_array().expect("a list").iter().filter_map(|r| r["ordinal"].as_i64()).collect();
+    assert_eq!((ordinals, &rest["notes"]), (vec![1_001, 1_002], &serde_json::Value::Null));
+    assert_eq!(page.get("/api/rejects?dataset=nothing").status, 400);
+}
+
+#[test]
+fn clients_that_read_a_byte_a_second_do_not_slow_the_others() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let large = format!("\"{}\"", "<".repeat(1_900));
+    sandbox.write_events("a.json", array(&vec![large; 50]));
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    let (_process, page) = serve(&sandbox);
+    let ask = |path: &str| {
+        let mut connection = page.connect();
+        write!(connection, "GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("it is open");
+        connection
+    };
+    let mut slow: Vec<_> = (0..40).map(|i| ask(if i % 2 == 0 { "/rejects" } else { "/api/live" })).collect();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let reading = std::thread::spawn(move || {
+        let mut read = 0;
+        while ended.recv_timeout(Duration::from_secs(1)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            read += slow.iter_mut().map(|connection| connection.read(&mut [0]).unwrap_or(0)).sum::<usize>();
+        }
+        read
+    });
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(3) {
+        for path in ["/", "/rejects", "/healthz"] {
+            let asked = Instant::now();
+            assert_eq!(page.get(path).status, 200, "{path}");
+            slowest = slowest.max(asked.elapsed());
+        }
+    }
+    drop(end);
+    assert!(reading.join().expect("it does not panic") >= 40, "they were read from");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 
 fn loads_are_found_by_what_is_known_of_them(sandbox: &Sandbox) {
