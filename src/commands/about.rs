@@ -8,14 +8,14 @@ use super::DONE;
 use crate::config;
 use crate::error::{IoContext, Result};
 use crate::terminal::cli::{CompletionsArgs, ManArgs};
-use crate::terminal::output::{self, Output};
+use crate::terminal::output::{self, Format, Output};
 
 /// Prints the JSON Schema of `dataloader.toml`.
 ///
 /// # Errors
 /// If standard output cannot be written.
 pub fn schema() -> Result<u8> {
-    output::stream(|out| writeln!(out, "{:#}", config::schema()))?;
+    output::stream(Format::Text, |out| writeln!(out, "{:#}", config::schema()))?;
     Ok(DONE)
 }
 
@@ -28,7 +28,7 @@ pub fn completions(args: &CompletionsArgs, mut program: Command) -> Result<u8> {
     let mut script = Vec::new();
     let name = program.get_name().to_owned();
     clap_complete::generate(args.shell, &mut program, name, &mut script);
-    output::stream(|out| out.write_all(&script))?;
+    output::stream(Format::Text, |out| out.write_all(&script))?;
     Ok(DONE)
 }
 
@@ -40,7 +40,7 @@ pub fn man(args: &ManArgs, program: Command, output: Output) -> Result<u8> {
     let Some(dir) = &args.dir else {
         let mut page = Vec::new();
         clap_mangen::Man::new(program).render(&mut page).cannot("make the man page")?;
-        output::stream(|out| out.write_all(&page))?;
+        output::stream(Format::Text, |out| out.write_all(&page))?;
         return Ok(DONE);
     };
     fs::create_dir_all(dir).cannot(format_args!("make {}", dir.display()))?;

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{DIFFERENT, DONE};
-use crate::config::{Config, ConfigSource, Role, Settings, Transport, redact_urls};
+use crate::config::{Config, ConfigSource, Role, Settings, Transport, hide_passwords};
 use crate::error::{Error, Result};
 use crate::terminal::output::Output;
 
@@ -39,7 +39,7 @@ struct Check {
 
 impl Check {
     fn new(status: Level, check: impl Into<String>, why: impl AsRef<str>, mend: Option<String>) -> Self {
-        Self { status, check: check.into(), why: redact_urls(why.as_ref()), mend: mend.map(|mend| redact_urls(&mend)) }
+        Self { status, check: check.into(), why: hide_passwords(why.as_ref()), mend: mend.map(|mend| hide_passwords(&mend)) }
     }
 
     fn ok(check: impl Into<String>, why: impl AsRef<str>) -> Self {

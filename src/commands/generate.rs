@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use super::DONE;
 use crate::error::Result;
 use crate::terminal::cli::GenerateArgs;
-use crate::terminal::output;
+use crate::terminal::output::{self, Format};
 
 /// Names in several scripts. No name has a character that JSON would escape.
 const ORGANIZATIONS: [&str; 20] = [
@@ -54,7 +54,7 @@ const PIECE: usize = 64 << 10;
 /// # Errors
 /// If standard output cannot be written.
 pub fn run(args: &GenerateArgs) -> Result<u8> {
-    output::stream(|out| generate(args.events, args.seed, out))?;
+    output::stream(Format::Text, |out| generate(args.events, args.seed, out))?;
     Ok(DONE)
 }
 

@@ -17,6 +17,7 @@ use crate::error::{Error, Result, io_text};
 use crate::inbox::drop_file;
 use crate::terminal::cli::parse_day;
 use crate::terminal::output::{Format, Output, write_error};
+use crate::visible::{Form, VisibleWriter};
 
 /// The user's own file, in the dataset's directory.
 const CUSTOM_SAMPLE: &str = "custom_sample.json";
@@ -32,7 +33,7 @@ pub async fn run(config: &Config, output: Output) -> Result<u8> {
         return Err(Error::usage("the menu is for people: it has no --format json")
             .hint("programs use `dataloader load` and `dataloader drop`"));
     }
-    show(config, BufReader::new(io::stdin()), &mut io::stdout()).await?;
+    show(config, BufReader::new(io::stdin()), &mut VisibleWriter::new(io::stdout(), Form::Text)).await?;
     Ok(DONE)
 }
 

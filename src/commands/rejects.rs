@@ -95,7 +95,7 @@ async fn list(config: &Config, selected: &Selected, output: Output) -> Result<()
 
 /// Writes one JSON object, page by page.
 async fn list_for_programs(config: &Config, selected: &Selected) -> Result<()> {
-    let mut out = Printer::start();
+    let mut out = Printer::start(Format::Json);
     out.print(|out| write!(out, "{{\"rejects\":["))?;
     let mut separator = "";
     let notes = for_each_page(config, selected, Records::Without, |page| {
@@ -142,7 +142,7 @@ async fn list_for_people(config: &Config, selected: &Selected) -> Result<()> {
         Ok(())
     })
     .await?;
-    let mut out = Printer::start();
+    let mut out = Printer::start(Format::Text);
     if count == 0 {
         out.print(|out| writeln!(out, "{}", notes.first().map_or("no open rejects", String::as_str)))?;
     } else if count == first.len() || io::stdout().is_terminal() {
@@ -256,6 +256,9 @@ fn dead_letter_table(letters: &[DeadLetterEntry]) -> Table {
 /// # Errors
 /// If the database fails or standard output cannot be written.
 async fn export(config: &Config, selected: &Selected) -> Result<()> {
+    if io::stdout().is_terminal() {
+        tracing::warn!("the records come as they are: a terminal obeys control characters in them; give a file with > or a pipe");
+    }
     let notes = for_each_page(config, selected, Records::With, |page| {
         let mut out = io::stdout().lock();
         for reject in page {

@@ -33,7 +33,7 @@ pub async fn watch(config: &Config, output: Output) -> Result<Infallible> {
     loop {
         let status = status(config).await;
         if is_terminal {
-            output::stream(|out| write!(out, "\x1b[H\x1b[2J"))?;
+            output::clear_screen()?;
         }
         match status {
             Ok(status) => output.result(&status, |out| write(&status, out))?,

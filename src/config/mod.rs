@@ -18,7 +18,7 @@ use settings::choice;
 
 pub use http::{HttpAddress, HttpToken};
 pub use schema::schema;
-pub use secret_url::{DatabaseUrl, SecretUrl, redact_urls};
+pub use secret_url::{DatabaseUrl, SecretUrl, hide_arguments, hide_passwords};
 pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
 
 use crate::dataset::Dataset;

@@ -25,6 +25,11 @@ impl DatabaseUrl {
             return Ok(Self::Postgres(SecretUrl(url.to_owned())));
         }
         let Some(rest) = url.strip_prefix("sqlite:") else {
+            if !url.contains("://") && url.contains('=') {
+                // Not shown: it may contain a password, quoted in any way.
+                return Err(Error::usage("a list of parameters (`host=… user=…`) is no URL")
+                    .hint("give postgres://user:password@host:5432/database, or sqlite://dataloader.db (a file)"));
+            }
             return Err(Error::usage(format!("`{}` is no database this program knows", redact(url)))
                 .hint("give sqlite://dataloader.db (a file) or postgres://user:password@host:5432/database"));
         };
@@ -75,6 +80,19 @@ impl SecretUrl {
         &self.0
     }
 
+    /// The URL for sqlx, which writes parameters that it does not know into a warning: without those that name a secret. Also
+    /// returns the names of these.
+    pub fn without_unknown_secrets(&self) -> (String, Vec<&str>) {
+        let (base, query) = split_query(&self.0);
+        let Some(query) = query else { return (self.0.clone(), Vec::new()) };
+        let name = |parameter: &&str| {
+            parameter.split('=').next().is_some_and(|name| percent_decode(name) != b"password" && is_password_name(name))
+        };
+        let (dropped, kept): (Vec<&str>, Vec<&str>) = query.split('&').partition(name);
+        let url = format!("{base}?{}", kept.join("&"));
+        (url, dropped.iter().filter_map(|parameter| parameter.split('=').next()).collect())
+    }
+
     /// Removes this URL's password, in every spelling, from a text that a client library made.
     pub fn scrub(&self, text: &str) -> String {
         let mut text = text.replace(&self.0, &redact(&self.0));
@@ -82,7 +100,7 @@ impl SecretUrl {
         for password in passwords.iter().filter(|p| !p.is_empty() && Some(*p) != user.as_ref()) {
             text = replace_password(&text, password);
         }
-        redact_urls(&text)
+        hide_passwords(&text)
     }
 }
 
@@ -98,8 +116,64 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
+/// Hides every password in `text` that can be recognised: those of URLs, and what follows `password=` or a similar name.
+pub fn hide_passwords(text: &str) -> String {
+    hide_parameters(&redact_urls(text))
+}
+
+/// The same for a text that quotes arguments of the command line: there, the ends of each are known.
+pub fn hide_arguments(text: &str, args: &[OsString]) -> String {
+    let mut safe = text.to_owned();
+    for arg in args.iter().filter_map(|arg| arg.to_str()).filter(|arg| arg.contains("://")) {
+        safe = safe.replace(arg, &redact(arg));
+    }
+    hide_passwords(&safe)
+}
+
+/// Hides the values of parameters such as `sslpassword=…`, as in a query or in a list for libpq. A value ends at white space or at
+/// the end of a JSON string: with an odd value this hides too much rather than too little.
+fn hide_parameters(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(equals) = rest.find('=') {
+        let before = rest[..equals].trim_end_matches(' ');
+        let start = before.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%')).len();
+        safe.push_str(&rest[..=equals]);
+        let in_query = before[..start].ends_with(['?', '&']);
+        rest = &rest[equals + 1..];
+        if is_password_name(&before[start..]) {
+            let value = rest.trim_start_matches(' ');
+            let end = value_end(value, in_query);
+            if end > 0 {
+                safe.push_str(HIDDEN);
+                rest = &value[end..];
+            }
+        }
+    }
+    safe.push_str(rest);
+    safe
+}
+
+/// The length of the value of a parameter at the beginning of `text`.
+fn value_end(text: &str, in_query: bool) -> usize {
+    // In JSON a quote at once is the end of the string, if the next part of the object follows it.
+    let is_quoted = |quote: &&str| text.strip_prefix(*quote).is_some_and(|rest| !in_query && !rest.starts_with([',', '}', ']']));
+    let quote = ["'", "\\\"", "\""].into_iter().find(is_quoted);
+    let start = quote.map_or(0, str::len);
+    let mut is_escaped = false;
+    for (i, c) in text[start..].char_indices() {
+        let (at, rest) = (start + i, &text[start + i..]);
+        match quote {
+            Some(quote) if rest.starts_with(quote) && !is_escaped => return at + quote.len(),
+            None if c == '"' || rest.starts_with("\\\"") || c.is_whitespace() && !is_escaped || in_query && c == '&' => return at,
+            _ => is_escaped = c == '\\' && !is_escaped,
+        }
+    }
+    text.len()
+}
+
 /// Hides the password of every URL in `text`.
-pub fn redact_urls(text: &str) -> String {
+fn redact_urls(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(colon) = rest.find("://") {
@@ -190,7 +264,8 @@ fn split_query(url: &str) -> (&str, Option<&str>) {
 }
 
 fn is_password_name(name: &str) -> bool {
-    String::from_utf8_lossy(&percent_decode(name)).to_ascii_lowercase().contains("password")
+    let name = String::from_utf8_lossy(&percent_decode(name)).to_ascii_lowercase();
+    ["passw", "pwd", "secret", "token"].iter().any(|word| name.contains(word)) || name.ends_with("pass") || name == "pw"
 }
 
 /// Decodes escapes such as `%41`. A `%` without two hexadecimal digits is unchanged.
@@ -223,11 +298,14 @@ mod tests {
             ("sqlite::memory:", "would be gone"),
             ("sqlite://", "names no file"),
             ("sqlite://x.db?mode=ro", "takes no parameters"),
+            ("host=h password=s3cret", "is no URL"),
+            ("sqlite://x.db?passwd=s3cret", "?passwd=***"),
         ] {
             let error = DatabaseUrl::parse(url).unwrap_err();
             assert_eq!(error.exit_code(), 2);
-            assert!(error.to_string().contains(expected), "{error}");
-            assert!(!error.to_string().contains("s3cret"), "{error}");
+            let error = hide_passwords(&error.to_string());
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
         assert!(SecretUrl::parse_amqp("http://h").unwrap_err().to_string().contains("amqps://"));
     }
@@ -268,13 +346,45 @@ mod tests {
     #[test]
     fn urls_in_any_text_are_redacted() {
         let text = r#"cannot: "amqp://a:x@h/%2f", then postgres://b:y@h, https://example.org/a b"#;
-        assert_eq!(redact_urls(text), r#"cannot: "amqp://a:***@h/%2f", then postgres://b:***@h, https://example.org/a b"#);
+        assert_eq!(hide_passwords(text), r#"cannot: "amqp://a:***@h/%2f", then postgres://b:***@h, https://example.org/a b"#);
+    }
+
+    #[test]
+    fn passwords_of_parameters_are_hidden_in_any_text() {
+        for (text, expected) in [
+            ("cannot: host=h password=s3cret user=u", "cannot: host=h password=*** user=u"),
+            ("host=h password = 's3 cr\\'et' user=u", "host=h password =*** user=u"),
+            ("host=h PASSWORD=s3\\ cret", "host=h PASSWORD=***"),
+            (r#"{"message":"x passwd=","y":1}"#, r#"{"message":"x passwd=","y":1}"#),
+            (r#"a password="s3 cret" b"#, r#"a password=*** b"#),
+            (r#"{"message":"x passwd=s3cret","y":1}"#, r#"{"message":"x passwd=***","y":1}"#),
+            (r#"{"message":"x \"passwd=s3cret\"","y":1}"#, r#"{"message":"x \"passwd=***\"","y":1}"#),
+            ("postgres://h/db?sslpassword=s3'c&sslmode=off", "postgres://h/db?sslpassword=***&sslmode=off"),
+            ("postgres://h/db?pass%77d=s3cret", "postgres://h/db?pass%77d=***"),
+            ("a=b c=d, e==f", "a=b c=d, e==f"),
+        ] {
+            assert_eq!(hide_passwords(text), expected);
+        }
+        let url = "postgres://u:my s3cret@h/db";
+        assert_eq!(
+            hide_arguments(&format!("unexpected argument '{url}'"), &[url.into()]),
+            "unexpected argument 'postgres://u:***@h/db'"
+        );
+    }
+
+    #[test]
+    fn parameters_that_sqlx_would_show_are_not_passed_on() {
+        let url = SecretUrl("postgres://h/db?ssl%70assword=a&sslmode=off&password=b&passwd=c".to_owned());
+        let (passed, dropped) = url.without_unknown_secrets();
+        assert_eq!(passed, "postgres://h/db?sslmode=off&password=b");
+        assert_eq!(dropped, ["ssl%70assword", "passwd"]);
     }
 
     proptest::proptest! {
         #[test]
         fn any_text_can_be_redacted(before in ".*", password in "[^\\s\"\\\\]*", after in ".*") {
-            redact_urls(&format!("{before}://{after}"));
+            hide_passwords(&format!("{before}://{after}"));
+            hide_passwords(&format!("{before}password={after}"));
             // A URL that names its password in two ways works nowhere.
             proptest::prop_assume!(!password.to_lowercase().contains("password") && !password.contains('%'));
             let text = redact_urls(&format!("cannot reach 'postgres://user:{password}@host/db' then {before}"));

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{Claim, Inbox, disk, names};
 use crate::error::{IoContext, Result};
+use crate::visible::{Form, visible};
 
 /// Where a file was moved to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,13 +63,13 @@ impl Inbox {
             error,
             failed_at: jiff::Timestamp::now().to_string(),
         };
-        let mut report = serde_json::to_vec_pretty(&report).expect("strings can be written as JSON");
-        report.push(b'\n');
+        let report = serde_json::to_string_pretty(&report).expect("strings can be written as JSON") + "\n";
+        let report = visible(&report, Form::Json);
         let report_path = claim.report_path();
         let failed = &claim.held.place.failed;
         fs::create_dir_all(failed).cannot(format_args!("make {}", failed.display()))?;
         let unfinished = failed.join(names::unfinished(claim.key));
-        disk::write(&report_path, &unfinished, &report).cannot(format_args!("write {}", report_path.display()))?;
+        disk::write(&report_path, &unfinished, report.as_bytes()).cannot(format_args!("write {}", report_path.display()))?;
         claim.move_to(&claim.failed_path()).cannot(format_args!("move {} to failed/", claim.source))?;
         Ok(Placed { path: claim.failed_path(), unread: 0 })
     }

@@ -141,14 +141,14 @@ impl ConnectionOptions {
                 Ok(Self::Sqlite(Box::new(options), Turns::default()))
             }
             // JIT compilation of these statements takes longer than running them.
-            DatabaseUrl::Postgres(url) => Ok(Self::Postgres(Box::new(
-                url.expose()
-                    .parse::<PgConnectOptions>()?
-                    .application_name("dataloader")
-                    .options([("jit", "off")])
-                    .options(KEEPALIVE)
-                    .disable_statement_logging(),
-            ))),
+            DatabaseUrl::Postgres(url) => {
+                let (url, dropped) = url.without_unknown_secrets();
+                for name in dropped {
+                    tracing::warn!("the database URL's parameter `{name}` is ignored; the password is given as `password`");
+                }
+                let options = url.parse::<PgConnectOptions>()?.application_name("dataloader");
+                Ok(Self::Postgres(Box::new(options.options([("jit", "off")]).options(KEEPALIVE).disable_statement_logging())))
+            }
         }
     }
 

@@ -12,11 +12,12 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use jiff::civil::Date;
 
 use crate::batch::MaxRejects;
-use crate::config::{DatabaseUrl, HttpAddress, MenuMode, Role, Settings, Transport, queue_prefix, redact_urls};
+use crate::config::{DatabaseUrl, HttpAddress, MenuMode, Role, Settings, Transport, hide_arguments, queue_prefix};
 use crate::error::{Error, Result};
 use crate::record::row::RejectReason;
 use crate::terminal::logging::{LogFormat, Verbosity};
 use crate::terminal::output::{Format, Output};
+use crate::visible::{Form, visible};
 
 mod about;
 mod doctor;
@@ -478,12 +479,14 @@ pub fn explain(instead: &clap::Error, args: &[OsString]) -> u8 {
         let _ = instead.print();
         return 0;
     }
+    // clap quotes a misplaced argument, which may be a database URL with its password.
     let text = instead.to_string();
+    let safe = hide_arguments(&text, args);
+    let shown = visible(&safe, Form::Text);
     if asks_for_json(args) {
-        Output::new(Format::Json).error(&in_one_line(&text));
-    } else if text.contains("://") {
-        // clap quotes a misplaced argument, which may be a database URL with its password.
-        let _ = write!(std::io::stderr(), "{}", redact_urls(&text));
+        Output::new(Format::Json).error(&in_one_line(&safe));
+    } else if shown != text {
+        let _ = write!(std::io::stderr(), "{shown}");
     } else {
         let _ = instead.print();
     }
@@ -498,7 +501,6 @@ fn asks_for_json(args: &[OsString]) -> bool {
 
 /// The first paragraph of clap's message, with clap's tip as the hint if there is one.
 fn in_one_line(text: &str) -> Error {
-    let text = redact_urls(text);
     let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
     let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: "));
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -6,8 +6,9 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::config::redact_urls;
+use crate::config::hide_passwords;
 use crate::error::{Error, Result, io_text};
+use crate::visible::{Form, VisibleWriter, visible};
 
 /// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,6 +17,15 @@ pub enum Format {
     Text,
     /// One JSON object on standard output and nothing else.
     Json,
+}
+
+impl From<Format> for Form {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Text => Self::Text,
+            Format::Json => Self::Json,
+        }
+    }
 }
 
 /// Prints a command's result, or its error.
@@ -35,7 +45,7 @@ impl Output {
 
     /// Prints the result: `value` as JSON, or the text that `text` writes. Call it once per command.
     pub fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-        stream(|out| match self.format {
+        stream(self.format, |out| match self.format {
             Format::Text => text(out),
             Format::Json => {
                 serde_json::to_writer(&mut *out, value)?;
@@ -59,9 +69,10 @@ impl Output {
 /// # Errors
 /// If the text cannot be written.
 pub fn write_error(out: &mut dyn Write, error: &Error) -> io::Result<()> {
-    let hint = error.hint_text().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+    let hint = error.hint_text().map(|hint| format!("hint: {}\n", visible(hint, Form::Line))).unwrap_or_default();
+    let message = hide_passwords(error.message());
     // A single write, so that lines of other processes cannot come between the two lines.
-    out.write_all(format!("error: {}\n{hint}", redact_urls(error.message())).as_bytes())
+    out.write_all(format!("error: {}\n{hint}", visible(&message, Form::Line)).as_bytes())
 }
 
 fn write_json(out: &mut dyn Write, error: &Error) -> io::Result<()> {
@@ -74,28 +85,36 @@ fn write_json(out: &mut dyn Write, error: &Error) -> io::Result<()> {
         message: String,
         hint: Option<&'a str>,
     }
-    let error = Explanation { message: redact_urls(error.message()), hint: error.hint_text() };
-    let mut line = serde_json::to_vec(&Failure { error })?;
-    line.push(b'\n');
-    out.write_all(&line)
+    let error = Explanation { message: hide_passwords(error.message()), hint: error.hint_text() };
+    let line = serde_json::to_string(&Failure { error })? + "\n";
+    out.write_all(visible(&line, Form::Json).as_bytes())
 }
 
 /// Writes to standard output, buffered. A closed pipe (`dataloader report | head`) is not an error; it only ends `write`
 /// early.
-pub fn stream(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    stream_to(io::stdout().lock(), write)
+pub fn stream(format: Format, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    stream_to(io::stdout().lock(), |out| write(&mut VisibleWriter::new(out, format.into())))
+}
+
+/// Clears the terminal that standard output is.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn clear_screen() -> Result<()> {
+    stream_to(io::stdout().lock(), |out| write!(out, "\x1b[H\x1b[2J"))
 }
 
 /// Standard output, for a result that is written in parts.
 pub struct Printer {
-    out: BufWriter<io::Stdout>,
+    out: VisibleWriter<BufWriter<io::Stdout>>,
     is_closed: bool,
 }
 
 impl Printer {
     /// Nothing is written yet.
-    pub fn start() -> Self {
-        Self { out: BufWriter::with_capacity(64 * 1024, io::stdout()), is_closed: false }
+    pub fn start(format: Format) -> Self {
+        let out = BufWriter::with_capacity(64 * 1024, io::stdout());
+        Self { out: VisibleWriter::new(out, format.into()), is_closed: false }
     }
 
     /// Writes a part.
@@ -123,7 +142,7 @@ impl Printer {
     }
 }
 
-fn stream_to(sink: impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+fn stream_to<W: Write>(sink: W, write: impl FnOnce(&mut BufWriter<W>) -> io::Result<()>) -> Result<()> {
     let mut out = BufWriter::with_capacity(64 * 1024, sink);
     match write(&mut out).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

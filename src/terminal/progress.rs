@@ -10,6 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::batch::extract::Progress;
+use crate::visible::{Form, visible};
 
 /// Work that is shorter than this shows no bar.
 const SHOW_AFTER: Duration = Duration::from_millis(500);
@@ -69,7 +70,7 @@ impl LiveLine {
         let (open, closed) = mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
             while closed.recv_timeout(REFRESH) == Err(RecvTimeoutError::Timeout) {
-                bar.set_message(text());
+                bar.set_message(visible(&text(), Form::Line).into_owned());
                 bar.tick();
             }
             *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;

@@ -1,8 +1,11 @@
 //! Text tables: aligned columns with a ruled header, as wide as their content.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, ContentLineStyle, LineStyle, TableStyle, Width};
+
+use crate::visible::{Form, visible};
 
 /// The alignment of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +42,18 @@ impl Table {
         Self(table)
     }
 
-    /// Appends a row. Line breaks and tabs are shown as escapes, so that a row stays on one line. Very long values are cut.
+    /// Appends a row. Control characters are shown as escapes, so that a row stays on one line. Very long values are cut.
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        let escape = |cell: String| cell.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
         self.0.add_row(cells.into_iter().map(|cell| {
             let mut cell: String = cell.into();
             if let Some((end, _)) = cell.char_indices().nth(MAX_CELL_CHARS) {
                 cell.truncate(end);
                 cell.push('…');
             }
-            if cell.contains(['\n', '\r', '\t']) { escape(cell) } else { cell }
+            match visible(&cell, Form::Line) {
+                Cow::Borrowed(_) => cell,
+                Cow::Owned(shown) => shown,
+            }
         }));
     }
 }

@@ -10,6 +10,7 @@ mod help; // the help texts
 mod about; // codes, schema, completions, man pages
 mod documents; // what README and docs/ name exists
 mod layers; // modules use only those below them
+mod harmless; // no control characters, no passwords
 
 // Batch, in the order in which a newcomer meets it.
 mod sample; // the main job on the samples
