@@ -49,6 +49,22 @@ fn a_pipeline_is_healthy_as_long_as_it_lives_and_is_connected() {
     ask(&["health"]).code(1);
 }
 
+#[test]
+fn a_pipeline_is_seen_from_an_environment_without_a_runtime_directory_sqlite() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let runtime = sandbox.write("runtime/other", "").with_file_name("");
+    let runtime = runtime.to_str().expect("a plain path");
+    let mut pipeline = sandbox.pipeline([]).env("XDG_RUNTIME_DIR", runtime).spawn();
+    pipeline.wait_for_stderr("watching ");
+    wait_until("it is healthy", || sandbox.run(["health"]).code == Some(0));
+    let seen = sandbox.command(["health", "--format", "json"]).env("XDG_RUNTIME_DIR", runtime).run().ok().json();
+    assert_eq!(seen["processes"].as_array().map(Vec::len), Some(1), "in two places, and one process: {seen}");
+    let places = std::fs::read_dir(runtime).expect("it was made").count();
+    assert_eq!(places, 2, "the runtime directory is used");
+    pipeline.signal(Signal::Terminate);
+    pipeline.wait().ok();
+}
+
 /// Asserts that the pipeline, which works again, is healthy two seconds later: with slack for a busy machine.
 #[track_caller]
 fn assert_soon_healthy(sandbox: &Sandbox) {
