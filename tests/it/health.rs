@@ -1,7 +1,5 @@
 //! `dataloader health`: whether a pipeline of the working directory is alive and connected.
 
-use std::time::{Duration, Instant};
-
 use dataloader::config::{Role, Transport};
 use dataloader::flow::Flow;
 use dataloader::heartbeat::{Beat, Connections, Heartbeat};
@@ -65,13 +63,16 @@ fn a_pipeline_is_seen_from_an_environment_without_a_runtime_directory_sqlite() {
     pipeline.wait().ok();
 }
 
-/// Asserts that the pipeline, which works again, is healthy two seconds later: with slack for a busy machine.
+/// Asserts that the pipeline, which works again, is healthy two seconds later. Measured in answers, of which there are some seventy
+/// in that time: a busy machine gives them more slowly as well.
 #[track_caller]
 fn assert_soon_healthy(sandbox: &Sandbox) {
-    let works_since = Instant::now();
-    wait_until("it is healthy", || sandbox.run(["health"]).code == Some(0));
-    let took = works_since.elapsed();
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    let mut answers = 0;
+    wait_until("it is healthy", || {
+        answers += 1;
+        sandbox.run(["health"]).code == Some(0)
+    });
+    assert!(answers <= 150, "{answers}");
 }
 
 #[test]
