@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dataloader::dataset::{Column, ColumnType, Dataset, Model, Repeats, StreamMode};
+use dataloader::dataset::{Column, ColumnType, Dataset, Model, Place, Repeats, StreamMode};
 use dataloader::record::chunk::{CHUNK_RECORDS, Chunk, ChunkBody, Framing};
 use dataloader::record::parse::{DayRange, Parser};
 use dataloader::record::row::{RowSink, Value};
@@ -83,7 +83,8 @@ fn chunks(mut event: impl FnMut(&mut Random) -> String) -> Vec<Chunk> {
 }
 
 fn events() -> Arc<Dataset> {
-    let column = |name: &str, column_type, required| Column { name: name.to_owned(), column_type, required };
+    let column =
+        |name: &str, column_type, required| Column { name: name.to_owned(), column_type, required, from: Place::key(name) };
     Arc::new(Dataset {
         stream: StreamMode::default(),
         menu: false,

@@ -1,5 +1,6 @@
 //! A dataset: a directory of JSON files, the raw table for their records, and the daily models made from it.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// What becomes of a dropped file whose content the dataset has already.
@@ -84,11 +85,48 @@ impl ColumnType {
 /// One column of a raw table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// A valid identifier, and the key in the JSON records.
+    /// A valid identifier.
     pub name: String,
     pub column_type: ColumnType,
     /// A record is rejected if this column is absent or null.
     pub required: bool,
+    pub from: Place,
+}
+
+/// Where a value stands in a record: the reference tokens of a JSON Pointer (RFC 6901). Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place(pub Vec<String>);
+
+impl Place {
+    /// The value of a key of the record.
+    pub fn key(key: &str) -> Self {
+        Self(vec![key.to_owned()])
+    }
+
+    /// Reads a key, or a JSON Pointer if the text begins with `/`. `None` if a `~` is followed by neither `0` nor `1`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Some(pointer) = text.strip_prefix('/') else { return Some(Self::key(text)) };
+        let token = |escaped: &str| {
+            let valid = escaped.split('~').skip(1).all(|after| after.starts_with(['0', '1']));
+            valid.then(|| escaped.replace("~1", "/").replace("~0", "~"))
+        };
+        pointer.split('/').map(token).collect::<Option<_>>().map(Self)
+    }
+
+    /// Whether one of the two values is the other, or contains it.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(own, other)| own == other)
+    }
+}
+
+impl fmt::Display for Place {
+    /// As it stands in `dataloader.toml`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            [key] if !key.starts_with('/') => f.write_str(key),
+            tokens => tokens.iter().try_for_each(|token| write!(f, "/{}", token.replace('~', "~0").replace('/', "~1"))),
+        }
+    }
 }
 
 /// What the model computes per day in addition to the totals.

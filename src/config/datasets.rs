@@ -1,17 +1,20 @@
 //! Reads `[datasets.*]` into datasets whose names and columns every supported database accepts.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::document::{Section, Value, suggestion};
-use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, Repeats, StreamMode};
+use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, Place, Repeats, StreamMode};
 use crate::error::Result;
 
 /// PostgreSQL truncates longer names. SQLite does not, but both must have the same tables.
 const MAX_NAME_BYTES: usize = 63;
 /// Both databases support this many columns, plus the generated ones.
 const MAX_COLUMNS: usize = 1_000;
+/// A record may not nest deeper, so a pointer that goes deeper never finds anything.
+const MAX_DEPTH: usize = 128;
 /// Names of the program's own tables and queues. Names that begin with `_` are reserved as well.
 const RESERVED_DATASETS: [&str; 5] = ["loads", "batches", "rejects", "load_history", "dead"];
 /// Columns of every raw table.
@@ -173,7 +176,9 @@ fn read_columns(value: &Value<'_>) -> Result<Vec<Column>> {
             return Err(error.hint("leave it out; the records' values are kept in `_extra`"));
         }
         names.claim(name, &entry, || "a column".to_owned())?;
-        columns.push(read_column(&entry)?);
+        let column = read_column(&entry)?;
+        check_place(&column, &columns, &entry)?;
+        columns.push(column);
     }
     if columns.is_empty() {
         return Err(value.key_error("no columns").hint("add a line for each: id = \"text\""));
@@ -185,11 +190,41 @@ fn read_columns(value: &Value<'_>) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
-/// Reads `"text"` or `{ type = "text", required = true }`.
+/// Every value of a record has one column at most, so that nothing is taken twice and the rest is what no column takes.
+fn check_place(column: &Column, earlier: &[Column], entry: &Value<'_>) -> Result<()> {
+    let Some(other) = earlier.iter().find(|other| other.from.overlaps(&column.from)) else { return Ok(()) };
+    let (own, others) = (&column.name, &other.name);
+    let message = match column.from.0.len().cmp(&other.from.0.len()) {
+        Ordering::Equal => format!("the columns `{others}` and `{own}` take the same value"),
+        Ordering::Greater => format!("the column `{own}` takes a part of what the column `{others}` takes"),
+        Ordering::Less => format!("the column `{own}` takes what the column `{others}` takes a part of"),
+    };
+    Err(entry.key_error(message).hint("leave one of them out, or change its `from`"))
+}
+
+/// Reads a key, or a JSON Pointer that begins with `/`.
+fn read_place(value: &Value<'_>) -> Result<Place> {
+    let text = value.string()?;
+    let Some(place) = Place::parse(text) else {
+        let error = value.error(format!("`{}` is no JSON Pointer: `~` stands alone in it", text.escape_debug()));
+        return Err(error.hint("write `~0` for `~` in a key, and `~1` for `/`"));
+    };
+    if place.0.len() > MAX_DEPTH {
+        let error = value.error(format!("`from` has {} parts, and records nest {MAX_DEPTH} levels at most", place.0.len()));
+        return Err(error.hint("point to a value that is less deep"));
+    }
+    Ok(place)
+}
+
+/// Reads `"text"` or `{ type = "text", required = true, from = "key" }`.
 fn read_column(entry: &Value<'_>) -> Result<Column> {
+    let mut from = Place::key(entry.key);
     let (column_type, required) = if entry.is_section() {
         let section = entry.section()?;
-        section.allow_only(&["type", "required"])?;
+        section.allow_only(&["type", "required", "from"])?;
+        if let Some(value) = section.get("from") {
+            from = read_place(&value)?;
+        }
         let Some(column_type) = section.get("type") else {
             let hint = format!("{} = {{ type = \"text\", required = true }}", entry.key);
             return Err(entry.key_error(format!("the column `{}` has no type", entry.key)).hint(hint));
@@ -198,7 +233,7 @@ fn read_column(entry: &Value<'_>) -> Result<Column> {
     } else {
         (read_type(entry)?, false)
     };
-    Ok(Column { name: entry.key.to_owned(), column_type, required })
+    Ok(Column { name: entry.key.to_owned(), column_type, required, from })
 }
 
 fn read_type(value: &Value<'_>) -> Result<ColumnType> {

@@ -111,7 +111,7 @@ fn dataset() -> Value {
                 "What becomes of a dropped file whose content is there already", &Repeats::ALL.map(Repeats::name), Repeats::Load.name()),
             "menu": { "description": "The menu and `drop` are about this dataset", "type": "boolean", "default": false },
             "columns": {
-                "description": "In this order; a type, or { type, required }",
+                "description": "In this order; a type, or { type, required, from }",
                 "type": "object", "minProperties": 1, "maxProperties": 1000, "propertyNames": { "pattern": NAME },
                 "additionalProperties": { "anyOf": [{ "$ref": "#/definitions/type" }, { "$ref": "#/definitions/column" }] },
             },
@@ -126,6 +126,10 @@ fn column() -> Value {
         "properties": {
             "type": { "$ref": "#/definitions/type" },
             "required": { "description": "A record without it is rejected", "type": "boolean", "default": false },
+            "from": {
+                "description": "Where the value stands: another key, or a JSON Pointer (RFC 6901) that begins with /",
+                "type": "string", "pattern": r"^([^/][\s\S]*)?$|^(/([^~/]|~[01])*)+$",
+            },
         },
     })
 }

@@ -225,6 +225,16 @@ fn mistakes_in_columns_name_line_and_remedy() {
     mistake(&column("x = { type = \"text\", require = true }"), "my.toml:5", &["did you mean `required`?"]);
     mistake(&column("x = { required = true }"), "my.toml:5", &["the column `x` has no type"]);
     mistake(&column("x = { type = \"text\", required = 1 }"), "my.toml:5", &["must be true or false, is an integer"]);
+    let from = |places: [&str; 2]| {
+        column(&format!("a = {{ type = \"text\", from = \"{}\" }}\nb = {{ type = \"text\", from = \"{}\" }}", places[0], places[1]))
+    };
+    mistake(&from(["x", "id"]), "my.toml:6", &["the columns `id` and `b` take the same value"]);
+    mistake(&from(["/u/n", "/u/n"]), "my.toml:6", &["the columns `a` and `b` take the same value"]);
+    mistake(&from(["/u/n", "u"]), "my.toml:6", &["`b` takes what the column `a` takes a part of"]);
+    mistake(&from(["/u", "/u/0/x"]), "my.toml:6", &["`b` takes a part of what the column `a` takes"]);
+    mistake(&from(["x", "/a~b"]), "my.toml:6", &["`/a~b` is no JSON Pointer", "`~0` for `~`"]);
+    mistake(&from(["x", &"/a".repeat(129)]), "my.toml:6", &["129 parts"]);
+    mistake(&column("x = { type = \"text\", form = \"y\" }"), "my.toml:5", &["did you mean `from`?"]);
     mistake(&column("x = 1"), "my.toml:5", &["must be a string, is an integer"]);
     mistake(&column("id = \"text\""), "my.toml:5", &["`id` is defined twice"]);
     mistake(&column("Id = \"text\""), "my.toml:5", &["differ only in case"]);

@@ -54,7 +54,7 @@ fn value_of(text: &str, detail: &str) -> Option<Range<usize>> {
         // Of a key that is there twice the last value counts; of two keys that fit, the longer one is meant.
         if is_named && name.len() >= longest {
             (named, longest) = (Some(of_value(value)), name.len());
-        } else if named.is_none() && detail.starts_with("_extra: ") && (Member { key, value }).fault().is_some() {
+        } else if named.is_none() && detail.starts_with("_extra: ") && (Member { key, value: value.into() }).fault().is_some() {
             let member = shortened(&format!("{key}:{value}"));
             if detail["_extra: ".len()..].starts_with(&member) {
                 named = Some(of_value(value));

@@ -12,10 +12,11 @@ use serde::de::IgnoredAny;
 use super::chunk::{Chunk, ChunkBody};
 use super::coerce::{self, coerce};
 use super::json;
+use super::nested::Parts;
 use super::row::{Reject, RejectReason, RowSink, Value};
 use super::scan;
 use super::time::MICROS_PER_DAY;
-use crate::dataset::{ColumnType, Dataset};
+use crate::dataset::{Column, ColumnType, Dataset, Place};
 
 /// The days that a load includes; records of other days are skipped. Days since 1970-01-01, inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Parser {
 
     /// Fills `values` from the record; returns false if anything in the record is wrong.
     fn row<'a>(&mut self, record: &'a str, fields: &mut Fields<'a>, values: &mut Vec<Value<'a>>) -> bool {
-        if !fields.fill(record, &self.dataset, &mut self.keys) {
+        if !fields.fill(record, &mut self.keys) {
             return false;
         }
         for (column, source) in self.dataset.columns.iter().zip(&fields.columns) {
@@ -151,32 +152,53 @@ impl DaySet {
     }
 }
 
-/// Maps keys to columns. It first guesses that keys come in the same order as in the previous record.
+/// Maps keys to slots: one for each column, then one for each key of which columns take parts only. It first guesses that keys come
+/// in the same order as in the previous record.
 #[derive(Debug)]
 struct KeyMap {
-    columns: HashMap<String, usize>,
-    /// For each column, the column that followed it last time. The last element is for the start of a record.
+    slots: HashMap<String, usize>,
+    /// For each slot, its key if that stands in records without escapes.
+    plain: Vec<Option<String>>,
+    /// For each slot, the slot that followed it last time. The last element is for the start of a record.
     next: Vec<usize>,
+    /// What is taken from inside of the values of the slots after those of the columns.
+    parts: Vec<Parts>,
 }
 
 impl KeyMap {
     fn new(dataset: &Dataset) -> Self {
-        let columns = &dataset.columns;
-        let mut next: Vec<usize> = (1..=columns.len()).collect();
+        let count = dataset.columns.len();
+        let (mut slots, mut plain, mut parts) = (HashMap::new(), vec![None; count], Vec::<Parts>::new());
+        for (column, place) in dataset.columns.iter().map(|column| &column.from).enumerate() {
+            let (key, inside) = place.0.split_first().expect("a place is never empty");
+            let slot = match inside {
+                [] => column,
+                inside => {
+                    let slot = *slots.entry(key.clone()).or_insert(count + parts.len());
+                    parts.resize_with(parts.len().max(slot - count + 1), Parts::default);
+                    parts[slot - count].add(inside, column);
+                    slot
+                }
+            };
+            plain.resize(plain.len().max(slot + 1), None);
+            // A key with a backslash never stands in a record as it is.
+            plain[slot] = (!key.contains('\\')).then(|| key.clone());
+            slots.insert(key.clone(), slot);
+        }
+        let mut next: Vec<usize> = (1..=plain.len()).collect();
         next.push(0);
-        Self { columns: columns.iter().enumerate().map(|(i, c)| (c.name.clone(), i)).collect(), next }
+        Self { slots, plain, next, parts }
     }
 
-    /// The column of `key`, which is given as it stands in the text, with quotes. `previous` is the column of the preceding
-    /// key.
-    fn find(&mut self, dataset: &Dataset, key: &str, previous: Option<usize>) -> Option<usize> {
-        let previous = previous.unwrap_or(dataset.columns.len());
+    /// The slot of `key`, which is given as it stands in the text, with quotes. `previous` is the slot of the preceding key.
+    fn find(&mut self, key: &str, previous: Option<usize>) -> Option<usize> {
+        let previous = previous.unwrap_or(self.plain.len());
         let guess = self.next[previous];
-        // Column names contain no backslash, so a key that equals one has no escapes.
-        if dataset.columns.get(guess).is_some_and(|column| column.name.as_bytes() == &key.as_bytes()[1..key.len() - 1]) {
+        let guessed = self.plain.get(guess).and_then(Option::as_ref);
+        if guessed.is_some_and(|guessed| guessed.as_bytes() == &key.as_bytes()[1..key.len() - 1]) {
             return Some(guess);
         }
-        let found = self.columns.get(&*json::unescape(key).ok()?).copied()?;
+        let found = self.slots.get(&*json::unescape(key).ok()?).copied()?;
         self.next[previous] = found;
         Some(found)
     }
@@ -188,48 +210,66 @@ struct Fields<'a> {
     columns: Vec<Option<&'a str>>,
     /// The members that match no column: each key once, in the order of their last occurrence.
     extra: Vec<Member<'a>>,
+    /// For each key of which columns take parts, its member.
+    nested: Vec<Option<(&'a str, &'a str)>>,
 }
 
 /// One member of an object, as source text.
 pub(super) struct Member<'a> {
     /// With quotes and escapes.
     pub(super) key: &'a str,
-    pub(super) value: &'a str,
+    pub(super) value: Cow<'a, str>,
 }
 
 impl Member<'_> {
     /// The reason why `_extra` cannot store this member.
     pub(super) fn fault(&self) -> Option<RejectReason> {
         // The order of the reasons decides: the first one is reported.
-        json::escape_fault(self.key).into_iter().chain(json::jsonb_fault(self.value)).min()
+        json::escape_fault(self.key).into_iter().chain(json::jsonb_fault(&self.value)).min()
     }
 }
 
 impl<'a> Fields<'a> {
     fn new(columns: usize) -> Self {
-        Self { columns: vec![None; columns], extra: Vec::new() }
+        Self { columns: vec![None; columns], extra: Vec::new(), nested: Vec::new() }
     }
 
     /// Finds the members of the record. Returns false unless the record is one JSON object that does not nest too deep.
-    fn fill(&mut self, record: &'a str, dataset: &Dataset, keys: &mut KeyMap) -> bool {
+    fn fill(&mut self, record: &'a str, keys: &mut KeyMap) -> bool {
         self.columns.fill(None);
+        self.nested.clear();
+        self.nested.resize(keys.parts.len(), None);
         self.extra.clear();
         let mut previous = None;
         let mut too_deep = false;
         let scanned = scan::members(record, |key, value| {
             too_deep |= may_nest_too_deep(value) && json::nests_deeper(value, json::MAX_DEPTH - 1);
-            match keys.find(dataset, key, previous) {
-                Some(column) => {
-                    self.columns[column] = Some(value);
-                    previous = Some(column);
-                }
-                None => self.extra.push(Member { key, value }),
+            let Some(slot) = keys.find(key, previous) else {
+                return self.extra.push(Member { key, value: Cow::Borrowed(value) });
+            };
+            match self.columns.get_mut(slot) {
+                Some(column) => *column = Some(value),
+                None => self.nested[slot - self.columns.len()] = Some((key, value)),
             }
+            previous = Some(slot);
         });
         if self.extra.len() > 1 {
             self.keep_last_of_each_key();
         }
-        scanned.is_ok() && !too_deep
+        let complete = scanned.is_ok() && !too_deep;
+        if complete {
+            self.take_nested(keys);
+        }
+        complete
+    }
+
+    /// Fills the columns that stand inside of other values. What no column takes of these stays.
+    fn take_nested(&mut self, keys: &KeyMap) {
+        for (parts, member) in keys.parts.iter().zip(&self.nested) {
+            let Some((key, value)) = *member else { continue };
+            let rest = parts.take(value, &mut self.columns);
+            self.extra.extend(rest.map(|value| Member { key, value }));
+        }
     }
 
     fn keep_last_of_each_key(&mut self) {
@@ -256,7 +296,7 @@ impl<'a> Fields<'a> {
             object.push(if object.is_empty() { '{' } else { ',' });
             object.push_str(member.key);
             object.push(':');
-            object.push_str(member.value);
+            object.push_str(&member.value);
         }
         object.push('}');
         Value::Json(Cow::Owned(object))
@@ -281,12 +321,12 @@ fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
         return (RejectReason::InvalidJson, e.to_string());
     }
     let mut fields = Fields::new(dataset.columns.len());
-    if !fields.fill(record, dataset, &mut KeyMap::new(dataset)) {
+    if !fields.fill(record, &mut KeyMap::new(dataset)) {
         let value = record.trim();
         return (RejectReason::NotAnObject, format!("{} is {}, no object", shortened(value), kind(value)));
     }
     let columns = dataset.columns.iter().zip(&fields.columns).filter_map(|(column, source)| {
-        let (name, column_type) = (&column.name, column.column_type);
+        let (name, column_type) = (described(column), column.column_type);
         match *source {
             None | Some("null") if !column.required => None,
             None => Some((RejectReason::MissingRequired, format!("{name}: required, but absent"))),
@@ -304,6 +344,12 @@ fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
     });
     // `min_by_key` returns the first of equal elements.
     columns.chain(extra).min_by_key(|(reason, _)| *reason).expect("the short way fails only for what is checked again here")
+}
+
+/// The name of the column, with the place of its value if that is not the key of the same name.
+fn described(column: &Column) -> String {
+    let Column { name, from, .. } = column;
+    if *from == Place::key(name) { name.clone() } else { format!("{name} (from {})", shortened(&from.to_string())) }
 }
 
 /// The kind of a valid JSON value, for messages.

@@ -13,6 +13,10 @@ use super::number;
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotAnObject;
 
+/// The text is not a JSON array.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotAnArray;
+
 /// Calls `member` with the key and the value of each member of the object `record`. Both are source text without surrounding
 /// white space. The key has its quotes and escapes.
 pub fn members<'a>(record: &'a str, mut member: impl FnMut(&'a str, &'a str)) -> Result<(), NotAnObject> {
@@ -34,6 +38,26 @@ pub fn members<'a>(record: &'a str, mut member: impl FnMut(&'a str, &'a str)) ->
     }
     cursor.expect(b'}')?;
     if cursor.peek().is_none() { Ok(()) } else { Err(NotAnObject) }
+}
+
+/// Calls `element` with each element of the list `list`, as source text without surrounding white space.
+pub fn elements<'a>(list: &'a str, mut element: impl FnMut(&'a str)) -> Result<(), NotAnArray> {
+    let mut cursor = Cursor { text: list, at: 0 };
+    let mut each = || {
+        cursor.expect(b'[')?;
+        if cursor.peek() != Some(b']') {
+            loop {
+                cursor.skip_white_space();
+                element(cursor.value()?);
+                if cursor.peek() != Some(b',') {
+                    break;
+                }
+                cursor.at += 1;
+            }
+        }
+        cursor.expect(b']')
+    };
+    each().map_err(|NotAnObject| NotAnArray)
 }
 
 struct Cursor<'a> {

@@ -214,10 +214,10 @@ impl Handler<Drain> for Modeller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::{Column, ColumnType, Model, Repeats, StreamMode};
+    use crate::dataset::{Column, ColumnType, Model, Place, Repeats, StreamMode};
 
     fn events() -> Arc<Dataset> {
-        let at = Column { name: "at".to_owned(), column_type: ColumnType::Date, required: true };
+        let at = Column { name: "at".to_owned(), column_type: ColumnType::Date, required: true, from: Place::key("at") };
         Arc::new(Dataset {
             name: "events".to_owned(),
             dir: "events".into(),

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::protocol::ParsedChunk;
-use crate::dataset::{Column, ColumnType, Dataset, Model, Repeats, StreamMode};
+use crate::dataset::{Column, ColumnType, Dataset, Model, Place, Repeats, StreamMode};
 use crate::record::parse::{DayRange, Parser};
 use crate::record::split::Splitter;
 use crate::store::Dialect;
 use crate::transport::piece::Load;
 
 pub fn load(key: u128, dataset: &str) -> Arc<Load> {
-    let column = Column { name: "id".to_owned(), column_type: ColumnType::BigInt, required: true };
+    let column = Column { name: "id".to_owned(), column_type: ColumnType::BigInt, required: true, from: Place::key("id") };
     let dataset = Dataset {
         name: dataset.to_owned(),
         dir: dataset.into(),

@@ -5,6 +5,7 @@ use crate::support::{Cell, Sandbox, Store, array, event, on_both_stores};
 on_both_stores!(
     a_dataset_of_ones_own_needs_only_a_section,
     every_column_type_is_kept,
+    columns_take_other_keys_and_nested_values,
     names_may_be_key_words,
     unknown_keys_are_kept,
     a_column_that_the_definition_adds_is_added,
@@ -100,6 +101,24 @@ fn every_column_type_is_kept(sandbox: &Sandbox) {
     let values: Vec<_> =
         sandbox.query("SELECT j FROM {raw.all} WHERE j IS NOT NULL ORDER BY b").into_iter().flatten().map(json).collect();
     assert_eq!(values, [Some(serde_json::json!([1, "x"])), Some(serde_json::json!("text"))]);
+}
+
+fn columns_take_other_keys_and_nested_values(sandbox: &Sandbox) {
+    let config = "[datasets.pushes]\nkey = [\"id\"]\n[datasets.pushes.columns]\n\
+        id = { type = \"bigint\", required = true, from = \"Id No.\" }\n\
+        login = { type = \"text\", from = \"/actor/login\" }\ntag = { type = \"text\", from = \"/tags/0\" }\n";
+    sandbox.write("dataloader.toml", config);
+    let records = [
+        r#"{"Id No.":1,"actor":{"login":"ann","score":1.50},"tags":["x"]}"#,
+        r#"{"Id No.":2,"actor":{"login":"bob"}}"#,
+        r#"{"Id No.":"two","actor":null}"#,
+    ];
+    sandbox.write("raw_data/pushes/x.json", array(&records));
+    sandbox.run(["load"]).code(3);
+    let rows = sandbox.lines("SELECT id, login, tag, CAST(_extra AS text) FROM {raw.pushes} ORDER BY id");
+    let rows: Vec<String> = rows.iter().map(|row| row.replace(' ', "")).collect();
+    assert_eq!(rows, [r#"1|ann|x|{"actor":{"score":1.50}}"#, "2|bob|NULL|NULL"]);
+    assert_eq!(sandbox.lines("SELECT detail FROM {raw.rejects}"), ["id (from Id No.): \"two\" is no integer (expected e.g. 42)"]);
 }
 
 fn names_may_be_key_words(sandbox: &Sandbox) {

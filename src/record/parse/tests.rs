@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, Model, Repeats, StreamMode};
+use crate::dataset::{Column, Model, Place, Repeats, StreamMode};
 use crate::record::chunk::Framing;
 
-/// A dataset with the columns `name:type`; `!` after the type means required. The day column is `at`.
+/// A dataset with the columns `name:type` or `name=from:type`; `!` after the type means required. The day column is `at`.
 fn dataset(columns: &str) -> Arc<Dataset> {
     let columns: Vec<Column> = columns
         .split_whitespace()
@@ -16,7 +16,9 @@ fn dataset(columns: &str) -> Arc<Dataset> {
             let (name, column_type) = column.split_once(':').unwrap();
             let required = column_type.ends_with('!');
             let column_type = ColumnType::from_name(column_type.trim_end_matches('!')).unwrap();
-            Column { name: name.to_owned(), column_type, required }
+            // `name=place:type` takes the value from that place.
+            let (name, place) = name.split_once('=').unwrap_or((name, name));
+            Column { name: name.to_owned(), column_type, required, from: Place::parse(place).unwrap() }
         })
         .collect();
     let day = columns.iter().position(|column| column.name == "at");
@@ -380,4 +382,42 @@ proptest! {
         let why = |parsed: &Parsed| parsed.rejects.first().map(|r| (r.reason, r.detail.clone()));
         prop_assert_eq!(why(&first), why(&second));
     }
+}
+
+#[test]
+fn columns_take_other_keys_and_nested_values() {
+    let dataset = dataset("id=Id_No.:bigint! login=/actor/login:text first=/tags/0:text at=a\\b:date note:text");
+    let records = [
+        r#"{"Id_No.":1,"actor":{"login":"ann","id":1.50},"tags":["x","y"],"a\\b":"1970-01-02","id":7}"#,
+        r#"{"id":8,"tags":[],"Id_No.":2,"actor":{"login":"bob"},"note":"n"}"#,
+        r#"{"a\b":1,"Id_No.":3,"actor":null,"tags":{"0":"z"}}"#,
+    ];
+    let mut rows = Rows::default();
+    let parsed = Parser::new(dataset).parse(&chunk(&records), &DayRange::ALL, &mut rows);
+    assert_eq!(parsed.rejects, []);
+    let text = |text: &str| format!("Text({text:?})");
+    let expected = [
+        format!(
+            "BigInt(1) {} {} Date(1) Null Json({:?})",
+            text("ann"),
+            text("x"),
+            r#"{"id":7,"actor":{"id":1.50},"tags":[null,"y"]}"#
+        ),
+        format!("BigInt(2) {} Null Null {} Json({:?})", text("bob"), text("n"), r#"{"id":8,"tags":[]}"#),
+        format!("BigInt(3) Null {} Null Null Json({:?})", text("z"), r#"{"a\b":1,"actor":null}"#),
+    ];
+    assert_eq!(rows.0, expected);
+}
+
+#[test]
+fn rejects_name_the_column_and_where_it_came_from() {
+    let dataset = dataset("id:bigint count=/n/c:bigint! x=a\u{1}b:uuid");
+    let detail = |record: &str| {
+        let parsed = Parser::new(dataset.clone()).parse(&chunk(&[record]), &DayRange::ALL, &mut Rows::default());
+        parsed.rejects[0].detail.clone()
+    };
+    assert_eq!(detail(r#"{"id":1,"n":{"c":"one"}}"#), "count (from /n/c): \"one\" is no integer (expected e.g. 42)");
+    assert_eq!(detail(r#"{"id":1,"n":[]}"#), "count (from /n/c): required, but absent");
+    assert!(detail(r#"{"n":{"c":1},"a\u0001b":1}"#).starts_with("x (from a\\u{1}b): 1 is no UUID"));
+    assert!(detail(r#"{"n":{"c":1,"d":"\u0000"}}"#).starts_with("_extra: \"n\":{\"d\":\"\\u0000\"} contains U+0000"));
 }

@@ -1,0 +1,186 @@
+//! Takes the values of columns from inside of nested values, and keeps the rest as it stands.
+//!
+//! Nothing is built per record: the values are slices of its text. Only the rest of a value that something was taken from is
+//! written anew, from such slices.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::json;
+use super::scan;
+
+/// What columns take of one value.
+#[derive(Debug)]
+pub enum Taken {
+    /// All of it; the index of the column.
+    Whole(usize),
+    /// Some of its members or elements.
+    Parts(Parts),
+}
+
+/// The members or elements that columns take something of.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// With the index that the token is, should the value be a list.
+    parts: Vec<(Option<usize>, Taken)>,
+    by_token: HashMap<String, usize>,
+}
+
+impl Parts {
+    /// Adds the place that `tokens` lead to. It must not overlap with one that was added before.
+    pub fn add(&mut self, tokens: &[String], column: usize) {
+        let [first, rest @ ..] = tokens else { return };
+        let next = self.parts.len();
+        let at = *self.by_token.entry(first.clone()).or_insert(next);
+        if rest.is_empty() {
+            self.parts.push((list_index(first), Taken::Whole(column)));
+            return;
+        }
+        if at == next {
+            self.parts.push((list_index(first), Taken::Parts(Self::default())));
+        }
+        if let Taken::Parts(parts) = &mut self.parts[at].1 {
+            parts.add(rest, column);
+        }
+    }
+
+    /// Fills the columns from the valid JSON value `value`. Returns what no column took: `None` if that is nothing. A value of
+    /// which nothing was taken stays as it is.
+    pub fn take<'a>(&self, value: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+        match value.as_bytes().first() {
+            Some(b'{') => self.take_members(value, columns),
+            Some(b'[') => self.take_elements(value, columns),
+            _ => Some(Cow::Borrowed(value)),
+        }
+    }
+
+    fn take_members<'a>(&self, object: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+        // The last of a key that comes twice wins, so nothing is taken before all members are known.
+        let mut found: Vec<Option<(&str, &str)>> = vec![None; self.parts.len()];
+        let mut rest = Vec::new();
+        let scanned = scan::members(object, |key, value| {
+            let part = json::unescape(key).ok().and_then(|token| self.by_token.get(&*token));
+            match part {
+                Some(&part) => found[part] = Some((key, value)),
+                None => rest.push((key, Cow::Borrowed(value))),
+            }
+        });
+        if scanned.is_err() || found.iter().all(Option::is_none) {
+            return Some(Cow::Borrowed(object));
+        }
+        for ((_, taken), found) in self.parts.iter().zip(found) {
+            let Some((key, value)) = found else { continue };
+            rest.extend(taken.take(value, columns).map(|left| (key, left)));
+        }
+        if rest.is_empty() {
+            return None;
+        }
+        let members: Vec<String> = rest.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+        Some(Cow::Owned(format!("{{{}}}", members.join(","))))
+    }
+
+    /// In the place of an element that was taken stays null, so that the others keep their positions.
+    fn take_elements<'a>(&self, list: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+        let mut rest: Vec<Option<Cow<'a, str>>> = Vec::new();
+        let mut found = false;
+        let scanned = scan::elements(list, |element| {
+            let part = self.parts.iter().find(|(index, _)| *index == Some(rest.len()));
+            found |= part.is_some();
+            rest.push(match part {
+                Some((_, taken)) => taken.take(element, columns),
+                None => Some(Cow::Borrowed(element)),
+            });
+        });
+        if scanned.is_err() || !found {
+            return Some(Cow::Borrowed(list));
+        }
+        if rest.iter().all(Option::is_none) {
+            return None;
+        }
+        let elements: Vec<&str> = rest.iter().map(|element| element.as_deref().unwrap_or("null")).collect();
+        Some(Cow::Owned(format!("[{}]", elements.join(","))))
+    }
+}
+
+impl Taken {
+    fn take<'a>(&self, value: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Whole(column) => {
+                columns[*column] = Some(value);
+                None
+            }
+            Self::Parts(parts) => parts.take(value, columns),
+        }
+    }
+}
+
+/// The position that a reference token means in a list: digits without a leading zero.
+fn list_index(token: &str) -> Option<usize> {
+    let digits = token.bytes().all(|b| b.is_ascii_digit()) && (token == "0" || !token.starts_with('0'));
+    if digits { token.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Place;
+
+    /// What the pointers take of the value, and what is left.
+    fn taken<'a>(pointers: &[&str], value: &'a str) -> (Vec<Option<&'a str>>, Option<String>) {
+        let mut parts = Parts::default();
+        for (column, pointer) in pointers.iter().enumerate() {
+            parts.add(&Place::parse(pointer).unwrap().0, column);
+        }
+        let mut columns = vec![None; pointers.len()];
+        let rest = parts.take(value, &mut columns);
+        (columns, rest.map(Cow::into_owned))
+    }
+
+    #[test]
+    fn members_are_taken_and_the_rest_stays_as_it_stands() {
+        let pointers = ["/a/b", "/a/c/d", "/e"];
+        let value = r#"{"a": {"b": 1.50e1, "x": [ 1 ], "c": {"d": "\u0062", "y": 1e400}}, "e": null, "z": 0.10}"#;
+        let rest = r#"{"z":0.10,"a":{"x":[ 1 ],"c":{"y":1e400}}}"#;
+        assert_eq!(taken(&pointers, value), (vec![Some("1.50e1"), Some("\"\\u0062\""), Some("null")], Some(rest.to_owned())));
+    }
+
+    #[test]
+    fn an_object_whose_every_member_was_taken_leaves_no_trace() {
+        assert_eq!(taken(&["/a/b", "/c"], r#"{"a":{"b":1},"c":[]}"#), (vec![Some("1"), Some("[]")], None));
+        assert_eq!(taken(&["/a/b", "/c"], r#"{"a":{},"c":1}"#), (vec![None, Some("1")], Some(r#"{"a":{}}"#.to_owned())));
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_taken_and_nothing_is_lost() {
+        for value in ["1", "null", "\"a\"", "{}", "[]", r#"{ "b" : 1 }"#, "[ [ 1 ] ]", r#"{"a":{ "c": 1}}"#] {
+            let kept = taken(&["/a/b", "/00", "/-", "/7"], value);
+            let expected = if value.starts_with("{\"a") { r#"{"a":{ "c": 1}}"# } else { value };
+            assert_eq!(kept, (vec![None; 4], Some(expected.to_owned())), "{value}");
+        }
+    }
+
+    #[test]
+    fn elements_leave_null_in_their_place() {
+        assert_eq!(taken(&["/1"], "[1, 2, 3]"), (vec![Some("2")], Some("[1,null,3]".to_owned())));
+        assert_eq!(taken(&["/0/a", "/1"], r#"[{"a":1}, 2]"#), (vec![Some("1"), Some("2")], None));
+        assert_eq!(taken(&["/0/a"], r#"[{"a":1,"b":2},{"a":3}]"#), (vec![Some("1")], Some(r#"[{"b":2},{"a":3}]"#.to_owned())));
+        assert_eq!(taken(&["/1", "/10"], r#"{"1":"a","10":"b"}"#), (vec![Some("\"a\""), Some("\"b\"")], None));
+    }
+
+    #[test]
+    fn the_last_of_a_key_wins() {
+        assert_eq!(taken(&["/a/b"], r#"{"a":{"b":1,"c":2},"\u0061":5}"#), (vec![None], Some(r#"{"\u0061":5}"#.to_owned())));
+        assert_eq!(taken(&["/a/b"], r#"{"a":5,"a":{"b":1,"b":2}}"#), (vec![Some("2")], None));
+    }
+
+    #[test]
+    fn tokens_are_escaped_as_rfc_6901_says() {
+        let value = r#"{"":1,"a/b":2,"m~n":3,"~1":4,"c\"d":5}"#;
+        let found = taken(&["/", "/a~1b", "/m~0n", "/~01", "/c\"d"], value);
+        assert_eq!(found, (vec![Some("1"), Some("2"), Some("3"), Some("4"), Some("5")], None));
+        assert_eq!((Place::parse("/a~"), Place::parse("/a~2")), (None, None));
+        for text in ["a/b", "", "~", "/~1a", "/a/b~0c", "/a~1b/0"] {
+            assert_eq!(Place::parse(text).unwrap().to_string(), text);
+        }
+    }
+}
