@@ -108,7 +108,7 @@ fn no_spelling_of_a_password_is_shown() {
 
 #[test]
 #[ignore = "needs PostgreSQL: ./run.sh test"]
-fn parameters_that_are_ignored_are_named_without_their_value() {
+fn a_private_servers_url_with_ignored_parameters_is_not_shown() {
     let server = PrivatePostgres::start();
     let sandbox = Sandbox::on(&server);
     let url = sandbox.database_url() + "?sslpassword=s3cret&passwd=s3cret";
