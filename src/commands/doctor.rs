@@ -14,6 +14,7 @@ use super::{DIFFERENT, DONE};
 use crate::config::{Config, ConfigSource, Role, Settings, Transport, hide_passwords};
 use crate::error::{Error, Result};
 use crate::terminal::output::Output;
+use crate::visible::{Form, visible};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -105,17 +106,12 @@ fn write(checks: &[Check], out: &mut dyn Write) -> io::Result<()> {
             Level::Warn => "warn",
             Level::Fail => "fail",
         };
-        writeln!(out, "{status}  {}: {}", check.check, visible(&check.why))?;
+        writeln!(out, "{status}  {}: {}", check.check, visible(&check.why, Form::Line))?;
         if let Some(mend) = &check.mend {
-            writeln!(out, "      mend: {}", visible(mend))?;
+            writeln!(out, "      mend: {}", visible(mend, Form::Line))?;
         }
     }
     Ok(())
-}
-
-/// One line, whatever a name or a server's message holds.
-fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// An argument for a shell.
@@ -135,6 +131,6 @@ mod tests {
         let mut out = Vec::new();
         write(&[check], &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "fail  a: postgres://u:***@h/d\\nx\\u{1b}[2J\n      mend: mkdir 'it'\\''s'\n");
+        assert_eq!(text, "fail  a: postgres://u:***@h/d\\nx\\x1b[2J\n      mend: mkdir 'it'\\''s'\n");
     }
 }
