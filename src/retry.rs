@@ -39,33 +39,22 @@ impl RetryPolicy {
     }
 }
 
-/// The lengths of the pauses between attempts. They grow, and are jittered: the jitter at most doubles a pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backoff {
-    /// From 50 ms to 10 s.
-    Short,
-    /// From 1 s to 30 s, for a broker, which takes some time to start. With a time limit the short ones are used.
-    Long,
-}
+/// The shortest pause between attempts and the longest one, before jitter, which at most doubles a pause. The longest one is
+/// short: an attempt costs the server next to nothing, and after an outage every stage goes on within a second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 type Pauses = Box<dyn Iterator<Item = Duration> + Send + Sync>;
 
-impl Backoff {
-    fn pauses(self) -> Pauses {
-        let (shortest, longest) = match self {
-            Self::Short => (Duration::from_millis(50), Duration::from_secs(5)),
-            Self::Long => (Duration::from_secs(1), Duration::from_secs(15)),
-        };
-        let backoff = backon::ExponentialBuilder::new().with_min_delay(shortest).with_max_delay(longest);
-        Box::new(backoff.with_jitter().without_max_times().build())
-    }
+fn pauses() -> Pauses {
+    let (shortest, longest) = PAUSES;
+    let backoff = backon::ExponentialBuilder::new().with_min_delay(shortest).with_max_delay(longest);
+    Box::new(backoff.with_jitter().without_max_times().build())
 }
 
 /// The attempts to reach a server. After a failure, call [`Retry::failed`], [`Retry::goes_on`] and [`Retry::pause`], then try
 /// again. After a success, call [`Retry::succeeded`].
 pub struct Retry {
     policy: RetryPolicy,
-    backoff: Backoff,
     /// Set since the last success.
     outage: Option<Outage>,
 }
@@ -81,12 +70,8 @@ struct Outage {
 
 impl Retry {
     /// No attempt has failed yet.
-    pub fn new(policy: RetryPolicy, backoff: Backoff) -> Self {
-        let backoff = match policy {
-            RetryPolicy::Forever => backoff,
-            RetryPolicy::Limited => Backoff::Short,
-        };
-        Self { policy, backoff, outage: None }
+    pub fn new(policy: RetryPolicy) -> Self {
+        Self { policy, outage: None }
     }
 
     /// Whether an attempt has failed since the last success.
@@ -97,12 +82,7 @@ impl Retry {
     /// Notes that an attempt has failed. `waited` is how long it waited for an answer: the outage is at least that old.
     pub fn failed(&mut self, waited: Duration) {
         let since = || Instant::now().checked_sub(waited).unwrap_or_else(Instant::now);
-        self.outage.get_or_insert_with(|| Outage {
-            since: since(),
-            pauses: self.backoff.pauses(),
-            pause: Duration::ZERO,
-            mentioned: None,
-        });
+        self.outage.get_or_insert_with(|| Outage { since: since(), pauses: pauses(), pause: Duration::ZERO, mentioned: None });
     }
 
     /// Whether there is another attempt after the failed one. If so, this sets the pause before it.
@@ -159,11 +139,8 @@ mod tests {
 
     #[test]
     fn pauses_are_as_long_as_they_say() {
-        for pause in Backoff::Short.pauses().take(100) {
-            assert!((0.05..=10.0).contains(&pause.as_secs_f64()), "{pause:?}");
-        }
-        for pause in Backoff::Long.pauses().take(100) {
-            assert!((1.0..=30.0).contains(&pause.as_secs_f64()), "{pause:?}");
+        for pause in pauses().take(100) {
+            assert!((0.05..=1.0).contains(&pause.as_secs_f64()), "{pause:?}");
         }
     }
 
@@ -180,16 +157,16 @@ mod tests {
 
     #[test]
     fn what_was_waited_counts_for_the_time_limit() {
-        let mut limited = Retry::new(RetryPolicy::Limited, Backoff::Long);
+        let mut limited = Retry::new(RetryPolicy::Limited);
         assert_eq!(limited.attempt_timeout(), GIVE_UP_AFTER);
         limited.failed(Duration::ZERO);
         assert!(limited.goes_on());
-        let mut limited = Retry::new(RetryPolicy::Limited, Backoff::Long);
+        let mut limited = Retry::new(RetryPolicy::Limited);
         limited.failed(GIVE_UP_AFTER);
         assert_eq!(limited.attempt_timeout(), LAST_ATTEMPT);
         assert!(!limited.goes_on());
         assert!(limited.goes_on_as(RetryPolicy::Forever), "this failure needs more time, not less patience");
-        let mut forever = Retry::new(RetryPolicy::Forever, Backoff::Long);
+        let mut forever = Retry::new(RetryPolicy::Forever);
         forever.failed(GIVE_UP_AFTER);
         assert!(forever.goes_on());
     }
@@ -198,7 +175,7 @@ mod tests {
     fn an_outage_is_logged_once_in_a_while_and_its_end_only_if_it_was() {
         let vitals = Vitals::default();
         let stage = vitals.stage("writer");
-        let mut retry = Retry::new(RetryPolicy::Forever, Backoff::Short);
+        let mut retry = Retry::new(RetryPolicy::Forever);
         let mut lines = Vec::new();
         retry.failed(Duration::ZERO);
         assert_eq!(retry.succeeded(), None, "nobody heard of it");

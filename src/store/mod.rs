@@ -33,7 +33,7 @@ pub use sql::{Day, Dialect, Schema};
 use crate::config::DatabaseUrl;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{Backoff, Retry, RetryPolicy};
+use crate::retry::{Retry, RetryPolicy};
 
 /// A database that connections can be opened to.
 #[derive(Debug, Clone)]
@@ -97,7 +97,7 @@ impl Database {
     }
 
     async fn open_with(&self, prepare: impl AsyncFn(&mut Connection) -> StoreResult<()>) -> Result<Connection> {
-        let mut retry = Retry::new(RetryPolicy::Limited, Backoff::Short);
+        let mut retry = Retry::new(RetryPolicy::Limited);
         loop {
             let started = Instant::now();
             let opened = async {

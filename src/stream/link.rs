@@ -9,7 +9,7 @@ use super::options::RunOptions;
 use crate::config::{Config, Transport};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::retry::{Backoff, Retry, RetryPolicy};
+use crate::retry::{Retry, RetryPolicy};
 use crate::store::{Class, Connection, Database, Indexes, StoreError, StoreResult, schema};
 use crate::transport::amqp::connection::{Broker, Connected, Route};
 use crate::transport::amqp::topology::Topology;
@@ -180,7 +180,7 @@ impl Link {
     /// # Errors
     /// Errors that waiting does not fix, and errors of a database for which the retry policy stops waiting.
     pub async fn repeat<T>(&mut self, mut work: impl AsyncFnMut(&mut Connection) -> StoreResult<T>) -> Result<T> {
-        let mut retry = Retry::new(self.retry_policy, Backoff::Short);
+        let mut retry = Retry::new(self.retry_policy);
         self.stage.busy();
         loop {
             let may_be_stale = !retry.has_failed() && self.connection.is_some();

@@ -17,7 +17,7 @@ use super::tap::Tap;
 use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
-use crate::retry::{Backoff, GIVE_UP_AFTER, MENTION_EVERY, Retry, RetryPolicy};
+use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY, Retry, RetryPolicy};
 use crate::vitals::{Stage, Target, Vitals, Wait};
 
 /// Seconds between heartbeats, where the URL does not set it. A broker that has vanished is detected after twice this time.
@@ -182,7 +182,7 @@ pub(super) struct Connector {
 
 impl Connector {
     fn new(broker: Broker, name: &'static str, retry_policy: RetryPolicy, stage: Stage) -> Self {
-        let retry = Retry::new(retry_policy, Backoff::Long);
+        let retry = Retry::new(retry_policy);
         Self { broker, name, connected: Connected::default(), ever_connected: false, retry, stage }
     }
 
