@@ -9,7 +9,7 @@ use super::DONE;
 use crate::config::Config;
 use crate::dataset::Dataset;
 use crate::error::Result;
-use crate::inbox::drop_file;
+use crate::inbox::{Symlinks, drop_file};
 use crate::terminal::cli::DropArgs;
 use crate::terminal::output::Output;
 
@@ -46,9 +46,10 @@ pub fn sample_of(dataset: &Dataset, data_dir: &Path) -> PathBuf {
 /// there are.
 pub fn drop_copies(config: &Config, file: Option<&Path>, dataset: &Dataset, times: u32) -> Result<Dropped> {
     let sample = sample_of(dataset, &config.data_dir);
+    let links = Symlinks::followed(config.follow_links);
     let mut dropped = Vec::new();
     for made in 0..times {
-        let copy = drop_file(&config.inbox, &dataset.name, file.unwrap_or(&sample)).map_err(|error| {
+        let copy = drop_file(&config.inbox, &dataset.name, file.unwrap_or(&sample), links).map_err(|error| {
             let error = if made == 0 { error } else { error.context(format_args!("{made} of {times} files were dropped")) };
             if file.is_none() { error.hint("name a file to drop, or save the dataset's sample there") } else { error }
         })?;

@@ -14,7 +14,7 @@ use crate::batch::LoadOptions;
 use crate::config::{Config, MenuMode};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
-use crate::inbox::drop_file;
+use crate::inbox::{Symlinks, drop_file};
 use crate::terminal::cli::parse_day;
 use crate::terminal::output::{Format, Output, write_error};
 use crate::visible::{Form, VisibleWriter};
@@ -156,7 +156,7 @@ fn drop_custom(config: &Config) -> Result<String> {
 }
 
 fn drop_into_inbox(config: &Config, dataset: &Dataset, file: &Path) -> Result<String> {
-    let dropped = drop_file(&config.inbox, &dataset.name, file)?;
+    let dropped = drop_file(&config.inbox, &dataset.name, file, Symlinks::followed(config.follow_links))?;
     Ok(format!("dropped {}; `dataloader status` shows what became of it", dropped.display()))
 }
 

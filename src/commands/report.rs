@@ -1,6 +1,9 @@
 //! `dataloader report`: prints the modelled tables.
 
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -28,13 +31,18 @@ pub async fn run(config: &Config, args: &ReportArgs, output: Output) -> Result<u
     let datasets = config.datasets_named(args.dataset.as_slice())?;
     if let Some(path) = &args.html {
         let html = report_file(config, &datasets).await?;
-        std::fs::write(path, html).cannot(format_args!("write {}", path.display()))?;
+        write_private(path, html.as_bytes()).cannot(format_args!("write {}", path.display()))?;
         output.result(&Written { html: path.display().to_string() }, |out| writeln!(out, "{} is written", path.display()))?;
         return Ok(DONE);
     }
     let report = report(config, &datasets).await?;
     output.result(&report, |out| write(&report, out))?;
     Ok(DONE)
+}
+
+/// Writes a file that other users cannot read, unless it was there before.
+fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(contents)
 }
 
 /// How many days of the totals are shown after a load.

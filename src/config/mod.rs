@@ -55,6 +55,8 @@ pub struct Config {
     /// The largest accepted window of a zstd file in MiB, a power of two. Reading a file takes as much memory as its window is
     /// large.
     pub zstd_window_mib: u32,
+    /// Whether directories of the inbox may be symbolic links.
+    pub follow_links: bool,
     pub stream: StreamSettings,
     /// In file order; never empty.
     pub datasets: Vec<Arc<Dataset>>,
@@ -124,6 +126,7 @@ impl Config {
             http_token,
             queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
             zstd_window_mib: file.zstd_window_mib.unwrap_or(64),
+            follow_links: file.follow_links.unwrap_or(false),
             stream,
             datasets,
         };

@@ -50,6 +50,10 @@ fn settings() -> Value {
             "description": "A zstd file with a larger window fails: reading takes as much memory",
             "enum": windows, "default": 64,
         },
+        "follow_links": {
+            "description": "Directories of the inbox may be symbolic links; otherwise one is an error",
+            "type": "boolean", "default": false,
+        },
         "stream": {
             "description": "How the stream batches. It affects speed and latency, never what is loaded",
             "type": "object", "additionalProperties": false, "properties": stream(),

@@ -168,10 +168,11 @@ pub struct Settings {
     pub http: Option<HttpAddress>,
     pub queue_prefix: Option<String>,
     pub zstd_window_mib: Option<u32>,
+    pub follow_links: Option<bool>,
 }
 
 impl Settings {
-    pub(super) const NAMES: [&str; 11] = [
+    pub(super) const NAMES: [&str; 12] = [
         "data_dir",
         "inbox",
         "database",
@@ -183,6 +184,7 @@ impl Settings {
         "http",
         "stage_dir",
         "zstd_window_mib",
+        "follow_links",
     ];
 
     pub(super) fn read(file: &Section<'_>) -> Result<Self> {
@@ -199,6 +201,7 @@ impl Settings {
             http: parsed(file, "http", HttpAddress::parse)?,
             queue_prefix: parsed(file, "queue_prefix", queue_prefix)?,
             zstd_window_mib: zstd_window_mib(file)?,
+            follow_links: file.get("follow_links").map(|value| value.boolean()).transpose()?,
         })
     }
 }

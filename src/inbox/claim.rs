@@ -1,17 +1,19 @@
 //! Claim: takes a file for this process. A rename decides which process gets the file, and a lock shows whether the process is
 //! still alive.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use uuid::Uuid;
 
+use super::directory::{Directory, READ};
 use super::read::End;
 use super::{Candidate, Inbox, OPEN_FILE_FACTOR, Place, Stamp, disk, list, names};
 use crate::dataset::Dataset;
@@ -75,22 +77,27 @@ impl Inbox {
     fn claim_as(&self, key: Uuid, candidate: &Candidate) -> io::Result<Option<Claim>> {
         let place = &candidate.place;
         let name = super::file_name(&candidate.path);
+        let dir = match Directory::open(&place.dir, place.links) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            dir => dir?,
+        };
         // Locked before the rename, so that another process that looks for leftovers finds it locked.
-        let Some(file) = lock(&candidate.path)? else { return Ok(None) };
+        let Some(file) = lock(&dir, name)? else { return Ok(None) };
 
-        let path = place.loading.join(names::keyed(key, name));
-        let kept_name = place.loading.join(names::kept_name(key));
+        let loading = dir.open_in(super::file_name(&place.loading), place.links)?;
+        let (keyed, kept_name) = (names::keyed(key, name), OsString::from(names::kept_name(key)));
         if names::is_shortened(name) {
-            disk::write(&kept_name, &place.loading.join(names::unfinished(key)), name.as_bytes())?;
+            disk::write(&loading, &kept_name, OsStr::new(&names::unfinished(key)), name.as_bytes())?;
         }
-        if let Err(e) = fs::rename(&candidate.path, &path) {
-            disk::remove_if_there(&kept_name)?;
+        if let Err(e) = dir.rename(name, &loading, &keyed) {
+            loading.remove_if_there(&kept_name)?;
             return if e.kind() == io::ErrorKind::NotFound && place.loading.is_dir() { Ok(None) } else { Err(e) };
         }
         place.unsynced.store(true, Ordering::Release);
 
         // Another file may have got this name after the first one was opened. Then that file is the claimed one.
-        let file = if disk::is_at(&file, &path)? { Some(file) } else { lock_at(&path)? };
+        let file = if disk::is_at(&file, &loading, &keyed)? { Some(file) } else { lock_at(&loading, &keyed)? };
+        let path = place.loading.join(keyed);
         let grace_period = match candidate {
             Candidate { complete: true, .. } => Duration::ZERO,
             Candidate { open: true, .. } => self.settle * OPEN_FILE_FACTOR,
@@ -132,14 +139,21 @@ impl Inbox {
 
     fn reclaim_held(&self, leftover: &Leftover) -> io::Result<Option<Claim>> {
         let Leftover { key, path, place } = leftover;
-        let Some(file) = lock_at(path)? else { return Ok(None) };
-        let name = match fs::read(place.loading.join(names::kept_name(*key))) {
-            Ok(name) => OsString::from_vec(name),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match names::split_key(super::file_name(path)) {
+        let loading = match place.open(&place.loading) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            loading => loading?,
+        };
+        let Some(file) = lock_at(&loading, super::file_name(path))? else { return Ok(None) };
+        let name = match loading.open_file(OsStr::new(&names::kept_name(*key)), READ)? {
+            Some(mut kept) => {
+                let mut name = Vec::new();
+                kept.read_to_end(&mut name)?;
+                OsString::from_vec(name)
+            }
+            None => match names::split_key(super::file_name(path)) {
                 Some((_, name)) => name.to_owned(),
                 None => return Ok(None),
             },
-            Err(e) => return Err(e),
         };
         let stamp = Stamp::of(&file.metadata()?);
         let claim = self.hold(place, file, path.clone(), name, stamp).into_claim(*key);
@@ -198,15 +212,17 @@ impl Claim {
     /// # Errors
     /// If the record cannot be written.
     pub fn record_crash(&self) -> Result<u64> {
-        let path = self.crash_marks();
+        let name = self.crash_marks();
         let mark = || {
-            let mut marks = OpenOptions::new().append(true).create(true).open(&path)?;
-            io::Write::write_all(&mut marks, b"!")?;
+            let loading = self.loading()?;
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NONBLOCK;
+            let mut marks = loading.open_file(&name, flags)?.ok_or(io::ErrorKind::AlreadyExists)?;
+            marks.write_all(b"!")?;
             marks.sync_all()?;
-            disk::sync_dir(&self.held.place.loading)?;
+            loading.sync()?;
             Ok(marks.metadata()?.len())
         };
-        mark().cannot(format_args!("write {}", path.display()))
+        mark().cannot(format_args!("write {}", name.display()))
     }
 
     /// How many crashes were recorded.
@@ -214,39 +230,38 @@ impl Claim {
     /// # Errors
     /// If the record cannot be read.
     pub fn crashes(&self) -> Result<u64> {
-        let path = self.crash_marks();
-        match fs::metadata(&path) {
-            Ok(marks) => Ok(marks.len()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(e).cannot(format_args!("read {}", path.display())),
-        }
+        let name = self.crash_marks();
+        let marks = self.loading().and_then(|loading| loading.look(&name)).cannot(format_args!("read {}", name.display()))?;
+        Ok(marks.map_or(0, |marks| u64::try_from(marks.st_size).unwrap_or(0)))
     }
 
-    fn crash_marks(&self) -> PathBuf {
-        self.held.place.loading.join(names::crash_marks(self.key))
+    fn crash_marks(&self) -> OsString {
+        names::crash_marks(self.key).into()
+    }
+
+    fn loading(&self) -> io::Result<Directory> {
+        self.held.place.open(&self.held.place.loading)
     }
 
     /// Removes the files that are kept beside the claim. This happens before the file moves, so that none of them is left
     /// behind. From then on the shortened name is used.
     pub(super) fn remove_notes(&self) -> io::Result<()> {
-        disk::remove_if_there(&self.held.place.loading.join(names::kept_name(self.key)))?;
-        disk::remove_if_there(&self.crash_marks())
+        let loading = self.loading()?;
+        loading.remove_if_there(OsStr::new(&names::kept_name(self.key)))?;
+        loading.remove_if_there(&self.crash_marks())
     }
 }
 
-/// Opens and locks a file. Returns `None` if it is gone or locked.
-fn lock(path: &Path) -> io::Result<Option<File>> {
+/// Opens and locks a file. Returns `None` if it is gone or locked, or if a link or something else is in its place.
+fn lock(dir: &Directory, name: &OsStr) -> io::Result<Option<File>> {
     /// `EBADF`: on NFS an exclusive lock needs a file that is open for writing.
     const NOT_WRITABLE: i32 = 9;
-    let file = match File::open(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
+    let Some(file) = dir.open_file(name, READ)? else { return Ok(None) };
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) if e.raw_os_error() == Some(NOT_WRITABLE) => {
-            let file = OpenOptions::new().read(true).write(true).open(path)?;
+            let Some(file) = dir.open_file(name, OFlags::RDWR | OFlags::NONBLOCK)? else { return Ok(None) };
             match file.try_lock() {
                 Ok(()) => Ok(Some(file)),
                 Err(TryLockError::WouldBlock) => Ok(None),
@@ -257,9 +272,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Locks the file at `path`. Checks the path again afterwards, because the last owner may have moved the file before it
-/// released the lock.
-fn lock_at(path: &Path) -> io::Result<Option<File>> {
-    let Some(file) = lock(path)? else { return Ok(None) };
-    Ok(disk::is_at(&file, path)?.then_some(file))
+/// Locks the file. Checks its name again afterwards, because the last owner may have moved the file before it released the lock.
+fn lock_at(dir: &Directory, name: &OsStr) -> io::Result<Option<File>> {
+    let Some(file) = lock(dir, name)? else { return Ok(None) };
+    Ok(disk::is_at(&file, dir, name)?.then_some(file))
 }

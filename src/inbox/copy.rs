@@ -1,36 +1,34 @@
 //! Copy: puts a copy of a file into the inbox, as a whole and under a new name.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::disk;
 use super::names::{self, NAME_MAX, is_ignored, shortened, split_extension};
+use super::{Symlinks, disk, make_directory};
 use crate::error::{IoContext, Result};
 
 /// Copies `file` into `<inbox_root>/<dataset_name>/` and returns the path of the copy. The directory is created if it is
-/// missing.
+/// missing, for this user alone.
 ///
 /// The name is `<stem>-<uuid>.<extension>`, so the same file can be dropped any number of times. The copy is on disk before it
 /// gets this name, so a pipeline that watches the inbox sees the whole file or nothing, even after a crash.
 ///
 /// # Errors
-/// If the file cannot be read or the inbox cannot be written.
-pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path) -> Result<PathBuf> {
+/// If the file cannot be read or the inbox cannot be written, or if its directory is a symbolic link that is refused.
+pub fn drop_file(inbox_root: &Path, dataset_name: &str, file: &Path, links: Symlinks) -> Result<PathBuf> {
     let mut source = File::open(file).cannot(format_args!("open {}", file.display()))?;
     let dir = inbox_root.join(dataset_name);
-    fs::create_dir_all(&dir).cannot(format_args!("make {}", dir.display()))?;
+    let directory = make_directory(&dir, links)?;
 
     let key = Uuid::now_v7();
-    let dropped = dir.join(fresh_name(file.file_name().unwrap_or_default(), key));
-    disk::copy(&mut source, &dropped, &dir.join(names::unfinished(key)), || ()).cannot(format_args!(
-        "copy {} to {}",
-        file.display(),
-        dropped.display()
-    ))?;
+    let name = fresh_name(file.file_name().unwrap_or_default(), key);
+    let dropped = dir.join(&name);
+    let copied = disk::copy(&mut source, &directory, &name, OsStr::new(&names::unfinished(key)), || ());
+    copied.cannot(format_args!("copy {} to {}", file.display(), dropped.display()))?;
     Ok(dropped)
 }
 
@@ -47,6 +45,8 @@ fn fresh_name(name: &OsStr, key: Uuid) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn dropped_name(name: &str) -> String {
@@ -87,8 +87,8 @@ mod tests {
         let file = dir.path().join("a b.json");
         fs::write(&file, "[{}]").unwrap();
         let inbox = dir.path().join("inbox");
-        let first = drop_file(&inbox, "events", &file).unwrap();
-        let second = drop_file(&inbox, "events", &file).unwrap();
+        let first = drop_file(&inbox, "events", &file, Symlinks::Refused).unwrap();
+        let second = drop_file(&inbox, "events", &file, Symlinks::Refused).unwrap();
         assert_ne!(first, second);
         for path in [&first, &second] {
             assert_eq!(fs::read(path).unwrap(), b"[{}]");
@@ -99,9 +99,9 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_dropped_is_named_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let missing = drop_file(dir.path(), "events", &dir.path().join("none.json")).unwrap_err();
+        let missing = drop_file(dir.path(), "events", &dir.path().join("none.json"), Symlinks::Refused).unwrap_err();
         assert!(missing.message().contains("none.json: No such file or directory"), "{missing}");
-        let directory = drop_file(dir.path(), "events", dir.path()).unwrap_err();
+        let directory = drop_file(dir.path(), "events", dir.path(), Symlinks::Refused).unwrap_err();
         assert!(directory.message().contains("Is a directory"), "{directory}");
         assert_eq!(fs::read_dir(dir.path().join("events")).unwrap().count(), 0);
     }

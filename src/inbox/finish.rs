@@ -2,13 +2,14 @@
 //! loses nor duplicates anything.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Claim, Inbox, disk, names};
+use super::claim::Held;
+use super::disk::At;
+use super::{Claim, Inbox, disk, file_name, names};
 use crate::error::{IoContext, Result};
 use crate::visible::{Form, visible};
 
@@ -65,11 +66,9 @@ impl Inbox {
         };
         let report = serde_json::to_string_pretty(&report).expect("strings can be written as JSON") + "\n";
         let report = visible(&report, Form::Json);
-        let report_path = claim.report_path();
-        let failed = &claim.held.place.failed;
-        fs::create_dir_all(failed).cannot(format_args!("make {}", failed.display()))?;
-        let unfinished = failed.join(names::unfinished(claim.key));
-        disk::write(&report_path, &unfinished, report.as_bytes()).cannot(format_args!("write {}", report_path.display()))?;
+        let place = &claim.held.place;
+        let write = || disk::write(&place.make(&place.failed)?, &claim.report_name(), &claim.unfinished(), report.as_bytes());
+        write().cannot(format_args!("write {}", place.failed.join(claim.report_name()).display()))?;
         claim.move_to(&claim.failed_path()).cannot(format_args!("move {} to failed/", claim.source))?;
         Ok(Placed { path: claim.failed_path(), unread: 0 })
     }
@@ -78,20 +77,30 @@ impl Inbox {
 impl Claim {
     /// Completes the move that an earlier process had begun. Returns whether there was one.
     pub(super) fn finish_move(&self) -> io::Result<bool> {
-        if self.report_path().exists() {
+        let Held { place, file, .. } = &*self.held;
+        let processed = self.processed_path();
+        if place.make(&place.failed)?.look(&self.report_name())?.is_some() {
             self.move_to(&self.failed_path())?;
-        } else if disk::is_copied(&self.held.file, &self.processed_path())? {
-            self.move_to(&self.processed_path())?;
+        } else if disk::is_copied(file, &place.make(&place.processed)?, file_name(&processed))? {
+            self.move_to(&processed)?;
         } else {
             return Ok(false);
         }
         Ok(true)
     }
 
+    /// Moves the file to a place in `processed/` or `failed/`.
     fn move_to(&self, to: &Path) -> io::Result<()> {
         self.remove_notes()?;
-        let unfinished = to.with_file_name(names::unfinished(self.key));
-        disk::move_file(&self.held.path, to, &unfinished, || self.held.place.stage.progress())
+        let Held { place, path, .. } = &*self.held;
+        let loading = place.open(&place.loading)?;
+        let dir = place.make(to.parent().unwrap_or(&place.processed))?;
+        let from = At(&loading, file_name(path));
+        disk::move_file(from, At(&dir, file_name(to)), &self.unfinished(), || place.stage.progress())
+    }
+
+    fn unfinished(&self) -> OsString {
+        names::unfinished(self.key).into()
     }
 
     fn processed_path(&self) -> PathBuf {
@@ -103,9 +112,9 @@ impl Claim {
     }
 
     /// The file's name followed by [`names::REPORT`].
-    fn report_path(&self) -> PathBuf {
-        let mut path = OsString::from(self.failed_path());
-        path.push(names::REPORT);
-        path.into()
+    fn report_name(&self) -> OsString {
+        let mut name = file_name(&self.failed_path()).to_owned();
+        name.push(names::REPORT);
+        name
     }
 }

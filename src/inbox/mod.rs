@@ -20,6 +20,7 @@ mod finish; // moves files to processed/ and failed/
 mod names; // which names count, and how they are changed on the way
 mod waiting; // which files wait
 mod disk; // writes and moves that survive a crash
+mod directory; // an open directory, whose links are not followed
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -33,6 +34,7 @@ use std::time::{Duration, SystemTime};
 
 pub use claim::{Claim, Leftover};
 pub use copy::drop_file;
+pub use directory::{ABOUT_LINKS, Symlinks};
 pub use finish::Placed;
 pub use names::path_text;
 pub use read::{CannotRead, ClaimReader};
@@ -41,7 +43,9 @@ pub use waiting::{Waiting, waiting, waiting_bytes};
 pub use watch::{Event, Watcher, can_watch};
 
 use crate::dataset::Dataset;
-use crate::error::{IoContext, Result};
+use directory::Directory;
+
+use crate::error::{Error, IoContext, Result};
 use crate::vitals::Stage;
 
 /// A file that is open must be still for this many times `settle`, because its closing is reported by an event.
@@ -64,6 +68,7 @@ struct Place {
     loading: PathBuf,
     processed: PathBuf,
     failed: PathBuf,
+    links: Symlinks,
     /// Reports progress while a file is copied.
     stage: Stage,
     /// Whether there are claims that a power failure could still undo.
@@ -97,12 +102,21 @@ pub struct Stamp {
 }
 
 impl Inbox {
-    /// Opens the inbox at `root`, with one directory per dataset. Missing directories are created. `settle` is how long a file
-    /// must be still to count as complete if no event reports that it is. `stage` reports progress while a file is copied.
+    /// Opens the inbox at `root`, with one directory per dataset. Missing directories are created, for this user alone. `settle`
+    /// is how long a file must be still to count as complete if no event reports that it is. `stage` reports progress while a
+    /// file is copied.
     ///
     /// # Errors
-    /// If a directory cannot be created.
+    /// If a directory cannot be created, or is a symbolic link.
     pub fn open(root: &Path, datasets: &[Arc<Dataset>], settle: Duration, stage: &Stage) -> Result<Self> {
+        Self::open_with(root, datasets, settle, stage, Symlinks::Refused)
+    }
+
+    /// The same, with directories that may be symbolic links.
+    ///
+    /// # Errors
+    /// If a directory cannot be created, or is a symbolic link that is refused.
+    pub fn open_with(root: &Path, datasets: &[Arc<Dataset>], settle: Duration, stage: &Stage, links: Symlinks) -> Result<Self> {
         let root = std::path::absolute(root).cannot(format_args!("find {}", root.display()))?;
         let place = |dataset: &Arc<Dataset>| {
             let dir = root.join(&dataset.name);
@@ -111,6 +125,7 @@ impl Inbox {
                 loading: dir.join(".loading"),
                 processed: dir.join("processed"),
                 failed: dir.join("failed"),
+                links,
                 stage: stage.clone(),
                 dir,
                 unsynced: AtomicBool::new(false),
@@ -125,11 +140,12 @@ impl Inbox {
     /// Creates the directories that are missing, also after somebody removed them.
     ///
     /// # Errors
-    /// If a directory cannot be created.
+    /// If a directory cannot be created, or is a symbolic link that is refused.
     pub fn make_directories(&self) -> Result<()> {
         for place in &self.places {
-            for dir in [&place.loading, &place.processed, &place.failed] {
-                fs::create_dir_all(dir).cannot(format_args!("make {}", dir.display()))?;
+            make_directory(&place.dir, place.links)?;
+            for path in place.subdirectories() {
+                place.make(path).map_err(|error| cannot_make(path, error))?;
             }
         }
         Ok(())
@@ -140,10 +156,11 @@ impl Inbox {
     /// # Errors
     /// If a directory cannot be listed.
     pub fn sweep(&self) -> Result<()> {
-        for dir in self.places.iter().flat_map(|place| [&place.loading, &place.processed, &place.failed]) {
+        for (place, dir) in self.places.iter().flat_map(|place| place.subdirectories().map(|dir| (place, dir))) {
             for entry in list(dir)?.into_iter().filter(|entry| names::is_unfinished(&entry.file_name())) {
                 let path = entry.path();
-                if disk::sweep(&path).cannot(format_args!("remove {}", path.display()))? {
+                let swept = place.open(dir).and_then(|dir| disk::sweep(&dir, &entry.file_name()));
+                if swept.cannot(format_args!("remove {}", path.display()))? {
                     tracing::info!("removed {}, which a process that died had begun to write", path.display());
                 }
             }
@@ -193,7 +210,8 @@ impl Inbox {
     pub fn sync_claims(&self) -> Result<()> {
         for place in &self.places {
             if place.unsynced.swap(false, Ordering::AcqRel) {
-                let synced = disk::sync_dir(&place.loading).and_then(|()| disk::sync_dir(&place.dir));
+                let synced = place.open(&place.loading).and_then(|loading| loading.sync());
+                let synced = synced.and_then(|()| Directory::open(&place.dir, place.links)?.sync());
                 if synced.is_err() {
                     place.unsynced.store(true, Ordering::Release);
                 }
@@ -208,6 +226,34 @@ impl fmt::Display for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.root.display().fmt(f)
     }
+}
+
+impl Place {
+    fn subdirectories(&self) -> [&Path; 3] {
+        [&self.loading, &self.processed, &self.failed]
+    }
+
+    /// Opens one of the subdirectories.
+    fn open(&self, path: &Path) -> io::Result<Directory> {
+        Directory::open(&self.dir, self.links)?.open_in(file_name(path), self.links)
+    }
+
+    /// Opens one of the subdirectories, and makes it if it is missing.
+    fn make(&self, path: &Path) -> io::Result<Directory> {
+        Directory::make(&self.dir, self.links)?.make_in(file_name(path), self.links)
+    }
+}
+
+/// Opens a directory of a dataset, and makes it if it is missing.
+fn make_directory(path: &Path, links: Symlinks) -> Result<Directory> {
+    Directory::make(path, links).map_err(|error| cannot_make(path, error))
+}
+
+fn cannot_make(path: &Path, error: io::Error) -> Error {
+    if directory::is_link(&error) {
+        return Error::failed(format!("{} is a symbolic link, which is not followed", path.display())).hint(ABOUT_LINKS);
+    }
+    Err::<(), _>(error).cannot(format_args!("make {}", path.display())).unwrap_err()
 }
 
 /// Only regular files can be claimed: no symbolic links and no directories.

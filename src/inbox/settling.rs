@@ -127,7 +127,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::time::SystemTime;
 
-    use super::super::Place;
+    use super::super::{Place, Symlinks};
     use super::*;
     use crate::dataset::Dataset;
     use crate::vitals::Vitals;
@@ -143,7 +143,8 @@ mod tests {
         let dataset = Arc::new(Dataset::without_columns("events"));
         let dir = || PathBuf::from("/inbox/events");
         let (stage, unsynced) = (Vitals::default().stage("intake"), AtomicBool::new(false));
-        let place = Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), stage, unsynced };
+        let links = Symlinks::Refused;
+        let place = Place { dataset, dir: dir(), loading: dir(), processed: dir(), failed: dir(), links, stage, unsynced };
         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(size);
         Candidate {
             path: dir().join(name),

@@ -1,6 +1,8 @@
 //! One connection to either database: statements with arguments, rows as plain fields, and transactions. All SQL is made in
 //! this directory from checked and quoted names, so only this directory asserts that SQL is safe.
 
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +108,16 @@ impl Field {
 #[derive(Debug, Clone)]
 pub enum ConnectionOptions {
     Postgres(Box<PgConnectOptions>),
-    Sqlite(Box<SqliteConnectOptions>, Turns),
+    Sqlite(Box<SqliteFile>),
+}
+
+/// The options of a SQLite file.
+#[derive(Debug, Clone)]
+pub struct SqliteFile {
+    options: SqliteConnectOptions,
+    turns: Turns,
+    /// The file to make if it is missing; none if it must be there.
+    missing: Option<PathBuf>,
 }
 
 /// TCP keepalive of the server's session. A client that disappears without closing the connection must not keep its locks for
@@ -138,7 +149,7 @@ impl ConnectionOptions {
                     .pragma("cache_size", "-16384")
                     .pragma("temp_store", "file")
                     .disable_statement_logging();
-                Ok(Self::Sqlite(Box::new(options), Turns::default()))
+                Ok(Self::Sqlite(Box::new(SqliteFile { options, turns: Turns::default(), missing: Some(path.clone()) })))
             }
             // JIT compilation of these statements takes longer than running them.
             DatabaseUrl::Postgres(url) => {
@@ -161,8 +172,10 @@ impl ConnectionOptions {
             // parameter.
             Self::Postgres(options) => Self::Postgres(options),
             // The file is not opened as read-only: SQLite could then not remove the auxiliary files that it needs for reading.
-            Self::Sqlite(options, turns) => {
-                Self::Sqlite(Box::new(options.create_if_missing(false).pragma("query_only", "on")), turns)
+            Self::Sqlite(mut file) => {
+                file.options = file.options.create_if_missing(false).pragma("query_only", "on");
+                file.missing = None;
+                Self::Sqlite(file)
             }
         }
     }
@@ -180,13 +193,24 @@ impl ConnectionOptions {
                 }
                 Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(options.clone())), turn: None })
             }
-            Self::Sqlite(options, turns) => {
-                let mut connection = SqliteConnection::connect_with(options).await?;
+            Self::Sqlite(file) => {
+                if let Some(path) = &file.missing {
+                    make_private(path);
+                }
+                let mut connection = SqliteConnection::connect_with(&file.options).await?;
                 set_write_ahead_log(&mut connection).await?;
-                let turn = Some(Turn { turns: turns.clone(), held: None });
+                let turn = Some(Turn { turns: file.turns.clone(), held: None });
                 Ok(Connection { kind: Kind::Sqlite(connection), watch: Watch::new(None), turn })
             }
         }
+    }
+}
+
+/// Makes a missing database file, readable by this user alone: SQLite itself would let all users read it. Its other files get the
+/// same permissions from SQLite. If the file cannot be made, SQLite says why.
+fn make_private(file: &Path) {
+    if !file.exists() {
+        drop(std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(file));
     }
 }
 

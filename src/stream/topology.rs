@@ -27,7 +27,7 @@ use super::writer::Writer;
 use crate::config::{Config, Role, Transport};
 use crate::dataset::Repeats;
 use crate::error::{Error, Result, io_text};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Symlinks};
 use crate::store::{Dialect, Indexes, schema};
 use crate::summary::{Left, LoadSummary};
 use crate::transport::Outlet;
@@ -35,6 +35,7 @@ use crate::transport::amqp::consumer::{Attempts, Consumer, Phase};
 use crate::transport::amqp::publisher::Publisher;
 use crate::transport::budget::Budget;
 use crate::transport::piece::Piece;
+use crate::vitals::Stage;
 
 /// Which stages a run has. Role, transport and `--once` decide this, and only here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,10 +273,14 @@ impl Account {
     }
 }
 
+fn open_inbox(config: &Config, stage: &Stage) -> Result<Inbox> {
+    Inbox::open_with(&config.inbox, &config.datasets, config.stream.settle, stage, Symlinks::followed(config.follow_links))
+}
+
 /// How many files wait in the inbox.
 fn unclaimed(context: &Context<'_>) -> usize {
     let Context { config, links, .. } = context;
-    let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle, &links.vitals.stage("intake"));
+    let inbox = open_inbox(config, &links.vitals.stage("intake"));
     inbox.and_then(|inbox| inbox.scan()).map_or(0, |files| files.len())
 }
 
@@ -289,7 +294,7 @@ impl Files {
     ) -> Result<Self> {
         let Context { config, faults, links, stats, .. } = context;
         let stage = links.vitals.stage("intake");
-        let inbox = Inbox::open(&config.inbox, &config.datasets, config.stream.settle, &stage)?;
+        let inbox = open_inbox(config, &stage)?;
         let swept = tokio::task::spawn_blocking(move || inbox.sweep().map(|()| inbox)).await;
         let inbox = swept.map_err(|_| Error::failed("listing the inbox panicked"))??;
         let stop = Arc::clone(&reader.stop);

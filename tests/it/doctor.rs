@@ -126,6 +126,9 @@ fn directories_on_another_file_system_are_found() {
     symlink(other.path(), sandbox.file("inbox/events/.loading")).expect("the sandbox is writable");
     symlink(other.path(), sandbox.file("inbox/orgs/processed")).expect("the sandbox is writable");
     let found = checks(&sandbox, 1);
+    assert_line(&found, "inbox of events", "fail", ".loading is a symbolic link", "follow_links = true");
+    sandbox.follow_links();
+    let found = checks(&sandbox, 1);
     assert_line(&found, "inbox of events", "fail", "no file can be claimed", "umount");
     assert_line(&found, "inbox of orgs", "warn", "files are copied", "mkdir");
 }

@@ -10,6 +10,7 @@ mod help; // the help texts
 mod about; // codes, schema, completions, man pages
 mod documents; // what README and docs/ name exists
 mod layers; // modules use only those below them
+mod private; // what other users can read, and where they can lead it
 mod harmless; // no control characters, no passwords
 
 // Batch, in the order in which a newcomer meets it.

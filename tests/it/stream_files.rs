@@ -283,6 +283,7 @@ fn processed_elsewhere(sandbox: &Sandbox) -> Option<tempfile::TempDir> {
     let processed: PathBuf = sandbox.file("inbox/events/processed");
     fs::create_dir_all(processed.parent().expect("it has one")).expect("the sandbox is writable");
     symlink(elsewhere.path(), processed).expect("the sandbox is writable");
+    sandbox.follow_links();
     Some(elsewhere)
 }
 

@@ -207,6 +207,7 @@ fn an_inbox_that_is_removed_is_made_again_and_watched() {
 #[test]
 fn a_file_whose_place_cannot_be_reached_waits_for_it() {
     let sandbox = Sandbox::new(Store::Sqlite);
+    sandbox.follow_links();
     let pipeline = sandbox.start_pipeline();
     let processed = sandbox.file("inbox/events/processed");
     fs::remove_dir(&processed).expect("it is empty");

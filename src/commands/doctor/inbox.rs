@@ -14,6 +14,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, io_text};
 use crate::inbox::{can_watch, waiting_bytes};
 
+const ALLOW_LINKS: &str = "set `follow_links = true` in the configuration";
 /// What a claim and a report need besides the files.
 const SOME_SPACE: u64 = 1 << 20;
 
@@ -33,6 +34,10 @@ fn of_dataset(config: &Config, dataset: &Dataset) -> Check {
     let check = format!("inbox of {}", dataset.name);
     let [loading, processed, failed] = [".loading", "processed", "failed"].map(|name| dir.join(name));
     for dir in [&dir, &loading, &processed, &failed] {
+        if !config.follow_links && dir.is_symlink() {
+            let why = format!("{} is a symbolic link, which is not followed", dir.display());
+            return Check::fail(check, why, format!("rm {0} && mkdir -m 700 {0}, or {ALLOW_LINKS}", quoted(dir)));
+        }
         if let Err((why, mend)) = writable(dir) {
             return Check::fail(check, why, mend);
         }

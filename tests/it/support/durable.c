@@ -17,12 +17,14 @@ static void note(const char *line) {
     close(log);
 }
 
-static int is_log(int fd) {
+static int is_open_as(int fd, const char *ending) {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path);
-    return length >= 4 && memcmp(path + length - 4, "-wal", 4) == 0;
+    ssize_t length = readlink(link, path, sizeof path), wanted = strlen(ending);
+    return length >= wanted && memcmp(path + length - wanted, ending, wanted) == 0;
 }
+
+static int is_log(int fd) { return is_open_as(fd, "-wal"); }
 
 #define REAL(name) \
     static __typeof__(&name) real; \
@@ -60,14 +62,8 @@ int fdatasync(int fd) {
     return done;
 }
 
-int rename(const char *from, const char *to) {
-    REAL(rename);
-    if (strstr(to, "/processed/")) note("move\n");
-    return real(from, to);
-}
-
-int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
-    REAL(renameat2);
-    if (strstr(to, "/processed/")) note("move\n");
-    return real(from_dir, from, to_dir, to, flags);
+int renameat(int from_dir, const char *from, int to_dir, const char *to) {
+    REAL(renameat);
+    if (is_open_as(to_dir, "/processed")) note("move\n");
+    return real(from_dir, from, to_dir, to);
 }

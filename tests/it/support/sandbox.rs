@@ -75,6 +75,11 @@ impl Sandbox {
         self.queues.as_ref().expect("this sandbox has queues")
     }
 
+    /// Has directories of the inbox that may be symbolic links.
+    pub fn follow_links(&self) {
+        self.write("dataloader.toml", ["follow_links = true\n", include_str!("../../../dataloader.toml")].concat());
+    }
+
     /// The names of the datasets that are configured.
     pub fn datasets(&self) -> Vec<String> {
         let own = fs::read_to_string(self.file("dataloader.toml"));
