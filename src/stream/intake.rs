@@ -1,8 +1,8 @@
 //! Intake: watches the inbox, claims files, passes them to the reader, and moves them to `processed/` or `failed/` when their
 //! load is over.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,6 +13,7 @@ use actix::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use self::queue::{Next, Queue};
 use super::admission::Admission;
 use super::claims::Claims;
 use super::drain::{Close, Drain, Draining};
@@ -23,9 +24,11 @@ use super::stats::Stats;
 use crate::config::Config;
 use crate::dataset::Repeats;
 use crate::error::{Error, Result, io_text};
-use crate::inbox::{Candidate, Claim, Event, Inbox, Leftover, Placed, Settling, Watcher};
+use crate::inbox::{Claim, Event, Inbox, Placed, Settling, Watcher};
 use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY};
 use crate::vitals::{Stage, Target, Wait};
+
+mod queue;
 
 /// How many files are claimed at a time. A higher limit gains nothing, and each claimed file stays open.
 const MAX_CLAIMS: usize = 64;
@@ -351,55 +354,6 @@ impl Intake {
     }
 }
 
-/// The files that can be claimed and are not claimed yet. They wait because the limit of claims is reached.
-#[derive(Debug, Default)]
-struct Queue {
-    leftovers: VecDeque<Leftover>,
-    complete: VecDeque<Candidate>,
-    /// The paths of the complete files.
-    paths: HashSet<PathBuf>,
-}
-
-/// The file to claim next.
-#[derive(Debug)]
-enum Next {
-    Leftover(Leftover),
-    Complete(Candidate),
-}
-
-impl Queue {
-    /// Adds a complete file, unless it waits already.
-    fn add(&mut self, candidate: Candidate) {
-        if self.paths.insert(candidate.path.clone()) {
-            self.complete.push_back(candidate);
-        }
-    }
-
-    /// Takes over a new listing of the leftovers, without those that this process has claimed.
-    fn resume(&mut self, leftovers: Vec<Leftover>, is_own: impl Fn(Uuid) -> bool) {
-        self.leftovers = leftovers.into_iter().filter(|leftover| !is_own(leftover.key)).collect();
-    }
-
-    /// Removes the file to claim next. Leftovers come first, because they are the oldest.
-    fn next(&mut self) -> Option<Next> {
-        if let Some(leftover) = self.leftovers.pop_front() {
-            return Some(Next::Leftover(leftover));
-        }
-        let candidate = self.complete.pop_front()?;
-        self.paths.remove(&candidate.path);
-        Some(Next::Complete(candidate))
-    }
-
-    /// Whether a complete file with this path waits.
-    fn contains(&self, path: &Path) -> bool {
-        self.paths.contains(path)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.leftovers.is_empty() && self.complete.is_empty()
-    }
-}
-
 /// The state of a run with `--once`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Once {
@@ -552,74 +506,7 @@ impl Handler<Close> for Intake {
 
 #[cfg(test)]
 mod tests {
-    use tempfile::TempDir;
-
     use super::*;
-    use crate::dataset::Dataset;
-    use crate::vitals::Vitals;
-
-    fn inbox() -> (TempDir, Inbox) {
-        let root = tempfile::tempdir().unwrap();
-        let dataset = Dataset::without_columns("events");
-        let stage = Vitals::default().stage("intake");
-        let inbox = Inbox::open(root.path(), &[Arc::new(dataset)], Duration::ZERO, &stage).unwrap();
-        (root, inbox)
-    }
-
-    fn candidate((root, inbox): &(TempDir, Inbox), name: &str) -> Candidate {
-        let path = root.path().join("events").join(name);
-        std::fs::write(&path, "[]").unwrap();
-        inbox.look(&path).unwrap()
-    }
-
-    /// Takes all files of the queue: the keys of the leftovers, and the names of the others.
-    fn rest(queue: &mut Queue) -> Vec<String> {
-        let next = std::iter::from_fn(|| queue.next());
-        next.map(|next| match next {
-            Next::Leftover(leftover) => leftover.key.to_string(),
-            Next::Complete(candidate) => candidate.path.file_name().unwrap().to_str().unwrap().to_owned(),
-        })
-        .collect()
-    }
-
-    #[test]
-    fn the_files_of_dead_processes_are_claimed_first_and_the_others_in_their_order() {
-        let inbox = inbox();
-        let [old, older] = ["b", "a"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap().key);
-        let mut queue = Queue::default();
-        queue.add(candidate(&inbox, "z"));
-        queue.add(candidate(&inbox, "y"));
-        // Each rescan lists the leftovers again.
-        for _ in 0..2 {
-            queue.resume(inbox.1.leftovers().unwrap(), |_| false);
-        }
-        assert_eq!(rest(&mut queue), [old.to_string(), older.to_string(), "z".to_owned(), "y".to_owned()]);
-        assert!(queue.is_empty());
-    }
-
-    #[test]
-    fn what_this_process_has_claimed_is_not_resumed() {
-        let inbox = inbox();
-        let [own, other] = ["a", "b"].map(|name| inbox.1.claim(&candidate(&inbox, name)).unwrap().unwrap());
-        let mut queue = Queue::default();
-        queue.resume(inbox.1.leftovers().unwrap(), |key| key == own.key);
-        assert_eq!(rest(&mut queue), [other.key.to_string()]);
-    }
-
-    #[test]
-    fn a_file_waits_once_and_may_come_back_after_it_was_taken() {
-        let inbox = inbox();
-        let mut queue = Queue::default();
-        let file = candidate(&inbox, "x");
-        for _ in 0..3 {
-            queue.add(file.clone());
-        }
-        assert!(queue.contains(&file.path));
-        assert_eq!(rest(&mut queue), ["x"]);
-        assert!(!queue.contains(&file.path), "a new file of this name is another file");
-        queue.add(file);
-        assert_eq!(rest(&mut queue), ["x"]);
-    }
 
     #[test]
     fn a_run_with_once_ends_when_nothing_is_left_or_nothing_can_be_moved() {
