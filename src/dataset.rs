@@ -239,4 +239,10 @@ impl Dataset {
             repeats: Repeats::Load,
         }
     }
+
+    /// A dataset for tests of what does not depend on the column: its key, `id`.
+    pub fn of_ids(name: &str, column_type: ColumnType) -> Self {
+        let column = Column { name: "id".to_owned(), column_type, required: true, from: Place::key("id") };
+        Self { columns: vec![column], key: vec![0], ..Self::without_columns(name) }
+    }
 }

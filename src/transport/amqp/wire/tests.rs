@@ -3,22 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::dataset::{Column, ColumnType, Model, Place, Repeats, StreamMode};
+use crate::dataset::ColumnType;
 use crate::record::chunk::CHUNK_RECORDS;
 
 fn dataset(name: &str) -> Arc<Dataset> {
-    let column = Column { name: "id".to_owned(), column_type: ColumnType::Text, required: true, from: Place::key("id") };
-    Arc::new(Dataset {
-        name: name.to_owned(),
-        dir: name.into(),
-        columns: vec![column],
-        key: vec![0],
-        day: None,
-        model: Model::default(),
-        stream: StreamMode::default(),
-        menu: false,
-        repeats: Repeats::Load,
-    })
+    Arc::new(Dataset::of_ids(name, ColumnType::Text))
 }
 
 fn load() -> Load {
