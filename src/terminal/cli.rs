@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,8 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use jiff::civil::Date;
 
-use crate::batch::MaxRejects;
-use crate::config::{DatabaseUrl, HttpAddress, MenuMode, Role, Settings, Transport, hide_arguments, queue_prefix};
+use crate::config::{DatabaseUrl, HttpAddress, MenuMode, Settings, hide_arguments};
 use crate::error::{Error, Result};
 use crate::record::row::RejectReason;
 use crate::terminal::logging::{LogFormat, Verbosity};
@@ -21,10 +19,13 @@ use crate::visible::{Form, visible};
 
 mod about;
 mod doctor;
-
-pub use doctor::DoctorArgs;
+mod load;
+mod run;
 
 pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
+pub use doctor::DoctorArgs;
+pub use load::LoadArgs;
+pub use run::RunArgs;
 
 /// A command line that was parsed successfully.
 #[derive(Debug)]
@@ -129,143 +130,6 @@ pub enum Command {
     Schema,
     Completions(CompletionsArgs),
     Man(ManArgs),
-}
-
-/// Loads the files of the datasets' directories, all or some days, in one transaction
-///
-/// The rows go into the delta table, replace those of the same key in the raw table, and the daily totals are brought up to
-/// date: all or nothing. Loading the same files again changes nothing. A dataset without `day` is always loaded in full.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  dataloader load                                      All files of all datasets
-  dataloader load --date 2020-12-05                    One day of the events, all organisations
-  dataloader load --new                                Only what was not loaded yet
-  dataloader load --dataset events --max-rejects 1%    Fail if more than 1 % do not fit
-  zcat export.json.gz | dataloader load --dataset events -
-
-Exits 3 when all is loaded but records were rejected: `dataloader rejects list` shows them.")]
-pub struct LoadArgs {
-    /// Only records of this day (UTC), as YYYY-MM-DD
-    #[arg(long, value_name = "DATE", value_parser = parse_day, conflicts_with_all = ["from", "to"])]
-    date: Option<Date>,
-    /// Only records from this day on; needs --to
-    #[arg(long, value_name = "DATE", value_parser = parse_day, requires = "to")]
-    from: Option<Date>,
-    /// Only records up to this day, inclusive; needs --from
-    #[arg(long, value_name = "DATE", value_parser = parse_day, requires = "from")]
-    to: Option<Date>,
-    /// Only this dataset; may be repeated
-    #[arg(long = "dataset", value_name = "NAME")]
-    pub datasets: Vec<String>,
-    /// Only files whose content was not loaded yet, each content once; the others are counted as unchanged
-    #[arg(long, conflicts_with_all = ["date", "from", "to"])]
-    pub new: bool,
-    /// Fail, and load nothing, if more records are rejected: a number, or a percentage of those read as in 0.5%
-    #[arg(long, value_name = "N|P%")]
-    pub max_rejects: Option<MaxRejects>,
-    /// Empty the table of a dataset without `day` when its files hold no record; without this such a load fails
-    #[arg(long)]
-    pub allow_empty: bool,
-    /// Read and validate only; the database is not touched
-    #[arg(long)]
-    pub dry_run: bool,
-    /// PostgreSQL: pass the rows through files in DIR, which the server must see under the same path [env: DATALOADER_STAGE_DIR]
-    #[arg(long, value_name = "DIR")]
-    stage_dir: Option<PathBuf>,
-    /// Load these files, or standard input (-), instead of the directory of the one --dataset
-    #[arg(value_name = "FILE|-")]
-    pub files: Vec<PathBuf>,
-}
-
-impl LoadArgs {
-    /// The first and the last selected day; `None` for all days.
-    pub fn days(&self) -> Option<RangeInclusive<Date>> {
-        self.date.map(|day| day..=day).or_else(|| Some(self.from?..=self.to?))
-    }
-
-    /// Checks that clap cannot express.
-    fn check(&self) -> Result<(), clap::Error> {
-        if let (Some(from), Some(to)) = (self.from, self.to)
-            && from > to
-        {
-            return Err(usage("load", ErrorKind::ValueValidation, format!("--from {from} is after --to {to}")));
-        }
-        if !self.files.is_empty() && self.datasets.len() != 1 {
-            let message = "files to load need one --dataset NAME that says what they hold";
-            return Err(usage("load", ErrorKind::MissingRequiredArgument, message));
-        }
-        let pipes = self.files.iter().filter(|file| file.as_path() == Path::new("-")).count();
-        if self.new && pipes > 0 {
-            let message = "--new is for files: whether the content of standard input (-) is new is not known before it is read";
-            return Err(usage("load", ErrorKind::ArgumentConflict, message));
-        }
-        if pipes > 1 {
-            return Err(usage("load", ErrorKind::TooManyValues, "standard input (-) can be loaded once"));
-        }
-        Ok(())
-    }
-}
-
-/// Watches the inbox and loads every file dropped there (the default command)
-///
-/// Files in `<inbox>/<dataset>/` are claimed, loaded and moved to processed/ or failed/ there. Rows are appended: a file that is
-/// dropped twice is loaded twice, but for datasets with `stream = "upsert"`. Interrupt once to finish what is in flight and exit, twice to exit at once.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  dataloader                                         All in one process
-  dataloader run --once                              Load what the inbox holds now, then exit
-  dataloader run --transport amqp --role producer    Publish the files' records to RabbitMQ
-  dataloader run --transport amqp --role consumer    Load them; start as many as you like
-
-Try it: `dataloader drop` in another terminal puts the sample into the inbox.")]
-pub struct RunArgs {
-    /// In this process, or through RabbitMQ [env: DATALOADER_TRANSPORT] [default: inproc]
-    #[arg(long, value_name = "inproc|amqp", value_enum, hide_possible_values = true)]
-    transport: Option<Transport>,
-    /// With amqp: producer (needs no database), consumer (needs no inbox) or all [env: DATALOADER_ROLE] [default: all]
-    #[arg(long, value_enum, hide_possible_values = true)]
-    role: Option<Role>,
-    /// Watched: `DIR/<dataset>/` [env: DATALOADER_INBOX] [default: inbox]
-    #[arg(long, value_name = "DIR")]
-    inbox: Option<PathBuf>,
-    /// Finish what an earlier run left, load what the inbox holds now, then exit
-    #[arg(long)]
-    pub once: bool,
-    /// With amqp: the names of exchange and queues begin with it [env: DATALOADER_QUEUE_PREFIX] [default: dataloader]
-    #[arg(long, value_name = "PREFIX", value_parser = |text: &str| queue_prefix(text))]
-    queue_prefix: Option<String>,
-    /// Show the page, metrics and health at this address: PORT, :PORT or HOST:PORT [env: DATALOADER_HTTP] [default: none]
-    #[arg(long, value_name = "ADDR", value_parser = |text: &str| HttpAddress::parse(text))]
-    http: Option<HttpAddress>,
-}
-
-impl RunArgs {
-    /// Merges the flags before the command with those after it, as in `dataloader --once run --inbox X`.
-    fn or(self, before: Self) -> Self {
-        Self {
-            transport: self.transport.or(before.transport),
-            role: self.role.or(before.role),
-            inbox: self.inbox.or(before.inbox),
-            once: self.once || before.once,
-            queue_prefix: self.queue_prefix.or(before.queue_prefix),
-            http: self.http.or(before.http),
-        }
-    }
-
-    /// The first flag that is set.
-    fn first_given(&self) -> Option<&'static str> {
-        let given = [
-            (self.transport.is_some(), "--transport"),
-            (self.role.is_some(), "--role"),
-            (self.inbox.is_some(), "--inbox"),
-            (self.once, "--once"),
-            (self.queue_prefix.is_some(), "--queue-prefix"),
-            (self.http.is_some(), "--http"),
-        ];
-        given.into_iter().find_map(|(given, flag)| given.then_some(flag))
-    }
 }
 
 /// Shows the modelled tables: totals and unique counts per day
@@ -454,14 +318,7 @@ impl Cli {
             ..Settings::default()
         };
         Ok(match &self.command {
-            Command::Run(run) => Settings {
-                transport: run.transport,
-                role: run.role,
-                inbox: run.inbox.clone(),
-                queue_prefix: run.queue_prefix.clone(),
-                http: run.http.clone(),
-                ..global
-            },
+            Command::Run(run) => run.settings(global),
             Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
             Command::Doctor(doctor) => doctor.settings(global),
             Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },

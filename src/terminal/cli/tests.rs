@@ -1,6 +1,8 @@
 //! Tests of the command line.
 
 use super::*;
+use crate::batch::MaxRejects;
+use crate::config::{Role, Transport};
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::parse(std::iter::once("dataloader").chain(line.split_whitespace()))
@@ -20,8 +22,10 @@ fn run_is_the_default_command() {
         let settings = settings(line);
         assert_eq!((settings.transport, settings.role), (Some(Transport::Amqp), Some(Role::Consumer)), "{line}");
     }
-    let Command::Run(run) = parse("--once run --inbox x --queue-prefix p").unwrap().command else { panic!() };
-    assert!(run.once && run.inbox == Some("x".into()) && run.queue_prefix == Some("p".to_owned()));
+    let line = "--once run --inbox x --queue-prefix p";
+    assert!(matches!(parse(line).unwrap().command, Command::Run(RunArgs { once: true, .. })));
+    let settings = settings(line);
+    assert!(settings.inbox == Some("x".into()) && settings.queue_prefix == Some("p".to_owned()));
 }
 
 #[test]
