@@ -275,7 +275,7 @@ impl Process {
     }
 
     /// The required connections that the process lacks.
-    fn missing(&self) -> Option<&'static str> {
+    pub fn missing(&self) -> Option<&'static str> {
         let connected = self.connected;
         let needs_database = self.transport == Transport::Inproc || self.role != Role::Producer;
         let needs_broker = self.transport == Transport::Amqp;

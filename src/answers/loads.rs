@@ -1,11 +1,14 @@
 //! Loads of the ledger, one by one: the latest, those that a search finds, and one with its chunks.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::dataset::Dataset;
 use crate::store::sql::Schema;
-use crate::store::{Arg, Connection, Dialect, Field, StoreResult};
+use crate::store::{Arg, Connection, Dialect, Field, StoreResult, model};
 
 /// A row of the ledger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,6 +53,8 @@ pub struct LoadDetail {
     pub host: Option<String>,
     pub repeats: Option<i64>,
     pub rows_removed: Option<i64>,
+    /// Whether some of its rows are not modelled yet. None if it has no rows in a model, or if that is not known.
+    pub waits_for_refresh: Option<bool>,
 }
 
 const COLUMNS: &str = "id, dataset, source, status, bytes, records_read, rows_loaded, rows_rejected, records_skipped";
@@ -120,7 +125,7 @@ pub async fn list(connection: &mut Connection, filter: &LoadFilter, limit: u32) 
 ///
 /// # Errors
 /// If the database fails.
-pub async fn find(connection: &mut Connection, id: i64) -> StoreResult<Option<LoadDetail>> {
+pub async fn find(connection: &mut Connection, datasets: &[Arc<Dataset>], id: i64) -> StoreResult<Option<LoadDetail>> {
     let dialect = connection.dialect();
     let [loads, batches, rejects] = ["loads", "batches", "rejects"].map(|table| dialect.table(Schema::Raw, table));
     let sql = format!(
@@ -130,7 +135,8 @@ pub async fn find(connection: &mut Connection, id: i64) -> StoreResult<Option<Lo
     );
     let rows = connection.fetch(sql, &[Arg::Int(Some(id))]).await?;
     let int = |field: &Field| (*field != Field::Null).then(|| field.int());
-    Ok(rows.first().map(|row| LoadDetail {
+    let Some(row) = rows.first() else { return Ok(None) };
+    let mut found = LoadDetail {
         claimed_at: claimed_at(row[18].text().unwrap_or_default(), row[9].text().unwrap_or_default()),
         load: load_row(row),
         sha256: row[12].text().map(str::to_owned),
@@ -139,7 +145,14 @@ pub async fn find(connection: &mut Connection, id: i64) -> StoreResult<Option<Lo
         rows_removed: int(&row[15]),
         chunks: row[16].int(),
         open_rejects: row[17].int(),
-    }))
+        waits_for_refresh: None,
+    };
+    let dataset = datasets.iter().find(|dataset| dataset.name == found.load.dataset && dataset.day.is_some());
+    if let Some(dataset) = dataset.filter(|_| found.load.loaded > 0 && found.load.status != "unloaded") {
+        // After the counts: what is committed later may only add to what waits.
+        found.waits_for_refresh = model::waits_for_refresh(connection, dataset, id).await?;
+    }
+    Ok(Some(found))
 }
 
 /// A load key of the stream was made when its file was claimed, and holds that time. Other loads have theirs made after the start.

@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use serde::de::IgnoredAny;
 
-use super::parse::{Member, shortened};
+use super::parse::{Member, described, shortened};
 use super::row::RejectReason;
-use super::{json, scan};
+use super::{json, nested, scan};
+use crate::dataset::Column;
 
 /// The place of the fault in the bytes of the record, as the reason and the detail name it. `None` if the fault has no place there:
-/// a key that is missing, a record that is too large or is no object, what the database refused.
-pub fn place(reason: RejectReason, detail: &str, record: &[u8]) -> Option<Range<usize>> {
+/// a key that is missing, a record that is too large or is no object, what the database refused. The columns are those of the
+/// record's dataset; none if it is not configured any more.
+pub fn place(reason: RejectReason, detail: &str, record: &[u8], columns: &[Column]) -> Option<Range<usize>> {
     let found = match (reason, std::str::from_utf8(record)) {
         (RejectReason::InvalidUtf8, Err(error)) => {
             let start = error.valid_up_to();
@@ -24,7 +26,7 @@ pub fn place(reason: RejectReason, detail: &str, record: &[u8]) -> Option<Range<
             | RejectReason::NulCharacter
             | RejectReason::LoneSurrogate,
             Ok(text),
-        ) => value_of(text, detail),
+        ) => value_of(text, detail, columns),
         _ => None,
     };
     found.filter(|place| !place.is_empty())
@@ -41,38 +43,57 @@ fn syntax_fault(text: &str) -> Option<Range<usize>> {
     Some(start..start + length)
 }
 
-/// The value that the detail is about. The detail begins with its key; with `_extra` and the member, for a key that is no column.
-fn value_of(text: &str, detail: &str) -> Option<Range<usize>> {
+/// The value that the detail is about. The detail begins with its column; with `_extra` and the member, for a key that is no column.
+fn value_of(text: &str, detail: &str, columns: &[Column]) -> Option<Range<usize>> {
+    let value = match detail.strip_prefix("_extra: ") {
+        Some(member) => extra_member(text, member),
+        None => match columns.iter().filter(|column| is_about(detail, &described(column))).max_by_key(|column| column.name.len()) {
+            Some(column) => nested::find(text.trim_start(), &column.from.0),
+            // The definition has changed since.
+            None => named_member(text, detail),
+        },
+    }?;
+    let start = value.as_ptr().addr() - text.as_ptr().addr();
+    Some(start..start + value.len())
+}
+
+fn is_about(detail: &str, name: &str) -> bool {
+    detail.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "))
+}
+
+/// The member with the key that the detail begins with: of two that fit the longer one, of a key that is there twice the last value.
+fn named_member<'a>(text: &'a str, detail: &str) -> Option<&'a str> {
     let (mut named, mut longest) = (None, 0);
-    let of_value = |value: &str| {
-        let start = value.as_ptr().addr() - text.as_ptr().addr();
-        start..start + value.len()
-    };
     let scanned = scan::members(text, |key, value| {
         let Ok(name) = json::unescape(key) else { return };
-        let is_named = detail.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(": "));
-        // Of a key that is there twice the last value counts; of two keys that fit, the longer one is meant.
-        if is_named && name.len() >= longest {
-            (named, longest) = (Some(of_value(value)), name.len());
-        } else if named.is_none() && detail.starts_with("_extra: ") && (Member { key, value: value.into() }).fault().is_some() {
-            let member = shortened(&format!("{key}:{value}"));
-            if detail["_extra: ".len()..].starts_with(&member) {
-                named = Some(of_value(value));
-            }
+        if is_about(detail, &name) && name.len() >= longest {
+            (named, longest) = (Some(value), name.len());
         }
     });
     scanned.ok().and(named)
 }
 
+/// The member of this key that `_extra` cannot store. Columns may have taken parts of its value, so the detail shows the rest.
+fn extra_member<'a>(text: &'a str, detail: &str) -> Option<&'a str> {
+    let mut found = None;
+    let scanned = scan::members(text, |key, value| {
+        if detail.starts_with(&shortened(&format!("{key}:"))) && (Member { key, value: value.into() }).fault().is_some() {
+            found = Some(value);
+        }
+    });
+    scanned.ok().and(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataset::{ColumnType, Place};
     use RejectReason::{
         InvalidJson, InvalidUtf8, LoneSurrogate, MissingRequired, NotAnObject, NulCharacter, OutOfRange, TypeMismatch,
     };
 
     fn marked(reason: RejectReason, detail: &str, record: &[u8]) -> Option<String> {
-        place(reason, detail, record).map(|place| String::from_utf8_lossy(&record[place]).into_owned())
+        place(reason, detail, record, &[]).map(|place| String::from_utf8_lossy(&record[place]).into_owned())
     }
 
     #[test]
@@ -98,9 +119,29 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_a_column_takes_from_elsewhere_is_marked_there() {
+        let column = |name: &str, from: &str| Column {
+            name: name.to_owned(),
+            column_type: ColumnType::BigInt,
+            required: false,
+            from: Place::parse(from).expect("a place"),
+        };
+        let columns = [column("age", "/actor/years/1"), column("no", "Order No"), column("plain", "plain")];
+        let record = r#"{"age":1, "actor":{"years":[8]}, "Order No":"x", "actor":{"years":[7, "old"]}, "plain":{}, "no":2}"#;
+        let marked = |detail: &str| place(TypeMismatch, detail, record.as_bytes(), &columns).map(|place| &record[place]);
+        assert_eq!(marked("age (from /actor/years/1): \"old\" is no integer"), Some("\"old\""));
+        assert_eq!(marked("no (from Order No): \"x\" is no integer"), Some("\"x\""));
+        assert_eq!(marked("plain: {} is no integer"), Some("{}"));
+        let left = r#"{"actor":{"login":"ada", "note":"\u0000"}}"#;
+        let of_rest = r#"_extra: "actor":{"note":"\u0000"} contains U+0000"#;
+        let columns = [column("login", "/actor/login")];
+        assert_eq!(place(NulCharacter, of_rest, left.as_bytes(), &columns), Some(9..left.len() - 1));
+    }
+
+    #[test]
     fn the_byte_at_which_text_or_json_ends_is_marked() {
-        assert_eq!(place(InvalidUtf8, "", b"{\"a\":\"\xff\xfe\"}"), Some(6..7));
-        assert_eq!(place(InvalidUtf8, "", b"\"\xe2\x82"), Some(1..3));
+        assert_eq!(place(InvalidUtf8, "", b"{\"a\":\"\xff\xfe\"}", &[]), Some(6..7));
+        assert_eq!(place(InvalidUtf8, "", b"\"\xe2\x82", &[]), Some(1..3));
         for (record, expected) in [
             ("{\"a\":1,}", Some("}")),
             ("{\"a\":é}", Some("é")),

@@ -114,6 +114,30 @@ impl Taken {
     }
 }
 
+/// The value to which the reference tokens lead from the valid JSON value `value`.
+pub fn find<'a>(value: &'a str, tokens: &[String]) -> Option<&'a str> {
+    let [token, rest @ ..] = tokens else { return Some(value) };
+    let mut found = None;
+    if value.starts_with('{') {
+        let take = |key: &str, member| {
+            if json::unescape(key).is_ok_and(|key| key == *token) {
+                found = Some(member);
+            }
+        };
+        scan::members(value, take).ok()?;
+    } else {
+        let (mut at, wanted) = (0, list_index(token));
+        let take = |element| {
+            if wanted == Some(at) {
+                found = Some(element);
+            }
+            at += 1;
+        };
+        scan::elements(value, take).ok()?;
+    }
+    find(found?, rest)
+}
+
 /// The position that a reference token means in a list: digits without a leading zero.
 fn list_index(token: &str) -> Option<usize> {
     let digits = token.bytes().all(|b| b.is_ascii_digit()) && (token == "0" || !token.starts_with('0'));

@@ -347,7 +347,7 @@ fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
 }
 
 /// The name of the column, with the place of its value if that is not the key of the same name.
-fn described(column: &Column) -> String {
+pub(super) fn described(column: &Column) -> String {
     let Column { name, from, .. } = column;
     if *from == Place::key(name) { name.clone() } else { format!("{name} (from {})", shortened(&from.to_string())) }
 }

@@ -9,20 +9,23 @@ use crate::answers::overview::{Chart, STACKED, Series, Stack};
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 240.0;
 /// Left of the plot are the numbers, below it the days.
-const LEFT: f64 = 62.0;
-const BOTTOM: f64 = 26.0;
-const TOP: f64 = 8.0;
+const LEFT: f64 = 70.0;
+const BOTTOM: f64 = 28.0;
+const TOP: f64 = 16.0;
 
 /// Where the days and values of a chart are.
 struct Plot {
     days: usize,
-    most: f64,
+    /// From one line of the grid to the next.
+    step: i64,
+    /// How many steps the plot is high.
+    steps: i64,
 }
 
 impl Plot {
-    #[expect(clippy::cast_precision_loss, reason = "positions on a screen")]
     fn new(days: usize, most: i64) -> Self {
-        Self { days, most: round_up(most.max(1)) as f64 }
+        let (step, steps) = steps(most.max(1));
+        Self { days, step, steps }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "positions on a screen")]
@@ -37,7 +40,7 @@ impl Plot {
 
     #[expect(clippy::cast_precision_loss, reason = "positions on a screen")]
     fn height(&self, value: i64) -> f64 {
-        (HEIGHT - TOP - BOTTOM) * (value as f64 / self.most)
+        (HEIGHT - TOP - BOTTOM) * (value as f64 / (self.step as f64 * self.steps as f64))
     }
 
     fn y(&self, value: i64) -> f64 {
@@ -54,21 +57,17 @@ impl Plot {
 
     /// Lines and numbers at the left, some days below.
     fn frame(&self, days: &[String]) -> Markup {
-        #[expect(clippy::cast_possible_truncation, reason = "it was an integer before")]
-        let most = self.most as i64;
-        let step = days.len().div_ceil(6).max(1);
+        let every = days.len().div_ceil(6).max(1);
         html! {
-            @for part in 0..=4_i64 {
-                @let value = most * part / 4;
-                @if most >= 4 || part == 0 || part == 4 {
-                    line class="grid" x1=(LEFT) x2=(WIDTH) y1=(px(self.y(value))) y2=(px(self.y(value))) {}
-                    text x=(LEFT - 6.0) y=(px(self.y(value) + 4.0)) text-anchor="end" { (count(value)) }
-                }
+            @for value in (0..=self.steps).map(|number| number * self.step) {
+                line class="grid" x1=(LEFT) x2=(WIDTH) y1=(px(self.y(value))) y2=(px(self.y(value))) {}
+                text x=(LEFT - 6.0) y=(px(self.y(value) + 4.0)) text-anchor="end" { (short(value)) }
             }
-            @for (i, day) in days.iter().enumerate().filter(|(i, _)| i % step == 0) {
+            // Every second one is left out where there is little room.
+            @for (number, (i, day)) in days.iter().enumerate().step_by(every).enumerate() {
                 @let x = self.x(i) + self.slot() / 2.0;
-                @let (at, anchor) = if x > WIDTH - 36.0 { (WIDTH, "end") } else { (x, "middle") };
-                text x=(px(at)) y=(HEIGHT - 8.0) text-anchor=(anchor) { (day) }
+                @let (at, anchor) = if x > WIDTH - 36.0 { (WIDTH, "end") } else if x < LEFT + 36.0 { (LEFT, "start") } else { (x, "middle") };
+                text class=[(number % 2 == 1 && days.len() > 3).then_some("more")] x=(px(at)) y=(HEIGHT - 8.0) text-anchor=(anchor) { (day) }
             }
         }
     }
@@ -78,16 +77,28 @@ fn px(value: f64) -> String {
     format!("{value:.1}")
 }
 
-/// The next number whose quarters are round.
-fn round_up(value: i64) -> i64 {
-    let mut step = 1;
+/// The round step that takes at most five to reach the value, and how many it takes: the highest bar fills most of the plot.
+fn steps(value: i64) -> (i64, i64) {
+    let mut power: i64 = 1;
     loop {
-        for factor in [4, 8, 12, 20] {
-            if value <= step * factor {
-                return step * factor;
+        for step in [power, 2 * power, power / 10 * 25, 5 * power] {
+            if step > 0 && value <= step.saturating_mul(5) {
+                return (step, (value - 1) / step + 1);
             }
         }
-        step *= 10;
+        power *= 10;
+    }
+}
+
+/// A number of the axis, in a few characters: `250`, `1.25k`, `40M`.
+fn short(value: i64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "round numbers")]
+    let in_units = |unit: i64, name: &str| format!("{}{name}", value as f64 / unit as f64);
+    match value {
+        0..1_000 => value.to_string(),
+        1_000..1_000_000 => in_units(1_000, "k"),
+        1_000_000..1_000_000_000 => in_units(1_000_000, "M"),
+        _ => in_units(1_000_000_000, "G"),
     }
 }
 
@@ -216,7 +227,7 @@ fn table(id: &str, chart: &Chart, series: &[Series]) -> Markup {
     html! {
         details id=(id) {
             summary id={ (id) "-open" } { "The numbers" }
-            div class="scroll" tabindex="0" role="region" aria-label="The numbers of the chart" {
+            div class="scroll" id={ (id) "-table" } tabindex="0" role="region" aria-label="The numbers of the chart" {
                 table {
                     thead { tr { th scope="col" { "date" } @for s in series { th scope="col" class="n" { bdi { (shown(&s.name, 60)) } } } } }
                     tbody {
@@ -237,8 +248,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_axis_ends_at_a_round_number_above_all_values() {
-        assert_eq!([1, 4, 5, 36, 81, 199, 201, 1_000_001].map(round_up), [4, 4, 8, 40, 120, 200, 400, 1_200_000]);
+    fn an_axis_has_round_steps_and_ends_soon_after_the_highest_value() {
+        let cases =
+            [(1, (1, 1)), (5, (1, 5)), (6, (2, 3)), (11, (5, 3)), (440, (100, 5)), (101, (25, 5)), (1_000_001, (250_000, 5))];
+        for (value, expected) in cases {
+            assert_eq!(steps(value), expected, "{value}");
+        }
+        for value in (1..5_000).chain([i64::MAX / 100]) {
+            let (step, number) = steps(value);
+            assert!(step * number >= value && value * 10 >= step * number * 7, "{value}: {step} × {number}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_the_axis_are_short() {
+        let numbers = [0, 5, 250, 1_000, 1_250, 12_500, 400_000, 2_500_000, 3_000_000_000];
+        assert_eq!(numbers.map(short), ["0", "5", "250", "1k", "1.25k", "12.5k", "400k", "2.5M", "3G"]);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use maud::{Markup, html};
 use super::Site;
 use super::answer::{Answer, html as page, json, text};
 use super::form::Fields;
-use super::page::{frame, load_table, moment, query};
-use super::text::{bytes, count, rate, shown};
+use super::page::{frame, instead, load_table, moment, query};
+use super::text::{bytes, count, counted, rate, shown};
 use crate::answers::loads::{self, LoadDetail, LoadFilter, LoadRow};
 use crate::store::Connection;
 
@@ -32,7 +32,7 @@ pub async fn for_programs(site: &Site, fields: &Fields) -> Answer {
     let filter = filter(fields);
     match site.read(async |connection: &mut Connection| loads::list(connection, &filter, 1_000).await).await {
         Ok(found) => json(&serde_json::json!({ "loads": found.unwrap_or_default() })),
-        Err(answer) => *answer,
+        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
@@ -41,7 +41,7 @@ pub async fn list(site: &Site, fields: &Fields) -> Answer {
     let filter = filter(fields);
     let found = match site.read(async |connection: &mut Connection| loads::list(connection, &filter, PAGE).await).await {
         Ok(found) => found.unwrap_or_default(),
-        Err(answer) => return *answer,
+        Err(why) => return instead(site, "/loads", StatusCode::SERVICE_UNAVAILABLE, &why),
     };
     let content = html! {
         h1 { "Loads" }
@@ -86,20 +86,19 @@ pub fn select<'a>(name: &str, values: impl Iterator<Item = &'a str>, chosen: Opt
 
 /// One load.
 pub async fn one(site: &Site, id: &str) -> Answer {
-    let Ok(id) = id.parse() else { return text(StatusCode::NOT_FOUND, "a load is a number: /loads/1") };
-    match site.read(async |connection: &mut Connection| loads::find(connection, id).await).await {
+    let Ok(id) = id.parse() else { return instead(site, "", StatusCode::NOT_FOUND, "A load is a number: /loads/1") };
+    match site.read(async |connection: &mut Connection| loads::find(connection, &site.config.datasets, id).await).await {
         Ok(Some(Some(load))) => {
             let title = format!("Load {id} — dataloader");
             page(StatusCode::OK, frame(site, "", &title, detail(&load, Timestamp::now())))
         }
-        Ok(_) => text(StatusCode::NOT_FOUND, format!("there is no load {id}")),
-        Err(answer) => *answer,
+        Ok(_) => instead(site, "", StatusCode::NOT_FOUND, &format!("There is no load {id}.")),
+        Err(why) => instead(site, "", StatusCode::SERVICE_UNAVAILABLE, &why),
     }
 }
 
 fn detail(found: &LoadDetail, now: Timestamp) -> Markup {
-    let LoadDetail { load, claimed_at, chunks, open_rejects, sha256, host, repeats, rows_removed } = found;
-    let seconds = seconds_between(&load.started_at, load.finished_at.as_deref());
+    let LoadDetail { load, chunks, open_rejects, sha256, host, repeats, rows_removed, .. } = found;
     html! {
         h1 { "Load " (load.id) }
         section aria-label="The load" {
@@ -112,26 +111,55 @@ fn detail(found: &LoadDetail, now: Timestamp) -> Markup {
                 dt { "dataset" } dd { (shown(&load.dataset, 63)) }
                 dt { "source" } dd { bdi { (shown(&load.source, 4_096)) } }
                 dt { "status" } dd { (load.status) @if let Some(id) = repeats { ": the content is that of load " a href={ "/loads/" (id) } { (id) } } }
-                @if let Some(at) = claimed_at { dt { "claimed" } dd { (moment(at, now)) } }
-                dt { "started" } dd { (moment(&load.started_at, now)) }
-                dt { @if load.status == "failed" { "failed" } @else { "committed" } } dd { @match &load.finished_at { Some(at) => { (moment(at, now)) } None => "not all of it yet" } }
-                @if let Some(seconds) = seconds {
-                    dt { "took" } dd { (format!("{seconds:.3} s")) @if seconds > 0.0 { ", " (per_second(load.read, seconds)) " records/s" } }
-                }
+                (life(found, now))
                 dt { "chunks" } dd { (count(*chunks)) " committed" }
                 @if let Some(size) = load.bytes { dt { "text" } dd { (bytes(size.unsigned_abs())) } }
                 @if let Some(removed) = rows_removed.filter(|removed| *removed > 0) { dt { "rows removed" } dd { (count(removed)) } }
                 @if let Some(host) = host { dt { "host" } dd { (shown(host, 255)) } }
                 @if let Some(sha256) = sha256 { dt { "sha256" } dd { code { (sha256) } } }
             }
-            @if *open_rejects > 0 { p { a href={ "/rejects?load=" (load.id) } { (count(*open_rejects)) " open rejects of this load" } } }
+            @if *open_rejects > 0 { p { a href={ "/rejects?load=" (load.id) } { (counted(*open_rejects, "open reject")) " of this load" } } }
             @else if load.rejected > 0 { p class="soft" { "Its rejects are no longer open: replayed, superseded by a later load, or discarded." } }
         }
     }
 }
 
-fn seconds_between(started: &str, finished: Option<&str>) -> Option<f64> {
-    let (started, finished): (Timestamp, Timestamp) = (started.parse().ok()?, finished?.parse().ok()?);
+/// When what became of it, how long that took, and how fast it was, as far as the ledger knows.
+fn life(found: &LoadDetail, now: Timestamp) -> Markup {
+    let LoadDetail { load, claimed_at, waits_for_refresh, .. } = found;
+    let (started, finished) = (Some(load.started_at.as_str()), load.finished_at.as_deref());
+    let took = |from: Option<&str>, to: Option<&str>| seconds_between(from?, to?);
+    html! {
+        @if let Some(at) = claimed_at { dt { "claimed" } dd { (moment(at, now)) } }
+        // The ledger row of a file that was claimed is made with its first batch.
+        dt { @if claimed_at.is_some() { "first written" } @else { "started" } }
+        dd {
+            (moment(&load.started_at, now))
+            @if let Some(seconds) = took(claimed_at.as_deref(), started) { span class="step" { (duration(seconds)) " after the claim" } }
+        }
+        dt { @if load.status == "failed" { "failed" } @else { "committed" } }
+        dd {
+            @match finished { Some(at) => (moment(at, now)), None => "not all of it yet" }
+            @if let Some(seconds) = took(claimed_at.as_deref().or(started), finished) {
+                span class="step" {
+                    (duration(seconds)) @if claimed_at.is_some() { " after the claim" } @else { " after the start" }
+                    @if seconds > 0.0 && load.read > 0 { ": " (per_second(load.read, seconds)) " records/s" }
+                }
+            }
+        }
+        @if let Some(waits) = waits_for_refresh {
+            dt { "modelled" }
+            dd { @if *waits { "not all of its days yet: that follows by itself while a pipeline runs, or with " code { "dataloader model" } } @else { "all of its days" } }
+        }
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 60.0 { format!("{seconds:.3} s") } else { format!("{:.0} min {:.0} s", (seconds / 60.0).floor(), seconds % 60.0) }
+}
+
+fn seconds_between(started: &str, finished: &str) -> Option<f64> {
+    let (started, finished): (Timestamp, Timestamp) = (started.parse().ok()?, finished.parse().ok()?);
     Some(finished.duration_since(started).as_secs_f64())
 }
 

@@ -4,6 +4,7 @@ mod access; // who may ask
 mod answer; // answers, with the headers that none goes without
 mod chart; // the model as SVG
 mod form; // fields of queries and forms
+mod letters; // the dead letters of RabbitMQ
 mod live; // parts of the page that change while it is looked at
 mod loads; // the loads, one by one
 mod metrics; // for Prometheus
@@ -19,7 +20,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::StatusCode;
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
@@ -29,7 +29,6 @@ use crate::heartbeat::{self, Process};
 use crate::store::{Class, Connection, StoreError, StoreResult};
 use crate::stream::Stats;
 use access::Access;
-use answer::Answer;
 use observer::{Observer, Seen};
 
 pub use report::report_file;
@@ -102,11 +101,10 @@ impl Site {
         self.observer.fresh().await
     }
 
-    /// Reads from the database on a connection of its own; nothing if it has no tables. The error is the answer that says why not.
-    async fn read<T>(&self, read: impl AsyncFnOnce(&mut Connection) -> StoreResult<T>) -> Result<Option<T>, Box<Answer>> {
-        let cannot = |why: String| Box::new(answer::text(StatusCode::SERVICE_UNAVAILABLE, why));
-        let Some(database) = self.observer.database() else { return Err(cannot("this process has no database".to_owned())) };
-        let Ok(_place) = self.queries.acquire().await else { return Err(cannot("the page ends".to_owned())) };
+    /// Reads from the database on a connection of its own; nothing if it has no tables. The error says why not.
+    async fn read<T>(&self, read: impl AsyncFnOnce(&mut Connection) -> StoreResult<T>) -> Result<Option<T>, String> {
+        let Some(database) = self.observer.database() else { return Err("this process has no database".to_owned()) };
+        let Ok(_place) = self.queries.acquire().await else { return Err("the page ends".to_owned()) };
         let done = async {
             let Some(mut connection) = database.open_to_read_within(READ_TIME).await? else { return Ok(None) };
             let done = read(&mut connection).await?;
@@ -115,7 +113,7 @@ impl Site {
         };
         let done = tokio::time::timeout(READ_TIME, done).await;
         let done = done.unwrap_or_else(|_| Err(StoreError::no_answer(Class::Unavailable, READ_TIME)));
-        done.map_err(|error| cannot(database.explain(error).to_string()))
+        done.map_err(|error| database.explain(error).to_string())
     }
 
     /// Whether rejects can be replayed and discarded.

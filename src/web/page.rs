@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hyper::StatusCode;
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::Site;
+use super::answer::{self, Answer};
 use super::chart::charts;
 use super::observer::Seen;
-use super::text::{age, bytes, count, rate, shown, time};
+use super::text::{age, bytes, count, counted, rate, shown, time};
 use crate::answers::loads::LoadRow;
 use crate::answers::status::DatasetStatus;
 use crate::config::Transport;
@@ -58,6 +60,16 @@ pub fn frame(site: &Site, path: &str, title: &str, content: Markup) -> Markup {
     }
 }
 
+/// A page that says why another one cannot be shown.
+pub fn instead(site: &Site, path: &str, status: StatusCode, why: &str) -> Answer {
+    let title = if status == StatusCode::NOT_FOUND { "Not found" } else { "This cannot be shown now" };
+    let content = html! {
+        h1 { (title) }
+        section aria-label=(title) { p class="alarm" role="alert" { (shown(why, 600)) } p { a href="/" { "Back to the overview" } } }
+    };
+    answer::html(status, frame(site, path, &format!("{title} — dataloader"), content))
+}
+
 impl Screen<'_> {
     /// The first screen.
     pub fn page(&self) -> Markup {
@@ -92,8 +104,8 @@ impl Screen<'_> {
             @if let Some(depths) = &self.seen.depths {
                 p { "In RabbitMQ: " @for (i, depth) in depths.iter().enumerate() {
                     @if i > 0 { ", " }
-                    @if depth.dataset == "dead" { span class=[(depth.messages > 0).then_some("bad")] { (count(depth.messages.into())) " dead letters" } }
-                    @else { (count(depth.messages.into())) " messages of " (depth.dataset) }
+                    @if depth.dataset == "dead" { span class=[(depth.messages > 0).then_some("bad")] { (counted(depth.messages.into(), "dead letter")) } }
+                    @else { (counted(depth.messages.into(), "message")) " of " (depth.dataset) }
                 } }
             }
             (self.waiting())
@@ -115,6 +127,8 @@ impl Screen<'_> {
             @for problem in process.troubles.iter().filter(|problem| !says.contains(problem.split(" (for").next().unwrap_or_default())) {
                 p class="alarm" { (shown(problem, 400)) }
             }
+            // What waits for it says so better.
+            @if let Some(missing) = process.missing().filter(|_| process.troubles.is_empty()) { p class="alarm" { "Not connected to " (missing) "." } }
             ol class="stages" {
                 @for stage in stages { (self.stage(stage, limit.as_deref() == Some(&stage.stage))) }
             }
@@ -152,7 +166,7 @@ impl Screen<'_> {
         html! {
             @for waiting in waiting {
                 p {
-                    (count(waiting.files.try_into().unwrap_or(i64::MAX))) " files of " (waiting.dataset) " wait in the inbox, the oldest for "
+                    (counted(waiting.files.try_into().unwrap_or(i64::MAX), "file")) " of " (waiting.dataset) @if waiting.files == 1 { " waits in the inbox, for " } @else { " wait in the inbox, the oldest for " }
                     (age(waiting.oldest.as_secs().try_into().unwrap_or(i64::MAX))) "."
                 }
             }
@@ -213,12 +227,12 @@ impl Screen<'_> {
                         span { "+ " b { (count(in_flight)) } " in flight" }
                     }
                     @if missing > 0 {
-                        p class="alarm" { (count(missing)) " records are missing: ledger and rows do not agree. Look at the loads of " (status.dataset) "." }
-                    } @else {
+                        p class="alarm" { (counted(missing, "record")) @if missing == 1 { " is" } @else { " are" } " missing: ledger and rows do not agree. Look at the loads of " (status.dataset) "." }
+                    } @else if status.files > 0 {
                         span class="ok" { "✓ all accounted for" }
                     }
                     span class="soft" {
-                        " in " (count(status.files)) " files" @if status.in_flight > 0 { ", " (count(status.in_flight)) " of them being loaded" }
+                        @if status.files > 0 { " in " (counted(status.files, "file")) } @else { "no file yet" } @if status.in_flight > 0 { ", " (count(status.in_flight)) " of them being loaded" }
                         @if status.failed > 0 { ", " a href={ "/loads?status=failed&dataset=" (status.dataset) } { (count(status.failed)) " failed" } }
                     }
                 }
@@ -261,7 +275,7 @@ impl Screen<'_> {
         html! {
             @if overview.rejects.is_empty() { p class="empty" { "No record waits to be repaired." } }
             @else {
-                div class="scroll" tabindex="0" role="region" aria-label="Open rejects by reason" { table {
+                div class="scroll" id="rejects-table" tabindex="0" role="region" aria-label="Open rejects by reason" { table {
                     thead { tr { th scope="col" { "dataset" } th scope="col" { "reason" } th scope="col" class="n" { "records" } } }
                     tbody { @for reject in &overview.rejects { tr {
                         td { (reject.dataset) }
@@ -277,7 +291,7 @@ impl Screen<'_> {
 /// Loads as a table.
 pub fn load_table(loads: &[LoadRow], caption: &str, now: Timestamp) -> Markup {
     html! {
-        div class="scroll" tabindex="0" role="region" aria-label=(caption) { table {
+        div class="scroll" id="loads-table" tabindex="0" role="region" aria-label=(caption) { table class="loads" {
             caption { (caption) }
             thead { tr {
                 th scope="col" class="n" { "load" } th scope="col" { "dataset" } th scope="col" { "status" } th scope="col" class="n" { "read" }

@@ -1,22 +1,18 @@
 //! The open rejects: listed with their bytes made harmless, replayed, and discarded, each after a confirmation.
 
-use std::sync::Arc;
-
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::Site;
 use super::answer::{Answer, html as page, json, refused, text};
 use super::form::Fields;
+use super::letters::Letters;
 use super::loads::select;
-use super::page::{frame, query};
-use super::routes::failed;
-use super::text::{bytes, count, shown, shown_around, shown_bytes};
-use super::{READ_TIME, Site};
-use crate::answers::dead_letters;
-use crate::answers::replay::{Replay, discard, replay};
-use crate::dataset::Dataset;
+use super::page::{frame, instead, query};
+use super::text::{bytes, count, counted, shown, shown_around, shown_bytes};
+use crate::answers::replay::{DatasetReplay, Replay, discard, replay};
 use crate::record::fault;
 use crate::record::row::RejectReason;
 use crate::store::open_rejects::{self, OpenReject, Records, RejectFilter};
@@ -27,6 +23,8 @@ use crate::transport::amqp::dead_letters::DeadLetterEntry;
 const PAGE: u32 = 50;
 /// How many rejects and dead letters programs get at a time.
 const LISTED: u32 = 1_000;
+/// How many dead letters the page shows.
+const LETTERS: usize = 20;
 /// How many characters of a record are shown.
 const SHOWN: usize = 2_000;
 
@@ -68,7 +66,7 @@ pub async fn for_programs(site: &Site, fields: &Fields) -> Answer {
         async |connection: &mut Connection| open_rejects::page(connection, &filter, Records::Without, after, LISTED + 1).await;
     let found = match site.read(read).await {
         Ok(found) => found,
-        Err(answer) => return *answer,
+        Err(why) => return text(StatusCode::SERVICE_UNAVAILABLE, why),
     };
     let nothing = site.observer.database().filter(|_| found.is_none()).map(|database| database.says_nothing_is_there());
     let mut rejects = found.unwrap_or_default();
@@ -78,31 +76,13 @@ pub async fn for_programs(site: &Site, fields: &Fields) -> Answer {
     if let Some(last) = listed.rejects.last().filter(|_| !is_all) {
         listed.notes.push(format!("more rejects are at /api{}", next(&asked, last)));
     }
+    // They are on the first page only.
     if after == (0, 0) {
-        add_dead_letters(site, &datasets, &asked, &mut listed).await;
+        let letters = Letters::read(site, &asked, LISTED as usize).await;
+        listed.dead_letters = letters.found;
+        listed.notes.extend(letters.note);
     }
     json(&listed)
-}
-
-/// The dead letters are on the first page of the list only.
-async fn add_dead_letters(site: &Site, datasets: &[Arc<Dataset>], asked: &RejectFilter, listed: &mut Listed) {
-    let Ok(_place) = site.queries.acquire().await else { return };
-    let (letters, mut more) = (&mut listed.dead_letters, 0);
-    let reading = dead_letters::for_each(&site.config, datasets, asked, |letter| {
-        if letters.len() < LISTED as usize {
-            letters.push(letter);
-        } else {
-            more += 1;
-        }
-        Ok(())
-    });
-    let why = match tokio::time::timeout(READ_TIME, reading).await {
-        Ok(Ok(())) if more == 0 => return,
-        Ok(Ok(())) => format!("{} more dead letters are left out: `dataloader rejects list` shows all", count(more)),
-        Ok(Err(error)) => format!("dead letters are left out: {}", error.message()),
-        Err(_) => format!("dead letters are left out: RabbitMQ has not shown all of them within {} s", READ_TIME.as_secs()),
-    };
-    listed.notes.push(why);
 }
 
 /// Where a page of the list begins.
@@ -123,21 +103,25 @@ pub async fn list(site: &Site, fields: &Fields) -> Answer {
     };
     let (found, all, may_write) = match site.read(read).await {
         Ok(found) => found.unwrap_or_default(),
-        Err(answer) => return *answer,
+        Err(why) => return instead(site, "/rejects", StatusCode::SERVICE_UNAVAILABLE, &why),
     };
+    let letters = if after == (0, 0) { Letters::read(site, &filter, LETTERS).await } else { Letters::default() };
     let content = html! {
         h1 { "Open rejects" }
         section aria-label="Open rejects" {
             (filter_form(site, &filter))
             @if all == 0 { p class="empty" { "No open reject is like this." } }
             @else {
-                p { (count(all)) " records could not be loaded. Repair the configuration and replay them; or repair the records: " code { "dataloader rejects export" } "." }
-                @if may_write { (action_form(site, Action::Replay, &filter, false)) (action_form(site, Action::Discard, &filter, false)) }
+                p { (counted(all, "record")) " could not be loaded. Repair the configuration and replay them; or repair the records: " code { "dataloader rejects export" } "." }
+            }
+            @if all > 0 || letters.all() > 0 {
+                @if may_write { (action_form(site, Action::Replay, &filter, false)) @if all > 0 { (action_form(site, Action::Discard, &filter, false)) } }
                 @else { p class="soft" { "This database can only be read here: rejects are replayed and discarded elsewhere." } }
-                @for reject in &found { (one(reject)) }
+                @for reject in &found { (one(site, reject)) }
                 @if let Some(last) = found.last().filter(|_| found.len() == PAGE as usize) { p { a href=(next(&filter, last)) { "More rejects" } } }
             }
         }
+        (letters.section())
     };
     page(StatusCode::OK, frame(site, "/rejects", "Open rejects — dataloader", content))
 }
@@ -166,23 +150,25 @@ fn filter_form(site: &Site, filter: &RejectFilter) -> Markup {
     }
 }
 
-fn one(reject: &OpenReject) -> Markup {
+fn one(site: &Site, reject: &OpenReject) -> Markup {
     html! {
         article {
-            h3 { (shown(&reject.reason, 60)) ": " (shown(&reject.detail, 300)) }
+            h2 { (shown(&reject.reason, 60)) ": " (shown(&reject.detail, 300)) }
             p class="soft" {
                 (shown(&reject.dataset, 63)) " · load " a href={ "/loads/" (reject.load_id) } { (reject.load_id) } " · record " (count(reject.ordinal)) " at byte " (count(reject.byte_offset))
                 " of " bdi { (shown(&reject.source, 200)) } " · " (bytes(reject.record.len() as u64))
             }
-            pre tabindex="0" aria-label="The record as it came" { (record(reject)) }
+            pre tabindex="0" role="group" aria-label="The record as it came" { (record(site, reject)) }
         }
     }
 }
 
 /// The record as it came; the place of its fault is marked, if it has one.
-fn record(reject: &OpenReject) -> Markup {
+fn record(site: &Site, reject: &OpenReject) -> Markup {
     let bytes = &reject.record;
-    let place = RejectReason::from_name(&reject.reason).and_then(|reason| fault::place(reason, &reject.detail, bytes));
+    let dataset = site.config.datasets.iter().find(|dataset| dataset.name == reject.dataset);
+    let columns = dataset.map_or(&[][..], |dataset| &dataset.columns[..]);
+    let place = RejectReason::from_name(&reject.reason).and_then(|reason| fault::place(reason, &reject.detail, bytes, columns));
     match place {
         Some(place) => {
             let [before, inside, after] = shown_around(bytes, place, SHOWN);
@@ -226,14 +212,18 @@ pub async fn act(site: &Site, action: Action, headers: &HeaderMap, fields: &Fiel
     match site.read(read).await {
         Ok(Some((_, false))) => text(StatusCode::FORBIDDEN, "this database can only be read here"),
         Ok(found) if fields.get("confirm").as_deref() != Some("yes") => {
-            confirm(site, action, &filter, found.map_or(0, |(count, _)| count))
+            let letters = match action {
+                Action::Replay => Letters::read(site, &filter, 0).await.all(),
+                Action::Discard => 0,
+            };
+            confirm(site, action, &filter, found.map_or(0, |(count, _)| count), letters)
         }
         Ok(_) => done(site, action, &filter).await,
-        Err(answer) => *answer,
+        Err(why) => instead(site, "", StatusCode::SERVICE_UNAVAILABLE, &why),
     }
 }
 
-fn confirm(site: &Site, action: Action, filter: &RejectFilter, all: i64) -> Answer {
+fn confirm(site: &Site, action: Action, filter: &RejectFilter, all: i64, letters: i64) -> Answer {
     let what = match action {
         Action::Replay => {
             "They are parsed again with the current configuration. Those that fit are loaded and leave the list; the others stay."
@@ -242,10 +232,10 @@ fn confirm(site: &Site, action: Action, filter: &RejectFilter, all: i64) -> Answ
     };
     let verb = if action == Action::Replay { "Replay" } else { "Discard" };
     let content = html! {
-        h1 { (verb) " " (count(all)) " rejects?" }
+        h1 { (verb) " " (counted(all, "reject")) @if letters > 0 { " and " (counted(letters, "dead letter")) } "?" }
         section aria-label="Confirmation" {
-            p { (describe(filter)) " " (what) }
-            @if all > 0 { (action_form(site, action, filter, true)) }
+            p { (describe(filter)) " " (what) @if letters > 0 { " Dead letters are sent to their queues again." } }
+            @if all > 0 || letters > 0 { (action_form(site, action, filter, true)) }
             p { a href="/rejects" { "No, back to the rejects" } }
         }
     };
@@ -265,12 +255,13 @@ async fn done(site: &Site, action: Action, filter: &RejectFilter) -> Answer {
         Action::Replay => replay(&site.config, filter).await.map(|done| replayed(&done)),
         Action::Discard => discard(&site.config, filter).await.map(|done| {
             let all: u64 = done.datasets.iter().map(|dataset| dataset.discarded).sum();
-            vec![format!("{} rejects are discarded.", count(i64::try_from(all).unwrap_or(i64::MAX)))]
+            let all = i64::try_from(all).unwrap_or(i64::MAX);
+            vec![format!("{} {} discarded.", counted(all, "reject"), if all == 1 { "is" } else { "are" })]
         }),
     };
     let says = match says {
         Ok(says) => says,
-        Err(error) => return failed(&error),
+        Err(error) => return instead(site, "", StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     };
     let content = html! {
         h1 { "Done" }
@@ -281,8 +272,11 @@ async fn done(site: &Site, action: Action, filter: &RejectFilter) -> Answer {
 
 fn replayed(done: &Replay) -> Vec<String> {
     let number = |value: u64| count(i64::try_from(value).unwrap_or(i64::MAX));
-    let line = |d: &crate::answers::replay::DatasetReplay| {
-        format!("{}: {} replayed, {} loaded, {} still rejected.", d.dataset, number(d.read), number(d.loaded), number(d.rejected))
+    let line = |d: &DatasetReplay| {
+        let letters = d.republished.filter(|letters| *letters > 0);
+        let letters = letters.map(|letters| format!(" Dead letters in its queue again: {}.", number(letters))).unwrap_or_default();
+        let (read, loaded, rejected) = (number(d.read), number(d.loaded), number(d.rejected));
+        format!("{}: {read} replayed, {loaded} loaded, {rejected} still rejected.{letters}", d.dataset)
     };
     done.datasets.iter().map(line).collect()
 }

@@ -122,7 +122,7 @@ async fn asked<T: serde::Serialize>(site: &Site, answer: impl Future<Output = Re
 }
 
 /// The answer to what could not be done. Its text was made for users, without passwords.
-pub fn failed(error: &Error) -> Answer {
+fn failed(error: &Error) -> Answer {
     let hint = error.hint_text().map(|hint| format!("\n{hint}")).unwrap_or_default();
     text(StatusCode::SERVICE_UNAVAILABLE, format!("{}{hint}", error.message()))
 }

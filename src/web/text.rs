@@ -69,6 +69,11 @@ pub fn count(value: i64) -> String {
     format!("{sign}{}", HumanCount(value.unsigned_abs()))
 }
 
+/// A count of things: `1 file`, `2 files`.
+pub fn counted(value: i64, name: &str) -> String {
+    format!("{} {name}{}", count(value), if value == 1 { "" } else { "s" })
+}
+
 /// A size as people read it.
 pub fn bytes(value: u64) -> String {
     HumanBytes(value).to_string()
@@ -126,6 +131,7 @@ mod tests {
     #[test]
     fn numbers_and_times_are_as_people_read_them() {
         assert_eq!((count(1_234_567), count(-3)), ("1,234,567".to_owned(), "−3".to_owned()));
+        assert_eq!([counted(1, "file"), counted(0, "file")], ["1 file", "0 files"]);
         assert_eq!([0.0, 0.4, 9.96, 1_234.5].map(rate), ["0", "0.4", "10.0", "1,235"]);
         assert_eq!([5, 119, 600, 7_200, 200_000].map(age), ["5 s", "119 s", "10 min", "2 h", "2 days"]);
         let now: Timestamp = "2026-01-02T00:01:00Z".parse().unwrap();

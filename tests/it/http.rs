@@ -15,6 +15,7 @@ on_both_stores!(
     what_comes_from_data_is_never_markup,
     the_place_of_a_fault_is_marked_in_the_record,
     loads_are_found_by_what_is_known_of_them,
+    the_page_of_a_load_says_what_became_of_it_and_when,
     what_the_api_says_is_what_the_commands_say,
     the_page_of_an_empty_database_says_what_to_do_first,
 );
@@ -249,7 +250,7 @@ fn what_the_api_says_is_what_the_commands_say(sandbox: &Sandbox) {
     // A row of the ledger that somebody has damaged is not passed over.
     sandbox.execute("UPDATE {raw.loads} SET rows_loaded = rows_loaded - 1");
     assert_eq!(page.get("/api/status").json()["datasets"][0]["missing"], 1);
-    page.wait_for("/", "1 records are missing");
+    page.wait_for("/", "1 record is missing");
 }
 
 fn the_page_of_an_empty_database_says_what_to_do_first(sandbox: &Sandbox) {
@@ -301,7 +302,7 @@ fn rejects_are_replayed_and_discarded_by_forms_after_a_confirmation(sandbox: &Sa
     sandbox.run(["load", "--dataset", "events"]).code(3);
     assert_eq!(open(), 2);
     let asks = page.post("/rejects/discard", &form);
-    assert!(asks.status == 200 && asks.body.contains("Discard 1 rejects?") && asks.body.contains("not_an_object"), "{}", asks.body);
+    assert!(asks.status == 200 && asks.body.contains("Discard 1 reject?") && asks.body.contains("not_an_object"), "{}", asks.body);
     assert_eq!(open(), 2, "nothing happens before the confirmation");
     let asks = page.post("/rejects/replay", &format!("token={}", form_token(page)));
     assert!(asks.body.contains("Replay 2 rejects?"), "{}", asks.body);
@@ -314,7 +315,7 @@ fn rejects_are_replayed_and_discarded_by_forms_after_a_confirmation(sandbox: &Sa
     );
     assert!(done.body.contains("events: 2 replayed, 0 loaded, 2 still rejected"), "{}", done.body);
     let done = page.post("/rejects/discard", &confirmed);
-    assert!(done.body.contains("1 rejects are discarded"), "{}", done.body);
+    assert!(done.body.contains("1 reject is discarded"), "{}", done.body);
     assert_eq!(open(), 1);
 
     let read = sandbox.lines("SELECT rows_rejected FROM {raw.loads} WHERE source LIKE '%a.json' ORDER BY id DESC");
@@ -356,6 +357,21 @@ fn the_place_of_a_fault_is_marked_in_the_record(sandbox: &Sandbox) {
     let body = page.get("/rejects").body;
     let marked: Vec<&str> = body.split("<mark>").skip(1).filter_map(|rest| rest.split("</mark>").next()).collect();
     assert_eq!(marked, ["&quot;2024-13-01 10:00:00&quot;", "}"], "what is missing has no place: {body}");
+}
+
+#[test]
+fn the_place_of_a_fault_is_marked_also_where_a_column_takes_its_value_from_elsewhere() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let columns = "id = { type = \"text\", required = true }\nage = { type = \"bigint\", from = \"/actor/years\" }\n";
+    sandbox.write(
+        "dataloader.toml",
+        format!("[datasets.visits]\ndir = \"visits\"\nkey = [\"id\"]\n[datasets.visits.columns]\n{columns}"),
+    );
+    sandbox.write("raw_data/visits/a.json", r#"{"id":"1","years":1,"actor":{"years":"old","name":"ada"}}{"id":"2"}"#);
+    sandbox.run(["load"]).code(3);
+    let (_process, page) = serve(&sandbox);
+    let body = page.get("/rejects").body;
+    assert!(body.contains("{&quot;years&quot;:<mark>&quot;old&quot;</mark>,&quot;name&quot;"), "{body}");
 }
 
 #[test]
@@ -440,6 +456,32 @@ fn loads_are_found_by_what_is_known_of_them(sandbox: &Sandbox) {
     for path in ["/loads/999999", "/loads/x", "/loads/1/2"] {
         assert_eq!(page.get(path).status, 404, "{path}");
     }
+}
+
+fn the_page_of_a_load_says_what_became_of_it_and_when(sandbox: &Sandbox) {
+    sandbox.write_events("a.json", some_records("a"));
+    sandbox.run(["load", "--dataset", "events"]).code(3);
+    sandbox.drop_in("events", "b.json", array(&[event("b", "bob", "2024-05-02 10:00:00")]));
+    sandbox.run_once().ok();
+    let (_process, page) = serve(sandbox);
+    let load = |name: &str| {
+        let id = sandbox.lines(&format!("SELECT id FROM {{raw.loads}} WHERE source LIKE '%{name}.json'"))[0].clone();
+        page.get(&format!("/loads/{id}")).body
+    };
+    let modelled = "<dt>modelled</dt><dd>all of its days</dd>";
+    let [batch, stream] = [load("a"), load("b")];
+    assert!(
+        batch.contains("<dt>started</dt>") && batch.contains(" s after the start: ") && batch.contains(" records/s"),
+        "{batch}"
+    );
+    let dropped = ["<dt>claimed</dt>", "<dt>first written</dt>", " s after the claim</span>", " s after the claim: ", " records/s"];
+    assert!(dropped.iter().all(|part| stream.contains(part)), "{stream}");
+    assert!(batch.contains(modelled) && stream.contains(modelled), "{batch}");
+    // A day of one of them is behind.
+    let marks = if sandbox.is_sqlite() { "dataloader_changed_days" } else { "dataloader.changed_days" };
+    sandbox.execute(&format!("INSERT INTO {marks} (dataset, day) VALUES ('events', '2024-05-02')"));
+    let [batch, stream] = [load("a"), load("b")];
+    assert!(batch.contains(modelled) && stream.contains("<dt>modelled</dt><dd>not all of its days yet"), "{stream}");
 }
 
 /// A file of the repository.
@@ -546,6 +588,13 @@ fn readiness_follows_a_database_that_is_stopped_and_the_page_says_so() {
     assert!(names.iter().all(|name| !unready.body.contains(name)), "{}", unready.body);
     assert_eq!(page.get("/healthz").status, 200, "restarting it mends no database");
     let away = page.wait_for("/", "The database does not answer since").body;
+    for path in ["/loads", "/loads/1", "/rejects"] {
+        let answer = page.get(path);
+        assert!(
+            answer.status == 503 && answer.body.contains("<nav") && answer.body.contains("not available"),
+            "{path}: {answer:?}"
+        );
+    }
     assert!(away.contains("<b>3</b> loaded") && away.contains("The numbers are those of"), "what it last held, and when: {away}");
     wait_until("the metrics say so", || page.metric("dataloader_up{target=\"database\"}") == Some(0.0));
     server.restart();

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::support::{Message, Sandbox, Store, Transport, event, events_over_days, host_name, over_amqp, sha256};
+use crate::support::{Message, Page, Sandbox, Store, Transport, event, events_over_days, host_name, over_amqp, sha256};
 
 over_amqp!(
     messages_of_other_programs_are_loaded_and_booked_by_sender,
     a_message_with_an_id_is_loaded_once_and_another_body_under_it_is_a_dead_letter,
     what_cannot_be_decoded_is_listed_and_sent_again_as_it_came,
+    the_page_says_of_dead_letters_what_the_command_says_and_sends_them_again,
     a_file_is_loaded_once_in_whatever_order_and_however_often_its_messages_come,
     what_version_0_1_0_left_in_the_queues_is_loaded,
     very_many_dead_letters_are_listed_in_constant_memory,
@@ -143,6 +144,37 @@ fn what_cannot_be_decoded_is_listed_and_sent_again_as_it_came(sandbox: &Sandbox)
     sandbox.run(["rejects", "replay"]).ok();
     assert_eq!((sandbox.queues().waiting("dead"), sandbox.queues().waiting("events"), sandbox.queues().waiting("orgs")), (0, 1, 1));
     assert_eq!(sandbox.queues().peek("events")[0].body, b"hello");
+}
+
+fn the_page_says_of_dead_letters_what_the_command_says_and_sends_them_again(sandbox: &Sandbox) {
+    consume(sandbox);
+    for (dataset, id, body) in [("events", "<b>7", "hello"), ("events", "8", "{"), ("orgs", "9", "[1")] {
+        sandbox.queues().send(dataset, [(from("shop", id), body.as_bytes())]);
+    }
+    sandbox.queues().send("events", [(from("shop", ""), &b"[7]"[..])]);
+    sandbox.pipeline(["--role", "consumer", "--once"]).run().code(3);
+    let mut process = sandbox.command(["serve", "--http", "0"]).spawn();
+    let page = Page::of(&mut process);
+    for (query, options, letters) in [
+        ("", vec![], 3),
+        ("?dataset=orgs", vec!["--dataset", "orgs"], 1),
+        ("?reason=not_an_object", vec!["--reason", "not_an_object"], 0),
+    ] {
+        let said = sandbox.run(["rejects", "list", "--format", "json"].into_iter().chain(options)).ok().json();
+        assert_eq!(said["dead_letters"].as_array().map(Vec::len), Some(letters), "{query}: {said}");
+        assert_eq!(page.get(&format!("/api/rejects{query}")).json(), said, "{query}");
+    }
+    let body = page.get("/rejects").body;
+    assert!(body.contains("3 messages could not be loaded") && body.contains("&lt;b&gt;7"), "{body}");
+    assert!(!page.get("/rejects?reason=not_an_object").body.contains("Dead letters"));
+
+    let token = body.split("name=\"token\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("the page has forms");
+    let asks = page.post("/rejects/replay", &format!("token={token}")).body;
+    assert!(asks.contains("Replay 1 reject and 3 dead letters?"), "{asks}");
+    assert_eq!(sandbox.queues().waiting("dead"), 3, "nothing happens before the confirmation");
+    let done = page.post("/rejects/replay", &format!("token={token}&confirm=yes")).body;
+    assert!(done.contains("1 still rejected. Dead letters in its queue again: 2."), "{done}");
+    assert_eq!((sandbox.queues().waiting("dead"), sandbox.queues().waiting("events"), sandbox.queues().waiting("orgs")), (0, 2, 1));
 }
 
 fn a_file_is_loaded_once_in_whatever_order_and_however_often_its_messages_come(sandbox: &Sandbox) {

@@ -8,17 +8,18 @@ mod refresh; // carries the plan out, from one snapshot
 mod apply; // applies small changes
 mod check; // whether the tables equal a recomputation
 mod counts; // how the totals are computed
+mod progress; // what waits for a refresh
 
 use std::collections::BTreeSet;
 
 pub use check::{Difference, refresh_and_check};
 pub use notes::{Noting, delete, insert_from};
 pub(in crate::store) use notes::{last_row, note_rows_after, noted, rowid};
+pub use progress::{Pending, pending, waits_for_refresh};
 pub use refresh::{Change, Refreshed, hold_still, refresh, refresh_within};
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::schema;
 use super::sql::{Day, Dialect, Schema, quote};
 use crate::dataset::{ColumnType, Dataset, FactColumns, FactView, StreamMode};
 
@@ -275,54 +276,4 @@ pub async fn is_pending(connection: &mut Connection, dataset: &Dataset) -> Store
          or exists (select 1 from {notes})) p"
     );
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&dataset.name))]).await? > 0)
-}
-
-/// What waits for a refresh of a dataset.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pending {
-    /// The days, in order.
-    pub days: Vec<String>,
-    /// Names of the changes. A name that is still there later means that no refresh has taken it in between.
-    pub changes: Vec<String>,
-}
-
-/// Whether this user may read what the program keeps for itself. Who may only read the data does not need to.
-async fn may_read_changes(connection: &mut Connection) -> StoreResult<bool> {
-    if connection.dialect() == Dialect::Sqlite {
-        return Ok(true);
-    }
-    let may = "select (has_schema_privilege('dataloader', 'usage') and has_table_privilege(c.oid, 'select'))::int \
-               from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-               where n.nspname = 'dataloader' and c.relname = 'changed_days'";
-    Ok(connection.fetch_int(may, &[]).await? != 0)
-}
-
-/// What waits for a refresh. Reads only, and finds nothing where the tables were never made or may not be read.
-///
-/// # Errors
-/// If the database fails.
-pub async fn pending(connection: &mut Connection, dataset: &Dataset) -> StoreResult<Pending> {
-    let dialect = connection.dialect();
-    let there = schema::catalogue(connection, Schema::Dataloader).await?;
-    let (notes, name) = (format!("{}.notes", dataset.name), &dataset.name);
-    let change = match dialect {
-        Dialect::Postgres => "day::text as day, xmin::text as change".to_owned(),
-        // SQLite uses the numbers of deleted rows again, but counts the refreshes.
-        Dialect::Sqlite => {
-            let refreshes = dialect.table(Schema::Dataloader, "datasets");
-            format!("day, (select refreshes from {refreshes} where name = '{name}') || '.' || id as change")
-        }
-    };
-    let sources: Vec<String> = [("changed_days", format!("where dataset = '{name}'")), (&notes, String::new())]
-        .into_iter()
-        .filter(|(table, _)| there.contains_key(&dialect.bare_table(Schema::Dataloader, table)))
-        .map(|(table, condition)| format!("select {change} from {} {condition}", dialect.table(Schema::Dataloader, table)))
-        .collect();
-    if sources.is_empty() || !may_read_changes(connection).await? {
-        return Ok(Pending::default());
-    }
-    let sql = format!("select day, min(change) from ({}) d group by day order by day", sources.join(" union all "));
-    let rows = connection.fetch(sql, &[]).await?;
-    let column = |i: usize| rows.iter().map(|row| row[i].text().unwrap_or_default().to_owned()).collect();
-    Ok(Pending { days: column(0), changes: column(1) })
 }

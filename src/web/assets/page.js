@@ -8,14 +8,20 @@
     if (note && note.textContent !== text) note.textContent = text;
   }
 
-  // Replaces the contents of a section that has changed. What is open stays open, and the focus stays where it is.
+  // Replaces the contents of a section that has changed. What is open stays open, what is scrolled stays there, and so does
+  // the focus.
   function show(event) {
     var part = JSON.parse(event.data);
     var section = document.getElementById(part.id);
     if (!section) return;
     var focused = section.contains(document.activeElement) ? document.activeElement.id : "";
     var open = [].map.call(section.querySelectorAll("details[open]"), function (details) { return details.id; });
+    var scrolled = [].map.call(section.querySelectorAll(".scroll"), function (table) { return [table.id, table.scrollLeft]; });
     section.innerHTML = part.html;
+    scrolled.forEach(function (place) {
+      var table = document.getElementById(place[0]);
+      if (table) table.scrollLeft = place[1];
+    });
     open.forEach(function (id) {
       var details = document.getElementById(id);
       if (details) details.open = true;
