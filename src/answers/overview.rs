@@ -62,12 +62,21 @@ pub struct Stack {
     pub series: Vec<Series>,
 }
 
-/// Reads the overview.
+/// Begins the snapshot that [`read`] reads. It is taken with the first row that is asked for.
+///
+/// # Errors
+/// If the database fails.
+pub async fn begin(connection: &mut Connection) -> StoreResult<()> {
+    connection.begin_read().await?;
+    let loads = connection.dialect().table(Schema::Raw, "loads");
+    connection.fetch(format!("select 1 from {loads} limit 1"), &[]).await.map(drop)
+}
+
+/// Reads the overview, and ends the snapshot.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Overview> {
-    connection.begin_read().await?;
     let status = status::read_within(connection, datasets).await?;
     let loads = loads::list(connection, &LoadFilter::default(), LOADS).await?;
     let rejects = reject_counts(connection).await?;

@@ -32,6 +32,19 @@ pub struct Stats {
     pub(super) budget: OnceLock<Budget>,
     /// The latest heartbeat.
     beat: Mutex<Option<Beat>>,
+    /// Commits that were begun, and those of them whose records still count as in flight.
+    commits: AtomicU64,
+    unsettled: AtomicU64,
+}
+
+/// A commit from just before its statement until its records do not count as in flight any more.
+#[derive(Debug)]
+pub struct Committing(Arc<Stats>);
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        self.0.unsettled.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What was done for a dataset.
@@ -64,6 +77,8 @@ impl Stats {
             topology: OnceLock::new(),
             budget: OnceLock::new(),
             beat: Mutex::new(None),
+            commits: AtomicU64::new(0),
+            unsettled: AtomicU64::new(0),
         })
     }
 
@@ -114,6 +129,20 @@ impl Stats {
         self.commit_seconds.observe(took);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.last_commit.store(u64::try_from(now.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Marks a commit as under way.
+    pub(super) fn begin_commit(self: &Arc<Self>) -> Committing {
+        self.unsettled.fetch_add(1, Ordering::SeqCst);
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        Committing(Arc::clone(self))
+    }
+
+    /// The number of commits; `None` while one is under way. If it is the same before and after a look at the database, no record
+    /// became durable in between: what is in flight here is not in the database there.
+    pub fn settled_commits(&self) -> Option<u64> {
+        let commits = self.commits.load(Ordering::SeqCst);
+        (self.unsettled.load(Ordering::SeqCst) == 0).then_some(commits)
     }
 
     /// The time of the last commit since 1970, if there was one.
@@ -203,6 +232,17 @@ mod tests {
         let cumulative = histogram.cumulative();
         assert_eq!((cumulative[0], cumulative[1], cumulative[5], cumulative[13], cumulative[14]), (1, 2, 3, 3, 4));
         assert!((histogram.sum() - 500.065).abs() < 1e-6);
+    }
+
+    #[test]
+    fn commits_are_settled_when_none_is_under_way() {
+        let stats = Stats::new(&[]);
+        assert_eq!(stats.settled_commits(), Some(0));
+        let [first, second] = [stats.begin_commit(), stats.begin_commit()];
+        drop(first);
+        assert_eq!(stats.settled_commits(), None);
+        drop(second);
+        assert_eq!(stats.settled_commits(), Some(2));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::link::Link;
 use super::modeller::Modeller;
 use super::parser::OnCrash;
 use super::protocol::{Batch, LoadFinished, ModelChanged, ParsedChunk, ParsedContent, ParsedPiece};
-use super::stats::Stats;
+use super::stats::{Committing, Stats};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::store::ledger::{self, ClosedLoad, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
@@ -37,6 +37,8 @@ struct Committed {
     rejected_in_messages: u64,
     /// Indexes of pieces whose message id was loaded before with another body.
     contradicting: Vec<usize>,
+    /// Until its records do not count as in flight any more.
+    commit: Option<Committing>,
 }
 
 /// What a transaction has to write, by the ledger ids of the loads.
@@ -75,7 +77,12 @@ impl Failure {
 }
 
 /// Writes a batch in one transaction.
-async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: WriteMode) -> Result<Committed, Failure> {
+async fn write(
+    connection: &mut Connection,
+    pieces: &mut [ParsedPiece],
+    mode: WriteMode,
+    stats: &Arc<Stats>,
+) -> Result<Committed, Failure> {
     connection.begin().await?;
     let datasets = pieces.iter().map(|piece| (piece.load.dataset.name.as_str(), &*piece.load.dataset)).collect();
     lock::tables(connection, &datasets).await?;
@@ -106,6 +113,7 @@ async fn write(connection: &mut Connection, pieces: &mut [ParsedPiece], mode: Wr
     let going_on = opened.into_values().map(|load| load.id).filter(|id| !changed.contains_key(id));
     closed.extend(ledger::advance(connection, &progress(going_on, &added, &ends)).await?);
     committed.finished = closed.into_iter().map(|closed| finished(closed, &loads, &ends)).collect();
+    committed.commit = Some(stats.begin_commit());
     connection.commit().await?;
     Ok(committed)
 }
@@ -259,8 +267,9 @@ impl Handler<Batch> for Writer {
     fn handle(&mut self, Batch { mut pieces }: Batch, _: &mut Self::Context) -> Self::Result {
         let began = Instant::now();
         let mut link = self.link.take().expect("an atomic response has ended before the next message");
+        let stats = Arc::clone(&self.stats);
         let work = async move {
-            let written = write_batch(&mut link, &mut pieces).await;
+            let written = write_batch(&mut link, &mut pieces, &stats).await;
             (link, pieces, written)
         };
         AtomicResponse::new(Box::pin(work.into_actor(self).map(move |(link, pieces, written), writer, _| {
@@ -283,6 +292,7 @@ impl Handler<Batch> for Writer {
                     for load in committed.finished {
                         writer.finished.do_send(load);
                     }
+                    drop(committed.commit);
                 }
                 Err((error, culprit)) => {
                     if let Some(load) = culprit {
@@ -299,11 +309,15 @@ impl Handler<Batch> for Writer {
 ///
 /// # Errors
 /// Errors that waiting does not fix, with the load whose rows are the only cause.
-async fn write_batch(link: &mut Link, pieces: &mut [ParsedPiece]) -> Result<Committed, (Error, Option<Arc<Load>>)> {
+async fn write_batch(
+    link: &mut Link,
+    pieces: &mut [ParsedPiece],
+    stats: &Arc<Stats>,
+) -> Result<Committed, (Error, Option<Arc<Load>>)> {
     let mut mode = WriteMode::Bulk;
     loop {
         let written = link
-            .repeat(async |connection| match write(connection, pieces, mode).await {
+            .repeat(async |connection| match write(connection, pieces, mode, stats).await {
                 Err(failure) if failure.lasts(mode) => Ok(Err(failure)),
                 Err(failure) => Err(failure.error),
                 Ok(committed) => Ok(Ok(committed)),

@@ -80,7 +80,7 @@ impl Site {
         let access = Access::new(token.map(|token| token.expose()));
         // A producer may have no database at all.
         let has_database = stats.is_none() || config.role != Role::Producer;
-        let observer = Observer::new(config, has_database)?;
+        let observer = Observer::new(config, has_database, stats.clone())?;
         Ok(Self {
             config: config.clone(),
             access,

@@ -14,6 +14,7 @@ use crate::config::{Config, Transport};
 use crate::error::Result;
 use crate::inbox::{self, Waiting};
 use crate::store::{Class, Connection, Database, StoreError, StoreResult};
+use crate::stream::Stats;
 use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::depth::{Depth, DepthReader};
 use crate::transport::amqp::topology::Topology;
@@ -30,6 +31,10 @@ const SHARE: u32 = 5;
 /// The comparison of ledger and chunk lines reads all of them, so it is made seldom.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 
+/// How many snapshots are tried until no commit is under way, and the pause in between.
+const SNAPSHOTS: u32 = 50;
+const BETWEEN: Duration = Duration::from_millis(2);
+
 /// What was seen.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
@@ -40,6 +45,8 @@ pub struct Seen {
     /// What the database held when it last answered.
     pub overview: Option<Arc<Overview>>,
     pub overview_at: Option<Timestamp>,
+    /// How many records this process had read and not committed at that moment, by dataset.
+    pub held: Vec<(String, i64)>,
     /// By dataset; of the last comparison.
     pub unaccounted: Vec<(String, i64)>,
     /// For how many seconds the oldest change of each dataset has waited for the model.
@@ -58,6 +65,8 @@ pub struct Seen {
 pub struct Observer {
     config: Config,
     database: Option<Database>,
+    /// The pipeline of this process, if it has one.
+    stats: Option<Arc<Stats>>,
     seen: watch::Sender<Arc<Seen>>,
     asked: Notify,
     /// Which unmodelled days were first seen when, by dataset.
@@ -77,10 +86,10 @@ impl Observer {
     ///
     /// # Errors
     /// If the URL of the database or of the broker is wrong.
-    pub fn new(config: &Config, has_database: bool) -> Result<Self> {
+    pub fn new(config: &Config, has_database: bool, stats: Option<Arc<Stats>>) -> Result<Self> {
         let database = has_database.then(|| Database::new(&config.database, CONNECT_TIME)).transpose()?;
         let (config, seen) = (config.clone(), watch::Sender::new(Arc::new(Seen::default())));
-        Ok(Self { config, database, seen, asked: Notify::new(), pending_since: Mutex::default() })
+        Ok(Self { config, database, stats, seen, asked: Notify::new(), pending_since: Mutex::default() })
     }
 
     /// The database, for what changes it; none of a producer.
@@ -155,6 +164,7 @@ impl Observer {
             (seen.overview, seen.overview_at) = (None, None);
             return Ok(());
         };
+        seen.held = self.begin(connection).await?;
         let overview = overview::read(connection, &self.config.datasets).await?;
         seen.model_lag = self.model_lag(&overview);
         if open.compared.is_none_or(|at| at.elapsed() > COMPARE_EVERY) {
@@ -163,6 +173,26 @@ impl Observer {
         }
         (seen.overview, seen.overview_at) = (Some(Arc::new(overview)), Some(Timestamp::now()));
         Ok(())
+    }
+
+    /// Begins a snapshot of the database and returns what this process holds at that moment. A record is in one of the two: if a
+    /// commit was under way, both are taken again.
+    async fn begin(&self, connection: &mut Connection) -> StoreResult<Vec<(String, i64)>> {
+        let Some(stats) = &self.stats else { return overview::begin(connection).await.map(|()| Vec::new()) };
+        for left in (0..SNAPSHOTS).rev() {
+            let before = stats.settled_commits();
+            if before.is_some() || left == 0 {
+                overview::begin(connection).await?;
+                let count = |held: u64| i64::try_from(held).unwrap_or(i64::MAX);
+                let held = stats.datasets().map(|(name, of_dataset)| (name.to_owned(), count(of_dataset.in_flight()))).collect();
+                if stats.settled_commits() == before || left == 0 {
+                    return Ok(held);
+                }
+                connection.rollback().await?;
+            }
+            tokio::time::sleep(BETWEEN).await;
+        }
+        unreachable!("the last snapshot is taken as it is")
     }
 
     /// The database does not say when a day changed. So this notes when a day was first seen waiting: the lag is that of the day

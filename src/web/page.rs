@@ -210,8 +210,7 @@ impl Screen<'_> {
 
     /// The line of a dataset: read = loaded + rejected + skipped + in flight, or what is missing.
     fn account(&self, status: &DatasetStatus) -> Markup {
-        let held = self.site.stats.as_ref().and_then(|stats| stats.of(&status.dataset)).map_or(0, |stats| stats.in_flight());
-        let held = i64::try_from(held).unwrap_or(i64::MAX);
+        let held = self.seen.held.iter().find(|(dataset, _)| *dataset == status.dataset).map_or(0, |(_, records)| *records);
         // Announced by an end, or read by this process: the same records may be both.
         let in_flight = status.records_in_flight.max(held);
         let read = status.read + (in_flight - status.records_in_flight);

@@ -37,6 +37,7 @@ mod menu; // every choice, typed into a pipe
 mod drop; // files into the inbox
 mod browser; // the page in a real browser
 mod http; // the page, asked without a browser
+mod page_truth; // the page, asked all along while the database goes and comes
 mod health; // alive and connected, or why not
 mod doctor; // what a run would meet
 
