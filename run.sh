@@ -157,6 +157,23 @@ install_test_programs() {
         say "apt-get could not install ${missing[*]}: the tests that use them fail or are skipped"
 }
 
+# axe-core (MPL-2.0), which looks for barriers in the page. Only tests use it. It is downloaded once and never committed.
+readonly AXE_VERSION=4.14.1
+readonly AXE_SHA512=e63e659f9806d7ae5bd40899043b0871a5062c5442b01b3f1a3edf5eaf50bf5c3a7104a72463293b4ad1b77c661a0d4e40e850dec89de9d6ece70a8c13a9af17
+
+fetch_axe() {
+    local file=${CARGO_TARGET_DIR:-target}/tmp/axe.min.js
+    if is_axe "$file"; then return; fi
+    say "downloading axe-core $AXE_VERSION from registry.npmjs.org"
+    mkdir -p "${file%/*}"
+    curl -sSf --max-time 60 "https://registry.npmjs.org/axe-core/-/axe-core-$AXE_VERSION.tgz" |
+        tar -xzO package/axe.min.js >"$file.part" && is_axe "$file.part" && mv "$file.part" "$file" && return
+    rm -f "$file" "$file.part"
+    say "no axe-core with the expected checksum: the test that uses it is skipped"
+}
+
+is_axe() { [[ -f $1 && $({ sha512sum || shasum -a 512; } <"$1" 2>/dev/null) == "$AXE_SHA512 "* ]]; }
+
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 # run_tests [WORD...]: runs all tests, or those whose names contain one of the words.
@@ -164,6 +181,7 @@ run_tests() {
     local status=0
     need_cargo
     install_test_programs
+    fetch_axe
     if [[ $# == 0 ]]; then
         # Builds first, so that a compile error is reported before servers start.
         cargo test --locked --no-run

@@ -118,6 +118,19 @@ impl Browser {
         self.command("POST", "/actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}));
     }
 
+    /// Presses Tab until the element that the selector finds has the focus.
+    #[track_caller]
+    pub fn tab_to(&self, selector: &str) {
+        let has_focus = format!("return document.activeElement.matches({})", json!(selector));
+        for _ in 0..100 {
+            if self.run(&has_focus) == true {
+                return;
+            }
+            self.press("\u{e004}");
+        }
+        panic!("{selector} cannot be reached with Tab");
+    }
+
     /// Clicks the element that the selector finds.
     #[track_caller]
     pub fn click(&self, selector: &str) {
@@ -143,6 +156,17 @@ impl Browser {
     #[track_caller]
     fn devtools(&self, command: &str, params: Value) {
         self.command("POST", "/goog/cdp/execute", json!({"cmd": command, "params": params}));
+    }
+
+    /// What axe-core finds wrong with the page as it is, by the rules of WCAG 2.2 A and AA. `None` without axe-core, which
+    /// `./run.sh test` downloads.
+    #[track_caller]
+    pub fn barriers(&self) -> Option<String> {
+        let axe = std::fs::read_to_string(Path::new(env!("CARGO_TARGET_TMPDIR")).join("axe.min.js")).ok()?;
+        const ASK: &str = "return axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}).then(found => \
+            found.passes.length < 10 ? 'axe-core has looked at nothing' : found.violations.map(v => v.id + ': ' + v.help + '\\n' + \
+            v.nodes.map(n => '  ' + n.html.slice(0, 200) + ' ' + n.any.map(a => a.message).join(' ')).join('\\n')).join('\\n'))";
+        Some(self.run(&format!("{axe}\n{ASK}")).as_str().expect("axe-core answers with text").to_owned())
     }
 
     /// The source of the page as the browser has it now.
