@@ -62,28 +62,25 @@ impl Letters {
                     h2 id="letters-title" { "Dead letters of RabbitMQ" }
                     @if self.all() > 0 {
                         p { (counted(self.all(), "message")) " could not be loaded. To replay them sends them to their queues again; to discard rejects leaves them where they are." }
-                        (self.table())
+                        @for letter in &self.found { (one(letter)) }
                     }
                     @if let Some(note) = &self.note { p class="warn" { (shown(note, 300)) } }
                 }
             }
         }
     }
+}
 
-    fn table(&self) -> Markup {
-        let text = |text: Option<&str>| shown(text.unwrap_or_default(), 200);
-        html! {
-            div class="scroll" tabindex="0" role="region" aria-label="Dead letters" { table {
-                thead { tr {
-                    th scope="col" { "dataset" } th scope="col" { "reason" } th scope="col" { "detail" } th scope="col" { "sender" }
-                    th scope="col" { "message id" } th scope="col" class="n" { "size" }
-                } }
-                tbody { @for letter in &self.found { tr {
-                    td { (text(letter.dataset.as_deref())) } td { (shown(&letter.reason, 60)) } td class="w" { (shown(&letter.detail, 300)) }
-                    td { bdi { (text(letter.app_id.as_deref().or(letter.source.as_deref()))) } } td { bdi { (text(letter.message_id.as_deref())) } }
-                    td class="n" { (bytes(letter.bytes as u64)) }
-                } } }
-            } }
+fn one(letter: &DeadLetterEntry) -> Markup {
+    let text =
+        |name: &str, text: &Option<String>| html! { @if let Some(text) = text { (name) " " bdi { (shown(text, 200)) } " · " } };
+    html! {
+        article {
+            h3 { (shown(&letter.reason, 60)) ": " (shown(&letter.detail, 300)) }
+            p class="soft" {
+                @if let Some(dataset) = &letter.dataset { (shown(dataset, 63)) " · " }
+                (text("from", letter.app_id.as_ref().map_or(&letter.source, |_| &letter.app_id))) (text("message id", &letter.message_id)) (bytes(letter.bytes as u64))
+            }
         }
     }
 }

@@ -112,7 +112,7 @@ pub async fn list(site: &Site, fields: &Fields) -> Answer {
             (filter_form(site, &filter))
             @if all == 0 { p class="empty" { "No open reject is like this." } }
             @else {
-                p { (counted(all, "record")) " could not be loaded. Repair the configuration and replay them; or repair the records: " code { "dataloader rejects export" } "." }
+                p { (counted(all, "record")) " could not be loaded. Repair the configuration and replay; or repair the records: " code { "dataloader rejects export" } "." }
             }
             @if all > 0 || letters.all() > 0 {
                 @if may_write { (action_form(site, Action::Replay, &filter, false)) @if all > 0 { (action_form(site, Action::Discard, &filter, false)) } }
