@@ -16,6 +16,7 @@ pub mod summary; // what a run of either loaded
 pub mod transport; // from reader to parsers: in this process or through RabbitMQ
 pub mod inbox; // the life of a dropped file: claimed, read, put where it belongs
 pub mod store; // the seam to the databases
+pub mod infer; // from records to the definition of a dataset that loads them
 pub mod record; // pure: bytes → rows and rejects
 
 pub mod heartbeat; // whether the pipeline of this working directory is alive

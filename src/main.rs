@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use dataloader::commands::{
-    DONE, about, doctor, drop, explain, generate, health, load, menu, migrate, model, rejects, report, run, serve, status, unload,
+    DONE, about, doctor, drop, explain, generate, health, infer, load, menu, migrate, model, rejects, report, run, serve, status,
+    unload,
 };
 use dataloader::config::Config;
 use dataloader::error::Result;
@@ -52,6 +53,7 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Serve(_) => serve::run(&config()?),
         Command::Health => config().and_then(|_| health::run(output)),
         Command::Migrate => interruptible(migrate::run(&config()?, output)),
+        Command::Infer(args) => infer::run(args, output),
         Command::Generate(args) => config().and_then(|_| generate::run(args)),
         Command::Doctor(_) => interruptible(doctor::run(cli.config_file(), cli.settings()?, output)),
         Command::Explain(args) => explain::run(args, output),

@@ -13,6 +13,7 @@ pub mod model; // refreshes and checks the modelled tables
 pub mod migrate; // creates or upgrades the tables
 pub mod health; // whether the stream of this working directory is healthy
 pub mod doctor; // checks what a run would meet
+pub mod infer; // describes files that nobody has described yet
 pub mod generate; // writes synthetic events
 pub mod explain; // says what a reject reason or an exit code means
 pub mod about; // the schema of the configuration, completions, man pages

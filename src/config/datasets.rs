@@ -10,9 +10,9 @@ use crate::dataset::{Column, ColumnType, Dataset, FactColumns, FactView, Model, 
 use crate::error::Result;
 
 /// PostgreSQL truncates longer names. SQLite does not, but both must have the same tables.
-const MAX_NAME_BYTES: usize = 63;
+pub const MAX_NAME_BYTES: usize = 63;
 /// Both databases support this many columns, plus the generated ones.
-const MAX_COLUMNS: usize = 1_000;
+pub const MAX_COLUMNS: usize = 1_000;
 /// A record may not nest deeper, so a pointer that goes deeper never finds anything.
 const MAX_DEPTH: usize = 128;
 /// Names of the program's own tables and queues. Names that begin with `_` are reserved as well.
@@ -131,13 +131,20 @@ fn read_repeats(value: &Value<'_>) -> Result<Repeats> {
     })
 }
 
-fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
+/// Whether tables or queues of the program have that name.
+pub fn is_reserved_dataset(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let reserved = RESERVED_DATASETS.contains(&lower.as_str())
-        || lower.starts_with('_')
-        || lower.starts_with("fact_")
-        || lower.ends_with("_delta");
-    if reserved {
+    RESERVED_DATASETS.contains(&lower.as_str()) || lower.starts_with('_') || lower.starts_with("fact_") || lower.ends_with("_delta")
+}
+
+/// Whether every raw table has a column of that name already, made by the program or by PostgreSQL.
+pub fn is_reserved_column(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    RESERVED_COLUMNS.contains(&lower.as_str()) || SYSTEM_COLUMNS.contains(&lower.as_str())
+}
+
+fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
+    if is_reserved_dataset(name) {
         let hint = "give it another name; these are taken: loads, batches, rejects, load_history, dead, _…, fact_…, …_delta";
         return Err(entry
             .key_error(format!("a dataset cannot be named `{name}`: tables or queues of the program have that name"))
@@ -148,11 +155,14 @@ fn check_dataset_name(name: &str, entry: &Value<'_>) -> Result<()> {
 
 /// Names are used for tables, columns, queues and directories. They are ASCII only, so that every database converts their case
 /// alike.
-fn check_identifier(name: &str, place: &Value<'_>) -> Result<()> {
-    let valid = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+pub fn is_identifier(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        && name.len() <= MAX_NAME_BYTES;
-    if valid {
+        && name.len() <= MAX_NAME_BYTES
+}
+
+fn check_identifier(name: &str, place: &Value<'_>) -> Result<()> {
+    if is_identifier(name) {
         return Ok(());
     }
     let hint = "use ASCII letters, digits and `_`, not a digit first, at most 63 in all";

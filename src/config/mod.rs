@@ -16,6 +16,7 @@ use std::sync::Arc;
 use document::{Document, suggestion};
 use settings::choice;
 
+pub use datasets::{MAX_COLUMNS, MAX_NAME_BYTES, is_identifier, is_reserved_column, is_reserved_dataset};
 pub use http::{HttpAddress, HttpToken};
 pub use schema::schema;
 pub use secret_url::{DatabaseUrl, SecretUrl, hide_arguments, hide_passwords};
@@ -28,6 +29,18 @@ use crate::error::{Error, Result, io_text};
 const BUILT_IN: &str = include_str!("../../dataloader.toml");
 /// The default file in the working directory; `--config` and the environment can name another one.
 const FILE_NAME: &str = "dataloader.toml";
+
+/// The default of `zstd_window_mib`.
+pub const ZSTD_WINDOW_MIB: u32 = 64;
+
+/// The datasets that the text of a configuration defines. `name` stands for its file in errors.
+///
+/// # Errors
+/// If the program would not start with that text.
+pub fn datasets_of(name: &str, text: String) -> Result<Vec<Arc<Dataset>>> {
+    let document = Document { name: name.to_owned(), text };
+    datasets::read(&document.root(&document.parse()?))
+}
 
 /// All settings, resolved. Each value is valid, and all values are consistent with each other. The commands check whether
 /// files, database and broker exist. Relative paths are relative to the working directory.
@@ -125,7 +138,7 @@ impl Config {
             http,
             http_token,
             queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
-            zstd_window_mib: file.zstd_window_mib.unwrap_or(64),
+            zstd_window_mib: file.zstd_window_mib.unwrap_or(ZSTD_WINDOW_MIB),
             follow_links: file.follow_links.unwrap_or(false),
             stream,
             datasets,

@@ -6,10 +6,11 @@ pub mod split; // finds where records begin and end; cuts chunks in constant mem
 pub mod chunk; // runs of whole records, the unit that is queued and counted
 pub mod parse; // a chunk's records → rows and rejects
 mod nested; // takes columns from inside of nested values
-mod scan; // finds the members of a record
+pub mod scan; // finds the members of a record
 mod coerce; // converts the JSON text of a value to its column's type
 mod number; // lossless numbers: bigint, double, numeric
+pub mod kind; // what a value is, and the types that take it whole
 mod time; // dates and timestamps in ISO 8601
-mod json; // nesting, escapes and huge numbers in JSON text
+pub mod json; // nesting, escapes and huge numbers in JSON text
 pub mod fault; // where in a rejected record its fault is
 pub mod row; // the values of a row; rejects and their reasons

@@ -197,6 +197,65 @@ pub fn fits_numeric(text: &str) -> bool {
     Decimal::parse(text).is_some_and(|decimal| decimal.fits_numeric())
 }
 
+/// The narrowest types that take a number without losing a digit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// A `bigint`; a `double` has all its digits, too.
+    Integer,
+    /// A `bigint` with more digits than a `double` has.
+    LongInteger,
+    /// A `double`, whose shortest text has the same digits; `.0` at the end is not counted as one.
+    Double,
+    /// A `numeric`: a `double` would lose digits, zeros at the end among them.
+    Numeric,
+    /// None: beyond the range of `numeric`.
+    Beyond,
+}
+
+/// The precision of a number; `None` if the text does not follow JSON's number grammar.
+pub fn precision(text: &str) -> Option<Precision> {
+    /// A `double` has all decimals of so many digits.
+    const DOUBLE_DIGITS: usize = 15;
+    let decimal = Decimal::parse(text)?;
+    if !decimal.fits_numeric() {
+        return Some(Precision::Beyond);
+    }
+    let is_short = decimal.integer.len() + decimal.fraction.len() <= DOUBLE_DIGITS;
+    if decimal.fraction.is_empty() && !decimal.has_exponent {
+        return Some(match text.parse::<i64>() {
+            Ok(_) if is_short => Precision::Integer,
+            Ok(_) => Precision::LongInteger,
+            Err(_) => Precision::Numeric,
+        });
+    }
+    if decimal.fraction.ends_with(b"0") && decimal.fraction != b"0" {
+        return Some(Precision::Numeric);
+    }
+    let is_whole = || double(text).is_ok_and(|value| normalized(&format!("{value:e}")) == normalized(text));
+    Some(if (is_short && decimal.exponent.abs() <= 250) || is_whole() { Precision::Double } else { Precision::Numeric })
+}
+
+/// The same text for all notations of a number: an integer of up to 18 digits as it is written, all others as their digits and the
+/// position of the point. `None` if the text does not follow JSON's number grammar.
+pub fn normalized(text: &str) -> Option<String> {
+    /// Zeros are written out up to here only: `1e131071` is short.
+    const WRITTEN_OUT: i64 = 18;
+    let decimal = Decimal::parse(text)?;
+    if decimal.is_zero() {
+        return Some("0".to_owned());
+    }
+    let (first, point) = (decimal.first_significant(), decimal.point());
+    let trailing_zeros = decimal.digits().rev().take_while(|&&d| d == b'0').count() as i64;
+    let end = length(decimal.integer) + length(decimal.fraction) - trailing_zeros;
+    let is_short_integer = end <= point && point - first <= WRITTEN_OUT;
+    let mut plain = String::from(if decimal.negative { "-" } else { "" });
+    plain.extend((first..if is_short_integer { point } else { end }).map(|at| char::from(decimal.digit(at))));
+    if !is_short_integer {
+        plain.push_str(&format!("e{}", point - first));
+    }
+    Some(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -338,6 +397,56 @@ mod tests {
         let integer: String = integer.into_iter().skip_while(|&d| d == '0').collect();
         let integer = if integer.is_empty() { "0".to_owned() } else { integer };
         if fraction.is_empty() { integer } else { format!("{integer}.{}", fraction.into_iter().collect::<String>()) }
+    }
+
+    #[test]
+    fn the_precision_is_that_of_the_narrowest_lossless_type() {
+        use Precision::{Beyond, Double, Integer, LongInteger, Numeric};
+        let cases = [
+            ("0", Integer),
+            ("-42", Integer),
+            ("999999999999999", Integer),
+            ("9007199254740993", LongInteger),
+            ("-9223372036854775808", LongInteger),
+            ("9223372036854775808", Numeric),
+            ("1.0", Double),
+            ("1.5", Double),
+            ("1.50", Numeric),
+            ("19.90", Numeric),
+            ("1e5", Double),
+            ("0.30000000000000004", Double),
+            ("0.3000000000000000444", Numeric),
+            ("1.7976931348623157e308", Double),
+            ("1e400", Numeric),
+            ("5e-324", Double),
+            ("1e-400", Numeric),
+            ("1e200000", Beyond),
+            ("0e-99999", Beyond),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(precision(text), Some(expected), "{text}");
+        }
+        for text in NO_NUMBERS {
+            assert_eq!((precision(text), normalized(text)), (None, None), "{text}");
+        }
+    }
+
+    #[test]
+    fn equal_numbers_have_one_normal_form() {
+        for same in [
+            &["1000", "1e3", "1000.0", "0.1E+4"][..],
+            &["0", "-0", "0.00", "0e9"],
+            &["-1.5", "-15e-1", "-1.50"],
+            &["1e30", "1000000000000000000000000000000"],
+        ] {
+            for text in same {
+                assert_eq!(normalized(text), normalized(same[0]), "{text}");
+            }
+        }
+        assert_eq!(normalized("1000").as_deref(), Some("1000"));
+        assert_eq!(normalized("1e131071").as_deref(), Some("1e131072"));
+        assert_ne!(normalized("1e30"), normalized("1e31"));
+        assert_ne!(normalized("0.15"), normalized("0.015"));
     }
 
     proptest! {

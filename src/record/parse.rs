@@ -308,22 +308,35 @@ fn may_nest_too_deep(value: &str) -> bool {
     value.len() >= 2 * json::MAX_DEPTH && value.starts_with(['{', '['])
 }
 
-/// Why a record cannot become a row: the first reason in the order of the checks, and for that reason the first column.
-fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
+/// Why a record cannot become a row whatever the columns are: it is no JSON, or nests too deep.
+pub fn syntax_fault(bytes: &[u8]) -> Option<(RejectReason, String)> {
     let record = match std::str::from_utf8(bytes) {
         Ok(record) => record,
-        Err(e) => return (RejectReason::InvalidUtf8, format!("no valid UTF-8 at byte {} of the record, from 0", e.valid_up_to())),
+        Err(e) => {
+            return Some((RejectReason::InvalidUtf8, format!("no valid UTF-8 at byte {} of the record, from 0", e.valid_up_to())));
+        }
     };
     if json::nests_deeper(record, json::MAX_DEPTH) {
-        return (RejectReason::TooDeep, format!("nests deeper than {} levels", json::MAX_DEPTH));
+        return Some((RejectReason::TooDeep, format!("nests deeper than {} levels", json::MAX_DEPTH)));
     }
-    if let Err(e) = serde_json::from_str::<IgnoredAny>(record) {
-        return (RejectReason::InvalidJson, e.to_string());
+    serde_json::from_str::<IgnoredAny>(record).err().map(|e| (RejectReason::InvalidJson, e.to_string()))
+}
+
+/// Why a valid JSON value is no record.
+pub fn not_an_object(record: &str) -> (RejectReason, String) {
+    let value = record.trim();
+    (RejectReason::NotAnObject, format!("{} is {}, no object", shortened(value), kind(value)))
+}
+
+/// Why a record cannot become a row: the first reason in the order of the checks, and for that reason the first column.
+fn classify(dataset: &Dataset, bytes: &[u8]) -> (RejectReason, String) {
+    if let Some(fault) = syntax_fault(bytes) {
+        return fault;
     }
+    let record = std::str::from_utf8(bytes).expect("the syntax was checked");
     let mut fields = Fields::new(dataset.columns.len());
     if !fields.fill(record, &mut KeyMap::new(dataset)) {
-        let value = record.trim();
-        return (RejectReason::NotAnObject, format!("{} is {}, no object", shortened(value), kind(value)));
+        return not_an_object(record);
     }
     let columns = dataset.columns.iter().zip(&fields.columns).filter_map(|(column, source)| {
         let (name, column_type) = (described(column), column.column_type);
@@ -367,7 +380,7 @@ fn kind(value: &str) -> &'static str {
 const SHOWN_CHARACTERS: usize = 60;
 
 /// Makes a value readable in a message: its source text, printable, on one line and truncated.
-pub(super) fn shortened(source: &str) -> String {
+pub fn shortened(source: &str) -> String {
     let mut shown = String::new();
     // Each character is shown as at least one, so one more than the limit is enough to decide about truncation.
     for character in source.chars().take(SHOWN_CHARACTERS + 1) {

@@ -19,11 +19,13 @@ use crate::visible::{Form, visible};
 
 mod about;
 mod doctor;
+mod infer;
 mod load;
 mod run;
 
 pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
 pub use doctor::DoctorArgs;
+pub use infer::InferArgs;
 pub use load::LoadArgs;
 pub use run::RunArgs;
 
@@ -119,6 +121,7 @@ pub enum Command {
     Serve(ServeArgs),
     Menu(MenuArgs),
     Drop(DropArgs),
+    Infer(InferArgs),
     Generate(GenerateArgs),
     /// Creates or upgrades the tables; the commands that write do so by themselves
     Migrate,
@@ -293,8 +296,10 @@ impl Cli {
                 }
             },
         };
-        if let Command::Load(load) = &command {
-            load.check()?;
+        match &command {
+            Command::Load(load) => load.check()?,
+            Command::Infer(infer) => infer.check()?,
+            _ => {}
         }
         Ok(Self { global, command })
     }

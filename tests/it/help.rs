@@ -19,6 +19,7 @@ fn help_texts_are_as_recorded() {
         "serve",
         "menu",
         "drop",
+        "infer",
         "generate",
         "migrate",
         "health",
