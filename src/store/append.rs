@@ -1,25 +1,22 @@
 //! Appends encoded rows to a raw table. PostgreSQL takes many rows by one binary `COPY`; few rows, and the stream's batches, by
 //! one `INSERT`. SQLite has only `INSERT`.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArguments, PgConnection, PgCopyIn};
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, AssertSqlSafe};
-use uuid::Uuid;
 
 use super::connection::{Connection, Kind};
-use super::error::{Class, StoreError, StoreResult};
+use super::error::{Class, StoreResult};
 use super::model::{self, Noting};
 use super::rows::{BoundRows, COPY_HEADER, COPY_TRAILER, CopyRows, RowArray, Rows, SqliteValue};
 use super::sql::{Dialect, Schema, raw_column_list, raw_columns};
+use super::stage_file::StageFile;
 use super::stream_upsert::{self, Writing};
 use super::watch::Watch;
 use crate::dataset::Dataset;
-use crate::error::io_text;
 
 /// One of a dataset's two raw tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -489,75 +486,4 @@ async fn insert_bound(
         sqlx::query_with(sql, arguments).persistent(count == most).execute(&mut *connection).await?;
     }
     Ok(())
-}
-
-/// A file in the directory that the server shares. It is locked while it is in use and removed afterwards.
-struct StageFile {
-    path: PathBuf,
-    file: std::io::BufWriter<File>,
-}
-
-const STAGE_PREFIX: &str = "dataloader-";
-const STAGE_SUFFIX: &str = ".copy";
-
-impl StageFile {
-    fn create(dir: &Path) -> StoreResult<Self> {
-        let fail = |action: &str, path: &Path, error: std::io::Error| {
-            StoreError::new(Class::Other, format!("cannot {action} {}: {}", path.display(), io_text(&error)))
-        };
-        sweep(dir);
-        let dir = std::path::absolute(dir).map_err(|e| fail("find", dir, e))?;
-        let path = dir.join(format!("{STAGE_PREFIX}{}{STAGE_SUFFIX}", Uuid::now_v7()));
-        let mut options = File::options();
-        options.write(true).create_new(true);
-        // The server runs as another user and must be able to read the file. Only this user may write it.
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-        let file = options.open(&path).map_err(|e| fail("create the stage file", &path, e))?;
-        file.lock().map_err(|e| fail("lock", &path, e))?;
-        Ok(Self { path, file: std::io::BufWriter::with_capacity(1 << 20, file) })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> StoreResult<()> {
-        self.file.write_all(bytes).map_err(|error| self.failed(&error))
-    }
-
-    fn complete(&mut self) -> StoreResult<()> {
-        self.file.flush().map_err(|error| self.failed(&error))
-    }
-
-    fn failed(&self, error: &std::io::Error) -> StoreError {
-        let class = if error.kind() == std::io::ErrorKind::StorageFull { Class::Full } else { Class::Other };
-        StoreError::new(class, format!("cannot write {}: {}", self.path.display(), io_text(error)))
-    }
-
-    /// The path as an SQL string.
-    fn path_literal(&self) -> StoreResult<String> {
-        let path = self
-            .path
-            .to_str()
-            .ok_or_else(|| StoreError::new(Class::Other, format!("the stage directory {} is not UTF-8", self.path.display())))?;
-        Ok(format!("'{}'", path.replace('\'', "''")))
-    }
-}
-
-impl Drop for StageFile {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!("cannot remove the stage file {}: {}", self.path.display(), io_text(&error));
-        }
-    }
-}
-
-/// Removes the stage files of processes that were killed. Their locks are free.
-fn sweep(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(STAGE_PREFIX)
-            && name.ends_with(STAGE_SUFFIX)
-            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
-        {
-            drop(std::fs::remove_file(entry.path()));
-        }
-    }
 }

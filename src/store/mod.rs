@@ -15,9 +15,11 @@ pub mod open_rejects; // records that could not be loaded
 pub mod rows; // rows encoded for each database
 pub mod schema; // creates and upgrades the tables
 pub mod sql; // the two dialects
+mod stage_file; // rows that the server reads from a shared directory
 pub mod stream_upsert; // the stream's records replace older ones
 pub mod unload; // takes loads back
 pub mod upsert; // moves the delta into the master
+mod value; // arguments of statements, fields of rows
 mod watch; // detects a server that no longer answers
 
 use std::sync::Arc;

@@ -11,8 +11,8 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo};
 
-use super::connection::{POSTGRES_EPOCH_DAYS, POSTGRES_EPOCH_MICROS};
 use super::sql::{Day, Dialect};
+use super::value::{POSTGRES_EPOCH_DAYS, POSTGRES_EPOCH_MICROS};
 use crate::record::row::{RowSink, Value};
 
 /// Encoded rows of one dataset.
