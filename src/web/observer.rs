@@ -31,8 +31,9 @@ const SHARE: u32 = 5;
 /// The comparison of ledger and chunk lines reads all of them, so it is made seldom.
 const COMPARE_EVERY: Duration = Duration::from_secs(15);
 
-/// How many snapshots are tried until no commit is under way, and the pause in between.
-const SNAPSHOTS: u32 = 50;
+/// How many snapshots are tried until no commit is under way, and the pause in between: two seconds, because on a busy machine a
+/// commit waits for its disk.
+const SNAPSHOTS: u32 = 1_000;
 const BETWEEN: Duration = Duration::from_millis(2);
 
 /// What was seen.
