@@ -79,6 +79,14 @@ impl Parts {
         Some(Cow::Owned(format!("{{{}}}", members.join(","))))
     }
 
+    /// Whether any of the columns has a value.
+    fn have_any(&self, columns: &[Option<&str>]) -> bool {
+        self.parts.iter().any(|(_, taken)| match taken {
+            Taken::Whole(column) => columns[*column].is_some(),
+            Taken::Parts(parts) => parts.have_any(columns),
+        })
+    }
+
     /// In the place of an element that was taken stays null, so that the others keep their positions.
     fn take_elements<'a>(&self, list: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
         let mut rest: Vec<Option<Cow<'a, str>>> = Vec::new();
@@ -87,6 +95,8 @@ impl Parts {
             let part = self.parts.iter().find(|(index, _)| *index == Some(rest.len()));
             found |= part.is_some();
             rest.push(match part {
+                // It stands for an element of which every member was taken before.
+                Some((_, Taken::Parts(parts))) if element == "null" && parts.have_any(columns) => None,
                 Some((_, taken)) => taken.take(element, columns),
                 None => Some(Cow::Borrowed(element)),
             });

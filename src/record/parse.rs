@@ -155,7 +155,7 @@ impl DaySet {
 /// Maps keys to slots: one for each column, then one for each key of which columns take parts only. It first guesses that keys come
 /// in the same order as in the previous record.
 #[derive(Debug)]
-struct KeyMap {
+pub(super) struct KeyMap {
     slots: HashMap<String, usize>,
     /// For each slot, its key if that stands in records without escapes.
     plain: Vec<Option<String>>,
@@ -167,9 +167,15 @@ struct KeyMap {
 
 impl KeyMap {
     fn new(dataset: &Dataset) -> Self {
+        Self::without(dataset, &BTreeSet::new())
+    }
+
+    /// As if the definition did not have the columns with these indexes.
+    pub(super) fn without(dataset: &Dataset, columns: &BTreeSet<usize>) -> Self {
         let count = dataset.columns.len();
         let (mut slots, mut plain, mut parts) = (HashMap::new(), vec![None; count], Vec::<Parts>::new());
-        for (column, place) in dataset.columns.iter().map(|column| &column.from).enumerate() {
+        let places = dataset.columns.iter().map(|column| &column.from).enumerate();
+        for (column, place) in places.filter(|(column, _)| !columns.contains(column)) {
             let (key, inside) = place.0.split_first().expect("a place is never empty");
             let slot = match inside {
                 [] => column,
@@ -204,10 +210,13 @@ impl KeyMap {
     }
 }
 
+/// In place of the value of a column that was taken before. No JSON text is empty.
+pub(super) const THERE: &str = "";
+
 /// The values of a record as slices of its text.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     /// For each column, the source text of its value; `None` if the record lacks the key.
-    columns: Vec<Option<&'a str>>,
+    pub(super) columns: Vec<Option<&'a str>>,
     /// The members that match no column: each key once, in the order of their last occurrence.
     extra: Vec<Member<'a>>,
     /// For each key of which columns take parts, its member.
@@ -230,13 +239,26 @@ impl Member<'_> {
 }
 
 impl<'a> Fields<'a> {
-    fn new(columns: usize) -> Self {
+    pub(super) fn new(columns: usize) -> Self {
         Self { columns: vec![None; columns], extra: Vec::new(), nested: Vec::new() }
     }
 
     /// Finds the members of the record. Returns false unless the record is one JSON object that does not nest too deep.
     fn fill(&mut self, record: &'a str, keys: &mut KeyMap) -> bool {
         self.columns.fill(None);
+        self.fill_more(record, keys)
+    }
+
+    /// The same for what is left of a record: `is_there` says which columns have been taken from it before. They are
+    /// [`THERE`] unless the rest has another value for them.
+    pub(super) fn fill_rest(&mut self, rest: &'a str, keys: &mut KeyMap, is_there: impl Fn(usize) -> bool) -> bool {
+        for (column, value) in self.columns.iter_mut().enumerate() {
+            *value = is_there(column).then_some(THERE);
+        }
+        self.fill_more(rest, keys)
+    }
+
+    fn fill_more(&mut self, record: &'a str, keys: &mut KeyMap) -> bool {
         self.nested.clear();
         self.nested.resize(keys.parts.len(), None);
         self.extra.clear();
@@ -286,7 +308,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of the column `_extra`.
-    fn extra_value(&self) -> Value<'a> {
+    pub(super) fn extra_value(&self) -> Value<'a> {
         if self.extra.is_empty() {
             return Value::Null;
         }

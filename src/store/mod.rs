@@ -2,6 +2,7 @@
 //! `append`.
 
 pub mod append; // rows into a raw table
+pub mod backfill; // fills columns that were added later
 pub mod connection; // one connection to either database
 pub mod error; // errors, classified by what the caller can do
 pub mod ledger; // one row per load

@@ -299,16 +299,22 @@ impl BoundRows {
 
     fn push(&mut self, values: &[Value<'_>]) {
         self.width = values.len();
-        self.values.extend(values.iter().map(|value| match value {
-            Value::Null => SqliteValue::Null,
-            Value::Text(text) | Value::Numeric(text) | Value::Json(text) => SqliteValue::Text(Arc::from(text.as_ref())),
-            Value::BigInt(number) => SqliteValue::Integer(*number),
-            Value::Double(number) => SqliteValue::Real(*number),
-            Value::Boolean(value) => SqliteValue::Integer((*value).into()),
-            Value::Date(days) => SqliteValue::Text(Day(*days).to_string().into()),
-            Value::Timestamp(micros) | Value::TimestampTz(micros) => SqliteValue::Text(time_text(*micros)),
-            Value::Uuid(bytes) => SqliteValue::Text(uuid::Uuid::from_bytes(*bytes).to_string().into()),
-        }));
+        self.values.extend(values.iter().map(SqliteValue::from));
+    }
+}
+
+impl From<&Value<'_>> for SqliteValue {
+    fn from(value: &Value<'_>) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Text(text) | Value::Numeric(text) | Value::Json(text) => Self::Text(Arc::from(text.as_ref())),
+            Value::BigInt(number) => Self::Integer(*number),
+            Value::Double(number) => Self::Real(*number),
+            Value::Boolean(value) => Self::Integer((*value).into()),
+            Value::Date(days) => Self::Text(Day(*days).to_string().into()),
+            Value::Timestamp(micros) | Value::TimestampTz(micros) => Self::Text(time_text(*micros)),
+            Value::Uuid(bytes) => Self::Text(uuid::Uuid::from_bytes(*bytes).to_string().into()),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use super::sql::Day;
 #[derive(Debug, Clone)]
 pub enum Arg<'a> {
     Int(Option<i64>),
+    Real(f64),
     Text(Option<&'a str>),
     Bytes(&'a [u8]),
     Uuid(Uuid),
@@ -70,6 +71,7 @@ pub(super) fn postgres_arguments(args: &[Arg<'_>]) -> StoreResult<PgArguments> {
     for arg in args {
         match arg {
             Arg::Int(value) => out.add(value),
+            Arg::Real(value) => out.add(value),
             Arg::Text(value) => out.add(value),
             Arg::Bytes(value) => out.add(*value),
             Arg::Uuid(value) => out.add(value),
@@ -86,6 +88,7 @@ pub(super) fn sqlite_arguments(args: &[Arg<'_>]) -> StoreResult<SqliteArguments>
     for arg in args {
         match arg {
             Arg::Int(value) => out.add(value),
+            Arg::Real(value) => out.add(value),
             Arg::Text(value) => out.add(value),
             Arg::Bytes(value) => out.add(*value),
             Arg::Uuid(value) => out.add(value.to_string()),

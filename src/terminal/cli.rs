@@ -123,8 +123,7 @@ pub enum Command {
     Drop(DropArgs),
     Infer(InferArgs),
     Generate(GenerateArgs),
-    /// Creates or upgrades the tables; the commands that write do so by themselves
-    Migrate,
+    Migrate(MigrateArgs),
     /// Exits 0 if the pipeline started here is alive and connected, else 1
     Health,
     Doctor(DoctorArgs),
@@ -133,6 +132,18 @@ pub enum Command {
     Schema,
     Completions(CompletionsArgs),
     Man(ManArgs),
+}
+
+/// Creates or upgrades the tables; the commands that write do so by themselves
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dataloader migrate
+  dataloader migrate --backfill    After a column was added to dataloader.toml")]
+pub struct MigrateArgs {
+    /// Fill columns that the definition has more than before from `_extra`, and take the values out of it
+    #[arg(long)]
+    pub backfill: bool,
 }
 
 /// Shows the modelled tables: totals and unique counts per day

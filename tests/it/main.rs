@@ -18,6 +18,7 @@ mod sample; // the main job on the samples
 mod inputs; // what is read, and the answer
 mod datasets; // tables from the configuration
 mod infer; // the definition of a dataset, from its files
+mod backfill; // columns that are added later
 mod upsert; // what replaces what
 mod new_files; // only what is not loaded yet
 mod model; // the modelled tables

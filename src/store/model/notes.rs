@@ -182,6 +182,48 @@ pub async fn delete(
     }
 }
 
+/// Inside a transaction that [holds the dataset still](super::hold_still): runs `update`, which changes these columns of rows of
+/// the master. Marks the days of the rows, if the modelled tables depend on the columns. `condition` is what the rows fulfil
+/// afterwards in SQLite. Returns how many rows it changed.
+///
+/// # Errors
+/// If the database fails.
+pub async fn update(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    update: String,
+    changed: &[usize],
+    condition: &str,
+) -> StoreResult<u64> {
+    let dialect = connection.dialect();
+    let is_modelled = |column: &usize| dataset.day == Some(*column) || columns(dataset).contains(column);
+    let Some(day) = dataset.day_column().filter(|_| changed.iter().any(is_modelled)) else {
+        return connection.run(update).await;
+    };
+    let master = RawTable::Master.of(dialect, dataset);
+    let (day, marks) = (dialect.day(day), dialect.table(Schema::Dataloader, "changed_days"));
+    let name = [Arg::Text(Some(&dataset.name))];
+    match dialect {
+        Dialect::Postgres => {
+            let sql = format!(
+                "with changed as ({update} returning {day} as d), \
+                 marked as (insert into {marks} (dataset, day) select distinct $1, d from changed where d is not null) \
+                 select count(*) from changed"
+            );
+            Ok(connection.fetch_int(sql, &name).await?.unsigned_abs())
+        }
+        Dialect::Sqlite => {
+            let changed = connection.run(update).await?;
+            let sql = format!(
+                "insert into {marks} (dataset, day) \
+                 select $1, d from (select distinct {day} as d from {master} where {condition}) m where d is not null"
+            );
+            connection.execute(sql, &name).await?;
+            Ok(changed)
+        }
+    }
+}
+
 /// Inside a transaction: adds all rows of another table with the same columns to the master, whose days these are, and notes
 /// or marks them.
 ///
