@@ -1,13 +1,19 @@
 //! The summary of a batch or stream run: the object of `--format json`.
 
+pub mod plan; // what a load would change
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::config::suggest::column_line;
 use crate::dataset::Dataset;
-use crate::record::row::Reject;
+use crate::record::row::{Reject, RejectReason};
+use crate::record::unknown::UnknownKey;
 use crate::store::ledger::Counts;
+use plan::{DatasetPlan, Plan};
 
 /// The summary of a run over all its datasets.
 #[derive(Debug, Clone, Serialize)]
@@ -15,8 +21,9 @@ pub struct LoadSummary {
     pub datasets: Vec<DatasetSummary>,
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub elapsed: Duration,
-    #[serde(skip)]
-    pub dry_run: bool,
+    /// What a load would change; after a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
     /// The work that is left after a signal; absent if everything was done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<Left>,
@@ -59,9 +66,61 @@ pub struct DatasetSummary {
     pub failed: usize,
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub elapsed: Duration,
+    /// Keys that no column takes and that no load had before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub new_keys: Vec<NewKey>,
+    /// How many records were rejected for which reason; in batch alone.
+    #[serde(skip)]
+    pub reasons: Vec<ReasonCount>,
+    /// What a load would change; after a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<DatasetPlan>,
     /// The first rejects, for the user.
     #[serde(skip)]
     pub shown: Vec<ShownReject>,
+}
+
+/// A key that no column takes, with the first record that has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NewKey {
+    /// As `from` names it.
+    pub key: String,
+    /// Absent if there is none yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<i64>,
+    /// The first file that has it.
+    pub source: String,
+    pub record: u64,
+    /// The line for the dataset's columns in `dataloader.toml`.
+    pub line: String,
+}
+
+impl NewKey {
+    /// `None` if a column of the dataset takes the key.
+    pub fn new(dataset: &Dataset, key: &UnknownKey, load: Option<i64>, source: String) -> Option<Self> {
+        let line = column_line(dataset, &key.place, key.column_type)?;
+        Some(Self { key: key.place.clone(), load, source, record: key.ordinal, line })
+    }
+}
+
+/// How many records were rejected for a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReasonCount {
+    pub reason: &'static str,
+    /// The column whose value is the reason; absent if it is the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    pub records: u64,
+}
+
+impl ReasonCount {
+    /// Most records first.
+    pub fn all(counts: BTreeMap<(RejectReason, Option<String>), u64>) -> Vec<Self> {
+        let count = |((reason, column), records): ((RejectReason, _), _)| Self { reason: reason.as_str(), column, records };
+        let mut counts: Vec<Self> = counts.into_iter().map(count).collect();
+        counts.sort_by_key(|count| std::cmp::Reverse(count.records));
+        counts
+    }
 }
 
 /// A reject in the summary.
@@ -103,9 +162,12 @@ impl LoadSummary {
             replaced: 0,
             failed: 0,
             elapsed: Duration::ZERO,
+            new_keys: Vec::new(),
+            reasons: Vec::new(),
+            plan: None,
             shown: Vec::new(),
         };
-        Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, dry_run: false, left: None }
+        Self { datasets: datasets.iter().map(nothing).collect(), elapsed: Duration::ZERO, plan: None, left: None }
     }
 
     /// Adds a finished file, which has removed so many rows. `elapsed` is the time since the start of the run.

@@ -21,6 +21,7 @@ use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Days, Noting};
 use crate::store::open_rejects::{self, Cursor, OpenReject, Records, RejectFilter, delete, page};
 use crate::store::stream_upsert::{Order, Writing};
+use crate::store::unknown_keys::{self, NotedKey};
 use crate::store::{Connection, Database, Day, Indexes, Rows, StoreResult};
 use crate::transport::amqp::dead_letters;
 
@@ -98,7 +99,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
     let mut parser = Parser::new(Arc::clone(dataset));
     let filter = RejectFilter { datasets: vec![dataset.name.clone()], ..filter.clone() };
     let mut after: Cursor = (0, 0);
-    let mut load_id = None;
+    let (mut load_id, mut unknown) = (None, Vec::new());
     let (mut counts, mut days, mut lines) = (Counts::default(), BTreeSet::new(), Vec::new());
     loop {
         let mut rejects = page(connection, &filter, Records::With, after, PAGE).await?;
@@ -130,6 +131,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
             good.remove(refused.row);
         }
         delete(connection, &good).await?;
+        unknown.extend(parsed.unknown.into_iter().map(|key| NotedKey { key, load_id }));
 
         let (first_ordinal, records) = (chunk.first_ordinal, chunk.records());
         lines.push(ChunkLine { load_id, seq: lines.len() as u64, first_ordinal, records, digest: chunk.digest() });
@@ -137,7 +139,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
         let read = rejects.len() as u64;
         counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };
         if noting == Noting::Days {
-            days.extend(parsed.days.iter().map(|day| Day(*day)));
+            days.extend(parsed.days.keys().map(|day| Day(*day)));
         }
     }
     if let Some(id) = load_id {
@@ -157,6 +159,7 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
         };
         ledger::insert_finished(connection, &[load]).await?;
         chunk_lines::insert(connection, &lines).await?;
+        unknown_keys::note(connection, &dataset.name, unknown.into_iter()).await?;
         model::mark(connection, dataset, days).await?;
     }
     Ok(counts)

@@ -13,7 +13,9 @@ use crate::inbox;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::model::Pending;
 use crate::store::sql::Schema;
+use crate::store::unknown_keys::{self, FirstSeen};
 use crate::store::{Connection, Database, Field, StoreResult, model};
+use crate::summary::NewKey;
 
 /// The summary of the ledger.
 #[derive(Debug, Clone, Serialize)]
@@ -21,6 +23,8 @@ pub struct Status {
     pub datasets: Vec<DatasetStatus>,
     /// Loads that are in progress or failed, the latest first.
     pub loads: Vec<ListedLoad>,
+    /// Keys of the records that no column takes, those of each dataset together.
+    pub unknown_keys: Vec<UnknownKeyStatus>,
     /// The processes of the pipeline of this working directory.
     pub pipeline: Vec<ProcessStatus>,
     /// Additional messages for the user.
@@ -87,6 +91,14 @@ pub struct ListedLoad {
     pub error: Option<String>,
 }
 
+/// A key that no column takes; its values are kept in `_extra`.
+#[derive(Debug, Clone, Serialize)]
+pub struct UnknownKeyStatus {
+    pub dataset: String,
+    #[serde(flatten)]
+    pub first: NewKey,
+}
+
 /// How many loads are listed.
 const LISTED_LOADS: u32 = 20;
 
@@ -99,7 +111,9 @@ pub async fn status(config: &Config) -> Result<Status> {
     let Some(mut connection) = database.open_to_read().await? else {
         let notes = vec![database.says_nothing_is_there()];
         let datasets = with_configured(&config.datasets, Vec::new());
-        return Ok(Status { datasets, loads: Vec::new(), pipeline: Vec::new(), notes }.with_surroundings(config));
+        return Ok(
+            Status { datasets, loads: Vec::new(), unknown_keys: Vec::new(), pipeline: Vec::new(), notes }.with_surroundings(config)
+        );
     };
     let status = read(&mut connection, &config.datasets).await.map_err(|error| database.explain(error));
     connection.close().await;
@@ -207,7 +221,19 @@ pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>])
             found.oldest_unmodelled_day = found.pending.days.first().cloned();
         }
     }
-    Ok(Status { datasets: with_configured(datasets, found), loads, pipeline: Vec::new(), notes: Vec::new() })
+    let unknown_keys = unknown_keys(connection, datasets).await?;
+    Ok(Status { datasets: with_configured(datasets, found), loads, unknown_keys, pipeline: Vec::new(), notes: Vec::new() })
+}
+
+/// The keys that were noted, without those that the configuration takes by now.
+async fn unknown_keys(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Vec<UnknownKeyStatus>> {
+    let noted = unknown_keys::list(connection).await?.into_iter();
+    Ok(noted
+        .filter_map(|FirstSeen { dataset, key, load_id, source }| {
+            let configured = datasets.iter().find(|configured| configured.name == dataset)?;
+            Some(UnknownKeyStatus { dataset, first: NewKey::new(configured, &key, Some(load_id), source)? })
+        })
+        .collect())
 }
 
 /// The configured datasets first, loaded or not, then those that are only in the ledger.

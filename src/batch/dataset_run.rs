@@ -1,6 +1,6 @@
 //! The state of one dataset in a run, and of each of its files.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +14,15 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::record::content::ContentHash;
+use crate::record::parse::column_of;
+use crate::record::row::RejectReason;
+use crate::record::unknown::{MOST_KEYS, UnknownKey};
 use crate::store::Day;
 use crate::store::chunk_lines::ChunkLine;
 use crate::store::ledger::Counts;
-use crate::summary::{DatasetSummary, ShownReject};
+use crate::store::unknown_keys::NotedKey;
+use crate::summary::plan::DatasetPlan;
+use crate::summary::{DatasetSummary, NewKey, ReasonCount, ShownReject};
 
 /// How many rejects the summary shows per dataset.
 const SHOWN_REJECTS: usize = 5;
@@ -28,11 +33,22 @@ pub(super) struct DatasetRun {
     pub(super) files: Vec<FileRun>,
     /// How many files are not loaded because their content is there already.
     pub(super) unchanged: usize,
+    /// Their names in the ledger.
+    pub(super) left_out: Vec<String>,
     /// The ledger ids of the files.
     pub(super) ids: Vec<i64>,
-    pub(super) days: BTreeSet<Day>,
+    /// With the number of rows of each.
+    pub(super) days: BTreeMap<Day, u64>,
+    /// What a load would change; in a dry run alone.
+    pub(super) plan: Option<DatasetPlan>,
     pub(super) replaced: u64,
     pub(super) misses_key_index: bool,
+    /// Keys that no column takes, each with the index of its first file.
+    pub(super) unknown: BTreeMap<String, (usize, UnknownKey)>,
+    /// Those of these that no load had before.
+    pub(super) new_keys: Vec<NewKey>,
+    /// How many records were rejected for each reason and column.
+    pub(super) reasons: BTreeMap<(RejectReason, Option<String>), u64>,
     /// The first rejects, sorted by file and ordinal.
     pub(super) shown: Vec<ShownReject>,
     pub(super) elapsed: Duration,
@@ -81,10 +97,15 @@ impl DatasetRun {
             dataset: Arc::clone(dataset),
             files,
             unchanged: 0,
+            left_out: Vec::new(),
             ids: Vec::new(),
-            days: BTreeSet::new(),
+            days: BTreeMap::new(),
+            plan: None,
             replaced: 0,
             misses_key_index: false,
+            unknown: BTreeMap::new(),
+            new_keys: Vec::new(),
+            reasons: BTreeMap::new(),
             shown: Vec::new(),
             elapsed: Duration::ZERO,
         }
@@ -92,6 +113,11 @@ impl DatasetRun {
 
     pub(super) fn inputs(&self) -> Vec<Input> {
         self.files.iter().map(|file| file.input.clone()).collect()
+    }
+
+    /// The files' names in the ledger.
+    pub(super) fn sources(&self) -> Vec<String> {
+        self.files.iter().map(|file| file.source.clone()).collect()
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -114,7 +140,14 @@ impl DatasetRun {
         let &ExtractedChunk { seq, first_ordinal, records, digest, .. } = chunk;
         file.chunks.push(ChunkLine { load_id: 0, seq, first_ordinal, records, digest });
         file.counts += counts;
-        self.days.extend(chunk.parsed.days.iter().map(|day| Day(*day)));
+        for (day, rows) in &chunk.parsed.days {
+            *self.days.entry(Day(*day)).or_default() += rows;
+        }
+        self.add_unknown(chunk);
+        for reject in &chunk.parsed.rejects {
+            *self.reasons.entry((reject.reason, column_of(&self.dataset, reject))).or_default() += 1;
+        }
+        let file = &self.files[chunk.file];
         if let Some(first) = chunk.parsed.rejects.first() {
             // Chunks arrive in no order, so the first rejects of all chunks are kept.
             let is_early = |last: &ShownReject| (chunk.file, first.ordinal) < (last.file, last.ordinal);
@@ -128,6 +161,27 @@ impl DatasetRun {
             }
         }
         counts
+    }
+
+    /// Keeps the first record of each key. Chunks arrive in no order.
+    fn add_unknown(&mut self, chunk: &ExtractedChunk) {
+        for key in &chunk.parsed.unknown {
+            let first = (chunk.file, key.clone());
+            if let Some(known) = self.unknown.get_mut(&key.place) {
+                if (chunk.file, key.ordinal) < (known.0, known.1.ordinal) {
+                    *known = first;
+                }
+            } else if self.unknown.len() < 2 * MOST_KEYS {
+                self.unknown.insert(key.place.clone(), first);
+            }
+        }
+    }
+
+    /// The keys with the loads that bring them, in the order of the records.
+    pub(super) fn noted_keys(&self) -> Vec<NotedKey> {
+        let mut keys: Vec<&(usize, UnknownKey)> = self.unknown.values().collect();
+        keys.sort_by_key(|(file, key)| (*file, key.ordinal));
+        keys.into_iter().map(|(file, key)| NotedKey { key: key.clone(), load_id: self.ids[*file] }).collect()
     }
 
     pub(super) fn failed(&self, file: usize, bytes: u64, sha256: Option<ContentHash>, error: Error) -> Failure {
@@ -180,6 +234,9 @@ impl DatasetRun {
             replaced: self.replaced,
             failed: 0,
             elapsed: self.elapsed,
+            new_keys: self.new_keys,
+            reasons: ReasonCount::all(self.reasons),
+            plan: self.plan,
             shown: self.shown,
         }
     }

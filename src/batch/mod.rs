@@ -4,10 +4,12 @@
 pub mod extract; // reads and parses files on threads
 pub mod input; // the files
 mod new_files; // those whose content is not loaded yet
+mod plan; // what a load would change
 mod dataset_run; // a dataset and its files in a run
 pub mod limit; // how many rejects a run may have
 mod session; // what a load leaves to its caller
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use crate::store::ledger::{self, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Change};
 use crate::store::{
-    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, contents, open_rejects, schema,
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, unknown_keys,
     upsert,
 };
 
@@ -41,7 +43,8 @@ use limit::RejectLimit;
 use new_files::keep_new;
 use session::Busy;
 
-use crate::summary::LoadSummary;
+use crate::summary::plan::Plan;
+use crate::summary::{LoadSummary, NewKey};
 pub use limit::MaxRejects;
 pub use session::Session;
 
@@ -113,33 +116,35 @@ pub async fn load(config: &Config, options: &LoadOptions, progress: &Arc<Progres
     }
 
     let database = Database::new(&config.database, LOCK_WAIT)?;
-    let session = if options.dry_run {
-        if options.only_new
-            && let Some(mut connection) = database.open_to_read().await?
-        {
-            let kept = async {
-                match contents::are_told(&mut connection).await? {
-                    true => keep_new_of(&mut connection, config, &mut runs, progress).await,
-                    false => Ok(()),
-                }
-            }
-            .await;
-            connection.close().await;
-            kept.map_err(|error| database.explain(error))?;
-        }
-        announce(&runs, progress);
-        validate(config, options, &mut runs, progress).await?;
-        None
+    let (mut session, mut plan) = (None, None);
+    if options.dry_run {
+        plan = Some(try_out(&database, config, options, &mut runs, progress).await?);
     } else {
-        Some(load_in_session(database, config, options, &mut runs, progress).await?)
-    };
-    let summary = LoadSummary {
-        datasets: runs.into_iter().map(DatasetRun::summary).collect(),
-        elapsed: started.elapsed(),
-        dry_run: options.dry_run,
-        left: None,
-    };
+        session = Some(load_in_session(database, config, options, &mut runs, progress).await?);
+    }
+    let summary =
+        LoadSummary { datasets: runs.into_iter().map(DatasetRun::summary).collect(), elapsed: started.elapsed(), plan, left: None };
     Ok((summary, session))
+}
+
+/// Reads and validates the files, and says what a load of them would change.
+async fn try_out(
+    database: &Database,
+    config: &Config,
+    options: &LoadOptions,
+    runs: &mut [DatasetRun],
+    progress: &Arc<Progress>,
+) -> Result<Plan> {
+    let mut seen = plan::look(database, config).await?;
+    if options.only_new
+        && let Some(connection) = &mut seen.connection
+        && seen.tells_contents
+    {
+        keep_new_of(connection, config, runs, progress).await.map_err(|error| database.explain(error))?;
+    }
+    announce(runs, progress);
+    validate(config, options, runs, progress).await?;
+    plan::complete(database, seen, runs).await
 }
 
 async fn load_in_session(
@@ -267,6 +272,7 @@ async fn load_in_transaction(
                 // Only now: it comes after all that the stream has written.
                 merge(connection, options, run).await?;
             }
+            note_keys(connection, run).await?;
             schema::index_rows(connection, &run.dataset).await?;
             let change = model::refresh_within(connection, &run.dataset).await?;
             let lacks_occurrences = change == Change::AgainUnprepared;
@@ -354,10 +360,23 @@ async fn merge(connection: &mut Connection, options: &LoadOptions, run: &mut Dat
     let load_key = run.files.last().map(|file| file.load_key).unwrap_or_default();
     let one_after_the_other = options.only_new && run.dataset.day.is_some() && run.files.len() > 1;
     let superseded = if one_after_the_other { upsert::keep_latest(connection, &run.dataset).await? } else { 0 };
-    let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &run.days, load_key };
+    let days: BTreeSet<Day> = run.days.keys().copied().collect();
+    let brought = upsert::Brought { rows: run.counts().loaded - superseded, days: &days, load_key };
     let upserted = upsert::upsert(connection, &run.dataset, brought).await?;
     (run.replaced, run.misses_key_index) = (superseded + upserted.replaced, upserted.misses_key_index);
     Ok(book(connection, run, &run.ids).await?)
+}
+
+/// Notes the keys that no column takes and that no load had before. The dataset is held still: its writers wait for that, and not
+/// for the keys while this waits for them.
+async fn note_keys(connection: &mut Connection, run: &mut DatasetRun) -> StoreResult<()> {
+    let noted = unknown_keys::note(connection, &run.dataset.name, run.noted_keys().into_iter()).await?;
+    let file = |id: i64| run.ids.iter().position(|other| *other == id).map(|file| run.files[file].input.to_string());
+    run.new_keys = noted
+        .into_iter()
+        .filter_map(|noted| NewKey::new(&run.dataset, &noted.key, Some(noted.load_id), file(noted.load_id).unwrap_or_default()))
+        .collect();
+    Ok(())
 }
 
 /// Whether to continue after a chunk.

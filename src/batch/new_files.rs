@@ -44,9 +44,12 @@ pub(super) async fn keep_new(
     } else {
         HashSet::new()
     };
-    let (before, mut seen) = (run.files.len(), known);
-    run.files.retain(|file| file.sha256.is_none_or(|content| seen.insert(content)));
-    run.unchanged += before - run.files.len();
+    let mut seen = known;
+    let (new, there): (Vec<FileRun>, Vec<FileRun>) =
+        std::mem::take(&mut run.files).into_iter().partition(|file| file.sha256.is_none_or(|content| seen.insert(content)));
+    run.files = new;
+    run.unchanged += there.len();
+    run.left_out.extend(there.into_iter().map(|file| file.source));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{DONE, INTERRUPTED, REJECTED};
 use crate::config::Config;
 use crate::error::Result;
-use crate::stream::{self, RunOptions, Stats};
+use crate::stream::{self, DatasetStats, RunOptions, Stats};
 use crate::terminal::cli::RunArgs;
 use crate::terminal::output::Output;
 use crate::terminal::progress::LiveLine;
@@ -30,9 +30,12 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
     let live = LiveLine::start(live_text(Arc::clone(&stats)));
     let loaded = stream::run(config, RunOptions::new(args.once), &stats);
     drop(live);
-    let loaded = loaded?;
+    let mut loaded = loaded?;
     if !args.once {
         return Ok(DONE);
+    }
+    for summary in &mut loaded.datasets {
+        summary.new_keys = stats.of(&summary.dataset).map(DatasetStats::new_keys).unwrap_or_default();
     }
     let in_messages = stats.rejected_in_messages.load(Ordering::Relaxed);
     output.result(&loaded, |out| {

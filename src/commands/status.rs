@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{HumanBytes, HumanCount};
 
 use super::DONE;
-use crate::answers::status::{Status, status};
+use crate::answers::status::{Status, UnknownKeyStatus, status};
 use crate::config::Config;
 use crate::error::Result;
 use crate::terminal::output::{self, Format, Output};
@@ -61,6 +61,7 @@ fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     }
     writeln!(out, "{table}")?;
     write_waiting(status, out)?;
+    write_unknown_keys(status, out)?;
     write_pipeline(status, out)?;
     if status.loads.is_empty() {
         return Ok(());
@@ -96,6 +97,26 @@ fn write_waiting(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes the keys that no column takes, with the lines that make them columns.
+fn write_unknown_keys(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    if status.unknown_keys.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nkeys that no column takes; their values are kept in _extra:")?;
+    let mut table = Table::new(&[
+        ("dataset", Align::Left),
+        ("key", Align::Left),
+        ("first in load", Align::Right),
+        ("record", Align::Right),
+        ("line for its columns in dataloader.toml", Align::Left),
+    ]);
+    for UnknownKeyStatus { dataset, first } in &status.unknown_keys {
+        let [load, record] = [first.load.unwrap_or_default().to_string(), first.record.to_string()];
+        table.row([dataset.clone(), first.key.clone(), load, record, first.line.clone()]);
+    }
+    writeln!(out, "{table}\n`dataloader migrate --backfill` fills the columns that were added")
 }
 
 /// Writes what the stages of the pipeline do, and which one limits.

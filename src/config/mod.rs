@@ -2,6 +2,7 @@
 //! the defaults.
 
 mod datasets; // reads [datasets.*]
+pub mod suggest; // a line for a key that no column takes
 mod schema; // the JSON Schema of the file
 mod http; // where the page is served
 mod document; // TOML whose values know their line

@@ -5,6 +5,7 @@ pub mod content; // the hash of a file's stored bytes
 pub mod split; // finds where records begin and end; cuts chunks in constant memory
 pub mod chunk; // runs of whole records, the unit that is queued and counted
 pub mod parse; // a chunk's records → rows and rejects
+pub mod unknown; // keys that no column takes
 pub mod backfill; // what `_extra` holds for columns that were added later
 mod nested; // takes columns from inside of nested values
 pub mod scan; // finds the members of a record

@@ -9,6 +9,14 @@ use std::collections::HashMap;
 use super::json;
 use super::scan;
 
+/// What is taken of a record.
+pub struct Columns<'a, 'f> {
+    /// The values of the columns.
+    pub values: &'f mut [Option<&'a str>],
+    /// Members of nested objects that no column takes: the number of the object, the key with its quotes, and the value.
+    pub unknown: &'f mut Vec<(usize, &'a str, &'a str)>,
+}
+
 /// What columns take of one value.
 #[derive(Debug)]
 pub enum Taken {
@@ -21,6 +29,8 @@ pub enum Taken {
 /// The members or elements that columns take something of.
 #[derive(Debug, Default)]
 pub struct Parts {
+    /// Which nested value of the dataset it is, from 1; the record itself is 0.
+    number: usize,
     /// With the index that the token is, should the value be a list.
     parts: Vec<(Option<usize>, Taken)>,
     by_token: HashMap<String, usize>,
@@ -44,17 +54,29 @@ impl Parts {
         }
     }
 
+    /// Numbers this value and those inside of it. Appends for each the reference tokens that lead to it; `at` leads to this one.
+    pub fn locate(&mut self, at: Vec<String>, places: &mut Vec<Vec<String>>) {
+        self.number = places.len();
+        places.push(at);
+        for (token, part) in &self.by_token {
+            if let Taken::Parts(parts) = &mut self.parts[*part].1 {
+                let inside = places[self.number].iter().chain([token]).cloned().collect();
+                parts.locate(inside, places);
+            }
+        }
+    }
+
     /// Fills the columns from the valid JSON value `value`. Returns what no column took: `None` if that is nothing. A value of
     /// which nothing was taken stays as it is.
-    pub fn take<'a>(&self, value: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+    pub fn take<'a>(&self, value: &'a str, taken: &mut Columns<'a, '_>) -> Option<Cow<'a, str>> {
         match value.as_bytes().first() {
-            Some(b'{') => self.take_members(value, columns),
-            Some(b'[') => self.take_elements(value, columns),
+            Some(b'{') => self.take_members(value, taken),
+            Some(b'[') => self.take_elements(value, taken),
             _ => Some(Cow::Borrowed(value)),
         }
     }
 
-    fn take_members<'a>(&self, object: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+    fn take_members<'a>(&self, object: &'a str, into: &mut Columns<'a, '_>) -> Option<Cow<'a, str>> {
         // The last of a key that comes twice wins, so nothing is taken before all members are known.
         let mut found: Vec<Option<(&str, &str)>> = vec![None; self.parts.len()];
         let mut rest = Vec::new();
@@ -62,7 +84,10 @@ impl Parts {
             let part = json::unescape(key).ok().and_then(|token| self.by_token.get(&*token));
             match part {
                 Some(&part) => found[part] = Some((key, value)),
-                None => rest.push((key, Cow::Borrowed(value))),
+                None => {
+                    into.unknown.push((self.number, key, value));
+                    rest.push((key, Cow::Borrowed(value)));
+                }
             }
         });
         if scanned.is_err() || found.iter().all(Option::is_none) {
@@ -70,7 +95,7 @@ impl Parts {
         }
         for ((_, taken), found) in self.parts.iter().zip(found) {
             let Some((key, value)) = found else { continue };
-            rest.extend(taken.take(value, columns).map(|left| (key, left)));
+            rest.extend(taken.take(value, into).map(|left| (key, left)));
         }
         if rest.is_empty() {
             return None;
@@ -88,7 +113,7 @@ impl Parts {
     }
 
     /// In the place of an element that was taken stays null, so that the others keep their positions.
-    fn take_elements<'a>(&self, list: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+    fn take_elements<'a>(&self, list: &'a str, into: &mut Columns<'a, '_>) -> Option<Cow<'a, str>> {
         let mut rest: Vec<Option<Cow<'a, str>>> = Vec::new();
         let mut found = false;
         let scanned = scan::elements(list, |element| {
@@ -96,8 +121,8 @@ impl Parts {
             found |= part.is_some();
             rest.push(match part {
                 // It stands for an element of which every member was taken before.
-                Some((_, Taken::Parts(parts))) if element == "null" && parts.have_any(columns) => None,
-                Some((_, taken)) => taken.take(element, columns),
+                Some((_, Taken::Parts(parts))) if element == "null" && parts.have_any(into.values) => None,
+                Some((_, taken)) => taken.take(element, into),
                 None => Some(Cow::Borrowed(element)),
             });
         });
@@ -113,13 +138,13 @@ impl Parts {
 }
 
 impl Taken {
-    fn take<'a>(&self, value: &'a str, columns: &mut [Option<&'a str>]) -> Option<Cow<'a, str>> {
+    fn take<'a>(&self, value: &'a str, into: &mut Columns<'a, '_>) -> Option<Cow<'a, str>> {
         match self {
             Self::Whole(column) => {
-                columns[*column] = Some(value);
+                into.values[*column] = Some(value);
                 None
             }
-            Self::Parts(parts) => parts.take(value, columns),
+            Self::Parts(parts) => parts.take(value, into),
         }
     }
 }
@@ -166,7 +191,7 @@ mod tests {
             parts.add(&Place::parse(pointer).unwrap().0, column);
         }
         let mut columns = vec![None; pointers.len()];
-        let rest = parts.take(value, &mut columns);
+        let rest = parts.take(value, &mut Columns { values: &mut columns, unknown: &mut Vec::new() });
         (columns, rest.map(Cow::into_owned))
     }
 

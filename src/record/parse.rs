@@ -4,7 +4,7 @@
 //! goes through `classify`. It is slower and alone decides the reason and the detail.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
@@ -12,10 +12,11 @@ use serde::de::IgnoredAny;
 use super::chunk::{Chunk, ChunkBody};
 use super::coerce::{self, coerce};
 use super::json;
-use super::nested::Parts;
+use super::nested::{Columns, Parts};
 use super::row::{Reject, RejectReason, RowSink, Value};
 use super::scan;
 use super::time::MICROS_PER_DAY;
+use super::unknown::{UnknownKey, UnknownKeys};
 use crate::dataset::{Column, ColumnType, Dataset, Place};
 
 /// The days that a load includes; records of other days are skipped. Days since 1970-01-01, inclusive.
@@ -42,10 +43,12 @@ pub struct Parsed {
     pub rows: u64,
     /// Good records of days outside the range.
     pub skipped: u64,
-    /// UTC days of the rows, since 1970-01-01; empty for a dataset without a day column.
-    pub days: BTreeSet<i32>,
+    /// UTC days of the rows, since 1970-01-01, with the number of rows; empty for a dataset without a day column.
+    pub days: BTreeMap<i32, u64>,
     /// In record order.
     pub rejects: Vec<Reject>,
+    /// Keys of the rows that no column takes, each once.
+    pub unknown: Vec<UnknownKey>,
 }
 
 /// Parses chunks of one dataset. It learns the usual order of the keys, so each thread keeps one parser for all its chunks.
@@ -70,7 +73,8 @@ impl Parser {
             ChunkBody::Rejects(rejects) => return Parsed { rejects: rejects.clone(), ..Parsed::default() },
         };
         let mut parsed = Parsed::default();
-        let mut seen_days = DaySet::default();
+        let mut seen_days = DayCounts::default();
+        let mut unknown = UnknownKeys::default();
         let mut fields = Fields::new(self.dataset.columns.len());
         let mut values = Vec::with_capacity(self.dataset.columns.len() + 1);
         // One UTF-8 check of the whole text is much cheaper than one per record. Only if it fails is each record checked.
@@ -91,12 +95,15 @@ impl Parser {
                     parsed.skipped += 1;
                     continue;
                 }
-                seen_days.insert(day);
+                seen_days.add(day);
             }
             rows.push(&values);
             parsed.rows += 1;
+            if fields.has_unknown() {
+                fields.note_unknown(&mut unknown, &self.keys, ordinal);
+            }
         }
-        parsed.days = seen_days.days;
+        (parsed.days, parsed.unknown) = (seen_days.finish(), unknown.found);
         parsed
     }
 
@@ -129,26 +136,36 @@ fn utc_day(value: &Value<'_>) -> Option<i32> {
     }
 }
 
-/// A set of days, fast for the common case: nearly every inserted day is already in the set.
-struct DaySet {
-    days: BTreeSet<i32>,
-    /// Days that are known to be in the set, each stored at `day` modulo the length.
-    recent: [Option<i32>; 64],
+/// Counts rows by day, fast for the common case: nearly every day was counted a moment ago.
+struct DayCounts {
+    days: BTreeMap<i32, u64>,
+    /// Days and what was counted since they came here, each stored at `day` modulo the length.
+    recent: [Option<(i32, u64)>; 64],
 }
 
-impl Default for DaySet {
+impl Default for DayCounts {
     fn default() -> Self {
-        Self { days: BTreeSet::new(), recent: [None; 64] }
+        Self { days: BTreeMap::new(), recent: [None; 64] }
     }
 }
 
-impl DaySet {
-    fn insert(&mut self, day: i32) {
-        let recent = &mut self.recent[day.rem_euclid(64) as usize];
-        if *recent != Some(day) {
-            *recent = Some(day);
-            self.days.insert(day);
+impl DayCounts {
+    fn add(&mut self, day: i32) {
+        match &mut self.recent[day.rem_euclid(64) as usize] {
+            Some((recent, rows)) if *recent == day => *rows += 1,
+            other => {
+                if let Some((recent, rows)) = other.replace((day, 1)) {
+                    *self.days.entry(recent).or_default() += rows;
+                }
+            }
         }
+    }
+
+    fn finish(mut self) -> BTreeMap<i32, u64> {
+        for (day, rows) in self.recent.into_iter().flatten() {
+            *self.days.entry(day).or_default() += rows;
+        }
+        self.days
     }
 }
 
@@ -163,6 +180,8 @@ pub(super) struct KeyMap {
     next: Vec<usize>,
     /// What is taken from inside of the values of the slots after those of the columns.
     parts: Vec<Parts>,
+    /// The reference tokens of the values that parts are taken of, by their numbers. The first one is the record.
+    places: Vec<Vec<String>>,
 }
 
 impl KeyMap {
@@ -193,7 +212,13 @@ impl KeyMap {
         }
         let mut next: Vec<usize> = (1..=plain.len()).collect();
         next.push(0);
-        Self { slots, plain, next, parts }
+        let mut places = vec![Vec::new()];
+        for (key, slot) in &slots {
+            if let Some(parts) = slot.checked_sub(count).and_then(|part| parts.get_mut(part)) {
+                parts.locate(vec![key.clone()], &mut places);
+            }
+        }
+        Self { slots, plain, next, parts, places }
     }
 
     /// The slot of `key`, which is given as it stands in the text, with quotes. `previous` is the slot of the preceding key.
@@ -219,6 +244,10 @@ pub(super) struct Fields<'a> {
     pub(super) columns: Vec<Option<&'a str>>,
     /// The members that match no column: each key once, in the order of their last occurrence.
     extra: Vec<Member<'a>>,
+    /// How many of these no column takes any part of.
+    whole: usize,
+    /// Members of nested objects that no column takes, see [`Columns`].
+    unknown: Vec<(usize, &'a str, &'a str)>,
     /// For each key of which columns take parts, its member.
     nested: Vec<Option<(&'a str, &'a str)>>,
 }
@@ -240,7 +269,7 @@ impl Member<'_> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(columns: usize) -> Self {
-        Self { columns: vec![None; columns], extra: Vec::new(), nested: Vec::new() }
+        Self { columns: vec![None; columns], extra: Vec::new(), whole: 0, unknown: Vec::new(), nested: Vec::new() }
     }
 
     /// Finds the members of the record. Returns false unless the record is one JSON object that does not nest too deep.
@@ -262,6 +291,7 @@ impl<'a> Fields<'a> {
         self.nested.clear();
         self.nested.resize(keys.parts.len(), None);
         self.extra.clear();
+        self.unknown.clear();
         let mut previous = None;
         let mut too_deep = false;
         let scanned = scan::members(record, |key, value| {
@@ -278,6 +308,7 @@ impl<'a> Fields<'a> {
         if self.extra.len() > 1 {
             self.keep_last_of_each_key();
         }
+        self.whole = self.extra.len();
         let complete = scanned.is_ok() && !too_deep;
         if complete {
             self.take_nested(keys);
@@ -289,8 +320,23 @@ impl<'a> Fields<'a> {
     fn take_nested(&mut self, keys: &KeyMap) {
         for (parts, member) in keys.parts.iter().zip(&self.nested) {
             let Some((key, value)) = *member else { continue };
-            let rest = parts.take(value, &mut self.columns);
+            let rest = parts.take(value, &mut Columns { values: &mut self.columns, unknown: &mut self.unknown });
             self.extra.extend(rest.map(|value| Member { key, value }));
+        }
+    }
+
+    fn has_unknown(&self) -> bool {
+        self.whole > 0 || !self.unknown.is_empty()
+    }
+
+    /// Notes the keys of the record that no column takes.
+    fn note_unknown(&self, into: &mut UnknownKeys<'a>, keys: &KeyMap, ordinal: u64) {
+        into.begin();
+        for member in &self.extra[..self.whole] {
+            into.add(0, member.key, &member.value, ordinal, Vec::new);
+        }
+        for (within, key, value) in &self.unknown {
+            into.add(*within, key, value, ordinal, || keys.places[*within].clone());
         }
     }
 
@@ -417,6 +463,14 @@ pub fn shortened(source: &str) -> String {
         shown = shown.chars().take(SHOWN_CHARACTERS - 1).chain(['…']).collect();
     }
     shown
+}
+
+/// The column whose value is the reason of a reject: its detail begins with [`described`], or names `_extra`.
+pub fn column_of(dataset: &Dataset, reject: &Reject) -> Option<String> {
+    let names = dataset.columns.iter().map(|column| column.name.as_str()).chain(["_extra"]);
+    let begins =
+        |name: &str| reject.detail.strip_prefix(name).is_some_and(|rest| rest.starts_with(": ") || rest.starts_with(" (from "));
+    names.into_iter().find(|name| begins(name)).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Contents: which files a dataset has already, by the hashes in the ledger, and whether a dropped file is loaded. Only a `loaded`
 //! load that skipped no record has its content.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use super::append::RawTable;
@@ -44,6 +44,47 @@ pub async fn known(connection: &mut Connection, dataset: &Dataset, contents: &[C
         known.extend(connection.fetch(sql, &args).await?.iter().filter_map(|row| row[0].text()?.parse::<ContentHash>().ok()));
     }
     Ok(known)
+}
+
+/// For each file, by its content and its name in the ledger, the latest load that has the content, and the latest that loaded a
+/// file of the name.
+///
+/// # Errors
+/// If the database fails.
+pub async fn loads_of(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    contents: &[Option<ContentHash>],
+    sources: &[String],
+) -> StoreResult<Vec<(Option<i64>, Option<i64>)>> {
+    let hashes: Vec<String> = contents.iter().map(|content| content.map(|hash| hash.to_string()).unwrap_or_default()).collect();
+    let by_content = latest(connection, dataset, "sha256", HAS_CONTENT, &hashes).await?;
+    let by_source = latest(connection, dataset, "source", "status = 'loaded' and source <> '-'", sources).await?;
+    let load = |known: &HashMap<String, i64>, value: &String| known.get(value).copied();
+    Ok(hashes.iter().zip(sources).map(|(hash, source)| (load(&by_content, hash), load(&by_source, source))).collect())
+}
+
+/// The latest of the dataset's loads that fulfil a condition, by the values of a column of the ledger.
+async fn latest(
+    connection: &mut Connection,
+    dataset: &Dataset,
+    column: &str,
+    condition: &str,
+    values: &[String],
+) -> StoreResult<HashMap<String, i64>> {
+    let dialect = connection.dialect();
+    let loads = dialect.table(Schema::Raw, "loads");
+    let mut latest = HashMap::new();
+    for values in values.chunks(1_000) {
+        let args: Vec<Arg<'_>> = values.iter().flat_map(|value| [Arg::Text(Some(&dataset.name)), Arg::Text(Some(value))]).collect();
+        let named = dialect.tuples(values.len(), 2);
+        let sql = format!(
+            "select {column}, max(id) from {loads} where (dataset, {column}) in (values {named}) and {condition} group by {column}"
+        );
+        let rows = connection.fetch(sql, &args).await?;
+        latest.extend(rows.iter().filter_map(|row| Some((row[0].text()?.to_owned(), row[1].int()))));
+    }
+    Ok(latest)
 }
 
 /// The lengths of the decompressed texts that the dataset has. Plain text of another length is a content that it does not have.

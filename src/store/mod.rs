@@ -18,6 +18,7 @@ pub mod schema; // creates and upgrades the tables
 pub mod sql; // the two dialects
 mod stage_file; // rows that the server reads from a shared directory
 pub mod stream_upsert; // the stream's records replace older ones
+pub mod unknown_keys; // keys that no column takes
 pub mod unload; // takes loads back
 pub mod upsert; // moves the delta into the master
 mod value; // arguments of statements, fields of rows

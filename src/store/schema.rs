@@ -177,6 +177,58 @@ pub async fn migration(connection: &mut Connection, datasets: &[Arc<Dataset>]) -
     Ok(Migration::Statements(plan(connection, datasets, Indexes::MakeOverRows).await?.statements))
 }
 
+/// The statements that [`ensure`] runs for the datasets where there is no table yet, after the migrations.
+pub fn first_statements(dialect: Dialect, datasets: &[Arc<Dataset>]) -> Vec<String> {
+    let mut statements = Vec::new();
+    for dataset in datasets {
+        statements.push(create_raw(dialect, dataset, &dataset.name, false));
+        statements.push(create_raw(dialect, dataset, &format!("{}_delta", dataset.name), true));
+        statements.extend(model::replace(dialect, dataset, None, std::iter::empty()));
+        if dataset.stream == StreamMode::Upsert {
+            statements.extend(stream_upsert::create_messages(dialect, dataset));
+        }
+    }
+    statements
+}
+
+/// Rows that a table has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowsThere {
+    /// Of the days that were asked for; of a dataset without a day, all.
+    pub rows: u64,
+    pub of_days: HashMap<String, u64>,
+}
+
+/// Counts the rows of these days, or all of a dataset without a day. A table or day column that is not there yet has none.
+///
+/// # Errors
+/// If the database fails.
+pub async fn rows_there(connection: &mut Connection, dataset: &Dataset, days: &[&str]) -> StoreResult<RowsThere> {
+    let dialect = connection.dialect();
+    let raw = catalogue(connection, Schema::Raw).await?;
+    let Some(columns) = raw.get(&dialect.bare_table(Schema::Raw, &dataset.name)) else { return Ok(RowsThere::default()) };
+    let master = dialect.table(Schema::Raw, &dataset.name);
+    let Some(day) = dataset.day_column() else {
+        let rows = connection.fetch_int(format!("select count(*) from {master}"), &[]).await?.unsigned_abs();
+        return Ok(RowsThere { rows, of_days: HashMap::new() });
+    };
+    let mut there = RowsThere::default();
+    if !columns.iter().any(|(name, _)| *name == day.name) {
+        return Ok(there);
+    }
+    let day = dialect.day(day);
+    for days in days.chunks(1_000) {
+        let list = days.iter().map(|day| format!("'{day}'")).collect::<Vec<_>>().join(", ");
+        let sql = format!("select cast({day} as text), count(*) from {master} where {day} in ({list}) group by 1");
+        for row in connection.fetch(sql, &[]).await? {
+            let rows = row[1].int().unsigned_abs();
+            there.rows += rows;
+            there.of_days.insert(row[0].text().unwrap_or_default().to_owned(), rows);
+        }
+    }
+    Ok(there)
+}
+
 fn newest_known(dialect: Dialect) -> i64 {
     let known = match dialect {
         Dialect::Postgres => &POSTGRES,

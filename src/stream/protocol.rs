@@ -21,6 +21,7 @@ use crate::inbox::Claim;
 use crate::record::chunk::{Chunk, Digest};
 use crate::record::parse::Parsed;
 use crate::record::row::Reject;
+use crate::record::unknown::UnknownKey;
 use crate::store::ledger::Counts;
 use crate::store::model::Noting;
 use crate::store::{Dialect, Rows};
@@ -61,6 +62,8 @@ pub struct ParsedChunk {
     pub rejects: Vec<Reject>,
     /// Days since 1970-01-01 that the rows change.
     pub days: BTreeSet<i32>,
+    /// Keys of the rows that no column takes, each once.
+    pub unknown: Vec<UnknownKey>,
     /// Approximate size in memory.
     pub bytes: usize,
     /// The chunk itself. If the database refuses a row, its record is taken from here for the reject.
@@ -71,7 +74,7 @@ impl ParsedChunk {
     /// Parses the chunk with `parse`, into rows for this dialect.
     pub fn new(chunk: Chunk, dialect: Dialect, parse: impl FnOnce(&Chunk, &mut Rows) -> Parsed) -> Self {
         let mut rows = Rows::new(dialect);
-        let Parsed { rejects, days, .. } = parse(&chunk, &mut rows);
+        let Parsed { rejects, days, unknown, .. } = parse(&chunk, &mut rows);
         Self {
             seq: chunk.seq,
             first_ordinal: chunk.first_ordinal,
@@ -79,7 +82,8 @@ impl ParsedChunk {
             digest: chunk.digest(),
             rows,
             rejects,
-            days,
+            days: days.into_keys().collect(),
+            unknown,
             bytes: chunk.bytes(),
             chunk,
         }
@@ -87,8 +91,9 @@ impl ParsedChunk {
 
     /// Renumbers the records, starting at `first_ordinal`.
     pub fn renumber(&mut self, first_ordinal: u64) {
-        for reject in &mut self.rejects {
-            reject.ordinal = reject.ordinal - self.first_ordinal + first_ordinal;
+        let ordinals = self.rejects.iter_mut().map(|reject| &mut reject.ordinal);
+        for ordinal in ordinals.chain(self.unknown.iter_mut().map(|unknown| &mut unknown.ordinal)) {
+            *ordinal = *ordinal - self.first_ordinal + first_ordinal;
         }
         self.first_ordinal = first_ordinal;
     }

@@ -10,6 +10,7 @@ use super::topology::Topology;
 use crate::dataset::Dataset;
 use crate::heartbeat::Beat;
 use crate::store::ledger::Counts;
+use crate::summary::NewKey;
 use crate::transport::budget::Budget;
 use crate::transport::piece::Carried;
 use crate::vitals::Vitals;
@@ -60,6 +61,8 @@ pub struct DatasetStats {
     /// Bytes of text that were committed, or by a producer published.
     pub bytes: AtomicU64,
     pub batches: AtomicU64,
+    /// Keys that no column takes and that no load had before.
+    new_keys: Mutex<Vec<NewKey>>,
     /// Records that are read and not committed yet.
     in_flight: Arc<AtomicU64>,
 }
@@ -164,6 +167,16 @@ impl Stats {
 }
 
 impl DatasetStats {
+    /// Adds a key that no load had before.
+    pub(super) fn add_new_key(&self, key: NewKey) {
+        self.new_keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+    }
+
+    /// The keys that no column takes and that no load had before.
+    pub fn new_keys(&self) -> Vec<NewKey> {
+        self.new_keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Adds what a batch committed.
     pub fn add(&self, counts: Counts, bytes: u64) {
         for (counter, value) in [

@@ -23,7 +23,9 @@ use crate::error::{Error, Result};
 use crate::store::ledger::{self, ClosedLoad, Counts, LoadEnd, LoadProgress, OpenLoad, OpenedLoad};
 use crate::store::lock;
 use crate::store::stream_upsert::{Order, Writing};
+use crate::store::unknown_keys::{self, NotedKey};
 use crate::store::{Class, Connection, StoreError, StoreResult};
+use crate::summary::NewKey;
 use crate::transport::piece::{FileEnd, Load};
 
 /// The result of a committed transaction.
@@ -35,6 +37,8 @@ struct Committed {
     /// What was added to each dataset: counts, and bytes of text.
     added: BTreeMap<String, (Counts, u64)>,
     rejected_in_messages: u64,
+    /// Keys that no column takes and that no load had before, by dataset.
+    new_keys: Vec<(Arc<Dataset>, NewKey)>,
     /// Indexes of pieces whose message id was loaded before with another body.
     contradicting: Vec<usize>,
     /// Until its records do not count as in flight any more.
@@ -94,6 +98,8 @@ async fn write(
     let Work { fresh, ends, loads } = Work::of(pieces, &is_new, &mut grown, id_of);
 
     let mut added: BTreeMap<i64, Added> = BTreeMap::new();
+    let unknown: Vec<(Arc<Dataset>, Vec<NotedKey>)> =
+        fresh.values().map(|(dataset, chunks)| (Arc::clone(dataset), keys_of(chunks))).collect();
     for (dataset, chunks) in fresh.into_values() {
         let (name, bytes) = (dataset.name.clone(), chunks.iter().map(|fresh| fresh.chunk.bytes as u64).sum());
         let ids: BTreeSet<i64> = chunks.iter().map(|fresh| fresh.writing.load_id).collect();
@@ -103,6 +109,14 @@ async fn write(
         let mut counts = Counts::default();
         ids.iter().filter_map(|id| added.get(id)).for_each(|of_load| counts += of_load.counts);
         committed.added.insert(name, (counts, bytes));
+    }
+    for (dataset, keys) in unknown {
+        for noted in unknown_keys::note(connection, &dataset.name, keys.into_iter()).await? {
+            let source = loads.get(&noted.load_id).map_or_else(String::new, |load| load.source.clone());
+            committed
+                .new_keys
+                .extend(NewKey::new(&dataset, &noted.key, Some(noted.load_id), source).map(|key| (Arc::clone(&dataset), key)));
+        }
     }
     // Ledger rows are updated last: other writers of the same file wait for them until the commit.
     committed.rejected_in_messages = foreign.book(connection, &added).await?;
@@ -116,6 +130,15 @@ async fn write(
     committed.commit = Some(stats.begin_commit());
     connection.commit().await?;
     Ok(committed)
+}
+
+/// The keys of chunks that no column takes, with their loads.
+fn keys_of(chunks: &[FreshChunk<'_>]) -> Vec<NotedKey> {
+    let of_chunk = |fresh: &FreshChunk<'_>| {
+        let load_id = fresh.writing.load_id;
+        fresh.chunk.unknown.iter().map(|key| NotedKey { key: key.clone(), load_id }).collect::<Vec<_>>()
+    };
+    chunks.iter().flat_map(of_chunk).collect()
 }
 
 impl<'a> Work<'a> {
@@ -234,6 +257,19 @@ impl Writer {
             }
             if let Some(link) = &self.link {
                 link.stage().handled(counts.read);
+            }
+        }
+        for (dataset, key) in &committed.new_keys {
+            tracing::warn!(
+                "{}: no column takes the key {} of record {} of {}; its values are kept in _extra. To make it a column: {}",
+                dataset.name,
+                key.key,
+                key.record,
+                key.source,
+                key.line
+            );
+            if let Some(stats) = stats.of(&dataset.name) {
+                stats.add_new_key(key.clone());
             }
         }
         stats.rejected_in_messages.fetch_add(committed.rejected_in_messages, Ordering::Relaxed);

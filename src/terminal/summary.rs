@@ -1,5 +1,7 @@
 //! Prints what a load has done.
 
+mod plan; // what a load would change
+
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -7,14 +9,14 @@ use indicatif::HumanCount;
 
 use super::table::{Align, Table};
 use crate::store::ledger::Counts;
-use crate::summary::LoadSummary;
+use crate::summary::{LoadSummary, NewKey, ReasonCount};
 
 /// Writes the summary as text: a table, the first rejects, and the speed.
 ///
 /// # Errors
 /// If the text cannot be written.
 pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
-    let loaded = if summary.dry_run { "would load" } else { "loaded" };
+    let loaded = if summary.plan.is_some() { "would load" } else { "loaded" };
     let mut table = Table::new(&[
         ("dataset", Align::Left),
         ("files", Align::Right),
@@ -44,15 +46,53 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
         if more > 0 {
             writeln!(out, "  and {} more", HumanCount(more))?;
         }
+        write_reasons(&dataset.reasons, out)?;
     }
-    if summary.has_rejects() && !summary.dry_run {
+    if summary.has_rejects() && summary.plan.is_none() {
         writeln!(out, "see them all with `dataloader rejects list`, get them for repair with `dataloader rejects export`")?;
+    }
+    if let Some(plan) = &summary.plan {
+        plan::write(plan, &summary.datasets, out)?;
+    }
+    for dataset in &summary.datasets {
+        write_new_keys(&dataset.dataset, &dataset.new_keys, summary.plan.is_some(), out)?;
     }
     if let Some(left) = summary.left {
         writeln!(out, "\ninterrupted; left for the next run: {left}")?;
     }
     let read: u64 = summary.datasets.iter().map(|dataset| dataset.counts.read).sum();
     writeln!(out, "\n{}", pace(read, summary.elapsed))
+}
+
+/// Writes how many records each column, or the record itself, is the reason for, if there is more than one.
+fn write_reasons(reasons: &[ReasonCount], out: &mut dyn Write) -> io::Result<()> {
+    if reasons.len() < 2 {
+        return Ok(());
+    }
+    writeln!(out, "by column and reason:")?;
+    let mut table = Table::new(&[("column", Align::Left), ("reason", Align::Left), ("records", Align::Right)]);
+    for ReasonCount { reason, column, records } in reasons {
+        let column = column.as_deref().unwrap_or("-").to_owned();
+        table.row([column, (*reason).to_owned(), HumanCount(*records).to_string()]);
+    }
+    writeln!(out, "{table}")
+}
+
+/// Writes the keys that no load had before, each with the line that makes it a column.
+///
+/// # Errors
+/// If the text cannot be written.
+pub fn write_new_keys(dataset: &str, keys: &[NewKey], dry_run: bool, out: &mut dyn Write) -> io::Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let kept = if dry_run { "would be kept" } else { "are kept" };
+    writeln!(out, "\nnew keys of {dataset} that no column takes; their values {kept} in _extra:")?;
+    for NewKey { key, source, record, .. } in keys {
+        writeln!(out, "  {key}, first in {source}, record {record}")?;
+    }
+    writeln!(out, "to make them columns, add to [datasets.{dataset}.columns], then run `dataloader migrate --backfill`:")?;
+    keys.iter().try_for_each(|key| writeln!(out, "  {}", key.line))
 }
 
 /// Example: `1,000,000 records in 3.0 s (333,333 per second)`. Below one second the rate is omitted.

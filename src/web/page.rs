@@ -13,7 +13,7 @@ use super::chart::charts;
 use super::observer::Seen;
 use super::text::{age, bytes, count, counted, rate, shown, time};
 use crate::answers::loads::LoadRow;
-use crate::answers::status::DatasetStatus;
+use crate::answers::status::{DatasetStatus, UnknownKeyStatus};
 use crate::config::Transport;
 use crate::flow::{Flow, StageFlow};
 use crate::heartbeat::Process;
@@ -205,7 +205,8 @@ impl Screen<'_> {
             dl class="accounts" { @for dataset in &overview.status.datasets { (self.account(dataset)) } }
             @if overview.status.datasets.iter().all(|dataset| dataset.files == 0) { p class="empty" { "Nothing is loaded yet. " (self.first_step()) } }
         });
-        html! { (away.unwrap_or_default()) (self.unless_seen().or(of_ledger).unwrap_or_default()) }
+        let unknown = self.seen.overview.as_ref().map(|overview| unknown_keys(&overview.status.unknown_keys));
+        html! { (away.unwrap_or_default()) (self.unless_seen().or(of_ledger).unwrap_or_default()) (unknown.unwrap_or_default()) }
     }
 
     /// The line of a dataset: read = loaded + rejected + skipped + in flight, or what is missing.
@@ -282,6 +283,30 @@ impl Screen<'_> {
                         td class="n" { (count(reject.records)) }
                     } } }
                 } }
+            }
+        }
+    }
+}
+
+/// The keys that no column takes, with the lines that make them columns.
+fn unknown_keys(keys: &[UnknownKeyStatus]) -> Markup {
+    html! {
+        @if !keys.is_empty() {
+            details id="unknown-keys" {
+                summary { (count(keys.len().try_into().unwrap_or(i64::MAX))) " keys of the records have no column; their values are kept in " code { "_extra" } }
+                div class="scroll" tabindex="0" role="region" aria-label="Keys that no column takes" { table {
+                    thead { tr {
+                        th scope="col" { "dataset" } th scope="col" { "key" } th scope="col" class="n" { "first in load" }
+                        th scope="col" class="n" { "record" } th scope="col" { "line for its columns in dataloader.toml" }
+                    } }
+                    tbody { @for UnknownKeyStatus { dataset, first } in keys { tr {
+                        td { (shown(dataset, 63)) } td class="w" { bdi { (shown(&first.key, 100)) } }
+                        td class="n" { @if let Some(load) = first.load { a href={ "/loads/" (load) } { (load) } } }
+                        td class="n" { (count(first.record.try_into().unwrap_or(i64::MAX))) }
+                        td class="w" { code { (shown(&first.line, 300)) } }
+                    } } }
+                } }
+                p { "After a column was added, " code { "dataloader migrate --backfill" } " fills it." }
             }
         }
     }

@@ -19,6 +19,8 @@ mod inputs; // what is read, and the answer
 mod datasets; // tables from the configuration
 mod infer; // the definition of a dataset, from its files
 mod backfill; // columns that are added later
+mod plan; // what a load would change
+mod drift; // keys that no column takes
 mod upsert; // what replaces what
 mod new_files; // only what is not loaded yet
 mod model; // the modelled tables

@@ -272,7 +272,7 @@ fn good_records_of_other_days_are_skipped_and_bad_ones_rejected() {
     let mut parser = Parser::new(dataset("at:timestamptz! n:bigint"));
     let mut counts = |from, to| {
         let (_, parsed) = parse_with(&mut parser, &records, &DayRange { from, to });
-        (parsed.rows, parsed.skipped, parsed.rejects.len(), parsed.days.into_iter().collect::<Vec<_>>())
+        (parsed.rows, parsed.skipped, parsed.rejects.len(), parsed.days.into_keys().collect::<Vec<_>>())
     };
     assert_eq!(counts(None, None), (5, 0, 1, vec![0, 1, 2, 3]));
     assert_eq!(counts(Some(1), Some(1)), (2, 3, 1, vec![1]));
@@ -285,9 +285,9 @@ fn good_records_of_other_days_are_skipped_and_bad_ones_rejected() {
 fn days_before_1970_are_whole_days_too() {
     for column_type in ["date", "timestamp", "timestamptz"] {
         let (_, parsed) = parse(&format!("at:{column_type}!"), &[r#"{"at":"1969-12-31"}"#, r#"{"at":"0001-01-01"}"#]);
-        assert_eq!(parsed.days, BTreeSet::from([-719_162, -1]));
+        assert_eq!(parsed.days.into_keys().collect::<Vec<_>>(), [-719_162, -1]);
     }
-    assert_eq!(parse("at:timestamp!", &[r#"{"at":"1969-12-31 23:59:59.999999"}"#]).1.days, BTreeSet::from([-1]));
+    assert_eq!(parse("at:timestamp!", &[r#"{"at":"1969-12-31 23:59:59.999999"}"#]).1.days, BTreeMap::from([(-1, 1)]));
 }
 
 #[test]
@@ -298,12 +298,12 @@ fn a_dataset_without_day_takes_every_record() {
 }
 
 #[test]
-fn the_set_of_days_holds_days_that_share_a_slot() {
-    let mut days = DaySet::default();
-    for day in [0, 64, 0, -64, 64, 1] {
-        days.insert(day);
+fn days_that_share_a_slot_are_counted_apart() {
+    let mut days = DayCounts::default();
+    for day in [0, 64, 0, 0, -64, 64, 1] {
+        days.add(day);
     }
-    assert_eq!(days.days, BTreeSet::from([-64, 0, 1, 64]));
+    assert_eq!(days.finish(), BTreeMap::from([(-64, 1), (0, 3), (1, 1), (64, 2)]));
 }
 
 const ALL_TYPES: &str = "t:text! i:bigint d:double n:numeric b:boolean date:date at:timestamp! z:timestamptz u:uuid j:jsonb";

@@ -46,7 +46,7 @@ pub struct LoadArgs {
     /// Empty the table of a dataset without `day` when its files hold no record; without this such a load fails
     #[arg(long)]
     pub allow_empty: bool,
-    /// Read and validate only; the database is not touched
+    /// Say what a load would change: files, days, tables, rejects; nothing is written
     #[arg(long)]
     pub dry_run: bool,
     /// PostgreSQL: pass the rows through files in DIR, which the server must see under the same path [env: DATALOADER_STAGE_DIR]
