@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use dataloader::commands::{
     DONE, about, doctor, drop, explain, generate, health, infer, load, menu, migrate, model, rejects, report, run, serve, status,
-    unload,
+    unload, verify,
 };
 use dataloader::config::Config;
 use dataloader::error::Result;
@@ -49,6 +49,7 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Status(args) if args.watch => until_signal(status::watch(&config()?, output)).map(|()| DONE),
         Command::Status(_) => interruptible(status::run(&config()?, output)),
         Command::Rejects(args) => interruptible(rejects::run(&config()?, args, output)),
+        Command::Verify(args) => interruptible(verify::run(&config()?, args, output)),
         Command::Unload(args) => interruptible(unload::run(&config()?, args, output)),
         Command::Serve(_) => serve::run(&config()?),
         Command::Health => config().and_then(|_| health::run(output)),

@@ -2,6 +2,7 @@
 
 pub mod status; // the ledger
 pub mod loads; // its rows
+pub mod verify; // whether all that is there agrees
 pub mod report; // the modelled tables
 pub mod overview; // the first screen of the page
 pub mod dead_letters; // what RabbitMQ keeps beside the rejects

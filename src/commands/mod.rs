@@ -10,6 +10,7 @@ pub mod status; // shows the ledger
 pub mod rejects; // lists, exports and replays rejects
 pub mod unload; // takes loads back
 pub mod model; // refreshes and checks the modelled tables
+pub mod verify; // whether all that is there agrees
 pub mod migrate; // creates or upgrades the tables
 pub mod health; // whether the stream of this working directory is healthy
 pub mod doctor; // checks what a run would meet

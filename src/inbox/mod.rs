@@ -19,6 +19,7 @@ mod read; // reads a claimed file to its end, even while it is being written
 mod finish; // moves files to processed/ and failed/
 mod names; // which names count, and how they are changed on the way
 mod waiting; // which files wait
+mod processed; // which files are loaded
 mod disk; // writes and moves that survive a crash
 mod directory; // an open directory, whose links are not followed
 
@@ -37,6 +38,7 @@ pub use copy::drop_file;
 pub use directory::{ABOUT_LINKS, Symlinks};
 pub use finish::Placed;
 pub use names::path_text;
+pub use processed::{Processed, processed};
 pub use read::{CannotRead, ClaimReader};
 pub use settling::Settling;
 pub use waiting::{Waiting, waiting, waiting_bytes};

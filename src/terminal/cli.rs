@@ -22,12 +22,14 @@ mod doctor;
 mod infer;
 mod load;
 mod run;
+mod verify;
 
 pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
 pub use doctor::DoctorArgs;
 pub use infer::InferArgs;
 pub use load::LoadArgs;
 pub use run::RunArgs;
+pub use verify::VerifyArgs;
 
 /// A command line that was parsed successfully.
 #[derive(Debug)]
@@ -118,6 +120,7 @@ pub enum Command {
     Rejects(RejectsArgs),
     Unload(UnloadArgs),
     Model(ModelArgs),
+    Verify(VerifyArgs),
     Serve(ServeArgs),
     Menu(MenuArgs),
     Drop(DropArgs),
@@ -338,6 +341,7 @@ impl Cli {
             Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
             Command::Doctor(doctor) => doctor.settings(global),
             Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },
+            Command::Verify(verify) => Settings { inbox: verify.inbox.clone(), ..global },
             Command::Serve(serve) => Settings { http: serve.http.clone(), ..global },
             Command::Menu(menu) => Settings { menu_mode: menu.mode, ..global },
             _ => global,

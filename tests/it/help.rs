@@ -16,6 +16,7 @@ fn help_texts_are_as_recorded() {
         "rejects",
         "unload",
         "model",
+        "verify",
         "serve",
         "menu",
         "drop",

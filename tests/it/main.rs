@@ -24,6 +24,7 @@ mod drift; // keys that no column takes
 mod upsert; // what replaces what
 mod new_files; // only what is not loaded yet
 mod model; // the modelled tables
+mod verify; // all that is there agrees
 mod exact; // at every moment
 mod changes; // in the cost of the change
 mod reading; // commands that only read

@@ -13,7 +13,7 @@ on_both_stores!(
     pipelines_of_two_configurations_do_not_fight_for_ever,
 );
 
-const READING: [&str; 4] = ["status", "report", "rejects list", "rejects export"]; // `doctor`, too: tests/it/doctor.rs
+const READING: [&str; 5] = ["status", "report", "verify", "rejects list", "rejects export"]; // `doctor`, too: tests/it/doctor.rs
 
 /// `events` with another model: a new dimension, and other distinct counts.
 fn other_configuration() -> String {

@@ -12,7 +12,7 @@ mod progress; // what waits for a refresh
 
 use std::collections::BTreeSet;
 
-pub use check::{Difference, refresh_and_check};
+pub use check::{Difference, Stored, compare_stored, refresh_and_check};
 pub use notes::{Noting, delete, insert_from, update};
 pub(in crate::store) use notes::{last_row, note_rows_after, noted, rowid};
 pub use progress::{Pending, pending, waits_for_refresh};

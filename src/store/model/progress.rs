@@ -16,7 +16,7 @@ pub struct Pending {
 }
 
 /// Whether this user may read what the program keeps for itself. Who may only read the data does not need to.
-async fn may_read_changes(connection: &mut Connection) -> StoreResult<bool> {
+pub(super) async fn may_read_changes(connection: &mut Connection) -> StoreResult<bool> {
     if connection.dialect() == Dialect::Sqlite {
         return Ok(true);
     }

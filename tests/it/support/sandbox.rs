@@ -181,7 +181,7 @@ impl Sandbox {
         count[0].parse().expect("count(*) is a number")
     }
 
-    /// The rows of every table are those loaded less those removed, and the model is right.
+    /// The rows of every table are those loaded less those removed, the model is right, and all else agrees.
     #[track_caller]
     pub fn assert_booked(&self) {
         for dataset in self.datasets() {
@@ -190,6 +190,7 @@ impl Sandbox {
             assert_eq!(self.lines(&sum), [self.count(&format!("raw.{dataset}")).to_string()], "{dataset}");
         }
         self.run(["model", "--check"]).ok();
+        self.run(["verify"]).ok();
     }
 
     /// Lets nobody load anything until the lock is dropped.

@@ -124,6 +124,7 @@ impl Sandbox {
             }
         }
         self.run(["model", "--check"]).ok();
+        self.run(["verify"]).ok();
     }
 
     /// What must hold at any moment: rows, rejects, chunks and counts of every load agree.
