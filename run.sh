@@ -14,6 +14,7 @@ Usage: ./run.sh COMMAND
 
   test [WORD...]     all tests, or those with one of these words in their name, as in: ./run.sh test sqlite:: menu
                      starts the servers that they need and stops them again
+                     with `matrix`: the process is killed after every single step, where `test` tries some of them
   check              formatting, lints, documentation, shell scripts, dependencies
   bench              the benches, side by side with psql and sqlite3 on private servers
   deploy             the batch application in Docker: builds, starts, tests it, opens its menu
@@ -199,6 +200,7 @@ run_tests() {
 # Tests without servers run first. That run also lists the other tests as ignored, with the servers that each one needs.
 run_matching_tests() {
     local status=0 log
+    if [[ " $* " == *" matrix "* ]]; then export TEST_MATRIX=all; fi
     make_private
     log=$private/log
     TMPDIR=$private/tmp in_group tests_into "$log" "$@" || status=$?

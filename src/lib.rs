@@ -25,6 +25,7 @@ pub mod flow; // what passes through the stages, and what limits it
 pub mod vitals; // what the stages are doing, or wait for
 pub mod config; // flags over environment over dataloader.toml over defaults
 pub mod signals; // SIGINT and SIGTERM
+pub mod steps; // where a process can die, for tests
 pub mod host; // the name of this machine
 pub mod visible; // control characters of data and names: shown, never sent
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model

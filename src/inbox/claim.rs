@@ -3,8 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +14,7 @@ use uuid::Uuid;
 
 use super::directory::{Directory, READ};
 use super::read::End;
-use super::{Candidate, Inbox, OPEN_FILE_FACTOR, Place, Stamp, disk, list, names};
+use super::{Candidate, Inbox, OPEN_FILE_FACTOR, Place, Stamp, disk, kept_name, list, names};
 use crate::dataset::Dataset;
 use crate::error::{IoContext, Result};
 
@@ -85,14 +84,13 @@ impl Inbox {
         let Some(file) = lock(&dir, name)? else { return Ok(None) };
 
         let loading = dir.open_in(super::file_name(&place.loading), place.links)?;
-        let (keyed, kept_name) = (names::keyed(key, name), OsString::from(names::kept_name(key)));
-        if names::is_shortened(name) {
-            disk::write(&loading, &kept_name, OsStr::new(&names::unfinished(key)), name.as_bytes())?;
-        }
+        let keyed = names::keyed(key, name);
+        let kept = names::is_shortened(name).then(|| kept_name::write(&loading, key, name)).transpose()?;
         if let Err(e) = dir.rename(name, &loading, &keyed) {
-            loading.remove_if_there(&kept_name)?;
+            loading.remove_if_there(OsStr::new(&names::kept_name(key)))?;
             return if e.kind() == io::ErrorKind::NotFound && place.loading.is_dir() { Ok(None) } else { Err(e) };
         }
+        drop(kept);
         place.unsynced.store(true, Ordering::Release);
 
         // Another file may have got this name after the first one was opened. Then that file is the claimed one.
@@ -144,12 +142,8 @@ impl Inbox {
             loading => loading?,
         };
         let Some(file) = lock_at(&loading, super::file_name(path))? else { return Ok(None) };
-        let name = match loading.open_file(OsStr::new(&names::kept_name(*key)), READ)? {
-            Some(mut kept) => {
-                let mut name = Vec::new();
-                kept.read_to_end(&mut name)?;
-                OsString::from_vec(name)
-            }
+        let name = match kept_name::read(&loading, *key)? {
+            Some(name) => name,
             None => match names::split_key(super::file_name(path)) {
                 Some((_, name)) => name.to_owned(),
                 None => return Ok(None),

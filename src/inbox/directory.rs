@@ -12,6 +12,8 @@ use std::path::Path;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::steps::step;
+
 /// What becomes of a directory that is a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Symlinks {
@@ -120,7 +122,9 @@ impl Directory {
     /// Creates a file that is not there yet.
     pub fn create_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(fs::openat(&self.0, name, flags, mode)?))
+        let file = File::from(fs::openat(&self.0, name, flags, mode)?);
+        step("a file is made");
+        Ok(file)
     }
 
     /// What is there under this name, without following it.
@@ -133,19 +137,27 @@ impl Directory {
 
     /// Renames a file into `to`, which may be the same directory.
     pub fn rename(&self, name: &OsStr, to: &Self, to_name: &OsStr) -> io::Result<()> {
-        Ok(fs::renameat(&self.0, name, &to.0, to_name)?)
+        fs::renameat(&self.0, name, &to.0, to_name)?;
+        step("a file is renamed");
+        Ok(())
     }
 
     /// Removes a file, if it is there.
     pub fn remove_if_there(&self, name: &OsStr) -> io::Result<()> {
         match fs::unlinkat(&self.0, name, AtFlags::empty()) {
-            Err(error) if error != Errno::NOENT => Err(error.into()),
-            _ => Ok(()),
+            Err(Errno::NOENT) => {}
+            removed => {
+                removed?;
+                step("a file is removed");
+            }
         }
+        Ok(())
     }
 
     /// Makes files that were created in or renamed into the directory survive a power failure.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(fs::fsync(&self.0)?)
+        fs::fsync(&self.0)?;
+        step("a directory is synced");
+        Ok(())
     }
 }

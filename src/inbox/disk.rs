@@ -7,12 +7,14 @@ use std::io::{self, Read, Write};
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 
 use super::directory::{Directory, READ};
+use crate::steps::step;
 
 /// What holds something of the data is for this user alone.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
-/// Writes a file as a whole or not at all. Until it is complete, it has the name `unfinished`.
-pub fn write(dir: &Directory, name: &OsStr, unfinished: &OsStr, contents: &[u8]) -> io::Result<()> {
+/// Writes a file as a whole or not at all. Until it is complete, it has the name `unfinished`. It stays locked while the returned
+/// file is open.
+pub fn write(dir: &Directory, name: &OsStr, unfinished: &OsStr, contents: &[u8]) -> io::Result<File> {
     finish(dir, name, unfinished, PRIVATE, |file| file.write_all(contents))
 }
 
@@ -29,6 +31,7 @@ pub fn copy(source: &mut File, dir: &Directory, name: &OsStr, unfinished: &OsStr
         }
         copy.set_modified(modified)
     })
+    .map(drop)
 }
 
 /// Creates the file `unfinished`, fills it, and renames it to `name`. After a failure, for example of a full disk, nothing is
@@ -39,15 +42,19 @@ fn finish(
     unfinished: &OsStr,
     mode: Mode,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<File> {
     let mut file = create(dir, unfinished, mode)?;
-    let finished = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| dir.rename(unfinished, dir, name));
+    let finished = fill(&mut file)
+        .and_then(|()| file.sync_all())
+        .map(|()| step("a file is synced"))
+        .and_then(|()| dir.rename(unfinished, dir, name));
     if finished.is_err() {
         // A dot file that is left is ignored everywhere. The first error is the one to return.
         let _ = dir.remove_if_there(unfinished);
     }
     finished?;
-    dir.sync()
+    dir.sync()?;
+    Ok(file)
 }
 
 /// Creates a file that stays locked while it is open. The lock tells [`sweep`] that a process is working on it.
@@ -64,10 +71,11 @@ fn create(dir: &Directory, name: &OsStr, mode: Mode) -> io::Result<File> {
     }
 }
 
-/// Removes an unfinished file if no process is working on it. Returns whether there was one.
-pub fn sweep(dir: &Directory, name: &OsStr) -> io::Result<bool> {
-    let Some(file) = dir.open_file(name, OFlags::WRONLY | OFlags::NONBLOCK)? else { return Ok(false) };
-    let is_left_behind = file.try_lock().is_ok() && is_at(&file, dir, name)?;
+/// Removes a file if no process is working on it, and nobody needs it: `is_needed` is asked while the file is locked. Returns
+/// whether there was one.
+pub fn sweep(dir: &Directory, name: &OsStr, is_needed: impl FnOnce(&File) -> io::Result<bool>) -> io::Result<bool> {
+    let Some(file) = dir.open_file(name, OFlags::RDWR | OFlags::NONBLOCK)? else { return Ok(false) };
+    let is_left_behind = file.try_lock().is_ok() && is_at(&file, dir, name)? && !is_needed(&file)?;
     if is_left_behind {
         dir.remove_if_there(name)?;
     }

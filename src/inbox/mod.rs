@@ -17,6 +17,7 @@ mod settling; // which files have not changed for long enough (pure)
 mod claim; // takes a file for this process, also after a crash
 mod read; // reads a claimed file to its end, even while it is being written
 mod finish; // moves files to processed/ and failed/
+mod kept_name; // names that are too long for a claim
 mod names; // which names count, and how they are changed on the way
 mod waiting; // which files wait
 mod processed; // which files are loaded
@@ -153,7 +154,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Removes the unfinished files of dead processes. This lists `processed/` and `failed/`, which may contain many files.
+    /// Removes the unfinished files of dead processes, and the names of claims that they did not make. This lists `processed/` and `failed/`, which may contain many files.
     ///
     /// # Errors
     /// If a directory cannot be listed.
@@ -161,13 +162,13 @@ impl Inbox {
         for (place, dir) in self.places.iter().flat_map(|place| place.subdirectories().map(|dir| (place, dir))) {
             for entry in list(dir)?.into_iter().filter(|entry| names::is_unfinished(&entry.file_name())) {
                 let path = entry.path();
-                let swept = place.open(dir).and_then(|dir| disk::sweep(&dir, &entry.file_name()));
+                let swept = place.open(dir).and_then(|dir| disk::sweep(&dir, &entry.file_name(), |_| Ok(false)));
                 if swept.cannot(format_args!("remove {}", path.display()))? {
                     tracing::info!("removed {}, which a process that died had begun to write", path.display());
                 }
             }
         }
-        Ok(())
+        self.places.iter().try_for_each(|place| kept_name::sweep(place))
     }
 
     /// The directories to watch, one per dataset.

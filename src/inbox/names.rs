@@ -89,6 +89,11 @@ pub fn kept_name(key: Uuid) -> String {
     format!(".{key}.name")
 }
 
+/// The key in a name that [`kept_name`] made.
+pub fn key_of_kept_name(name: &OsStr) -> Option<Uuid> {
+    Uuid::try_parse(name.to_str()?.strip_prefix('.')?.strip_suffix(".name")?).ok()
+}
+
 /// The dot file beside a claim that grows by one byte with each crash.
 pub fn crash_marks(key: Uuid) -> String {
     format!(".{key}.crashes")

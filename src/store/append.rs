@@ -17,6 +17,7 @@ use super::stage_file::StageFile;
 use super::stream_upsert::{self, Writing};
 use super::watch::Watch;
 use crate::dataset::Dataset;
+use crate::steps::step;
 
 /// One of a dataset's two raw tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +191,7 @@ impl<'c> Appender<'c> {
                 self.watch.answer(insert_bound(connection, self.dataset, &self.table, &waiting.bound_parts())).await?;
             }
         }
+        step("rows of the delta");
         Ok(())
     }
 }
@@ -362,7 +364,7 @@ async fn insert_into(
     noting: Noting,
 ) -> StoreResult<()> {
     let Connection { kind, watch, .. } = &mut *connection;
-    match kind {
+    let inserted = match kind {
         Kind::Postgres(connection) if noting == Noting::Days && row_count(parts) >= SHARED_COPY_ROWS => {
             watch.answer(copy_parts(connection, dataset, table, parts)).await
         }
@@ -371,7 +373,9 @@ async fn insert_into(
             let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
             watch.answer(insert_bound(connection, dataset, table, &parts)).await
         }
-    }
+    };
+    step("rows");
+    inserted
 }
 
 fn row_count(parts: &[Part<'_>]) -> usize {

@@ -17,6 +17,7 @@ pub use super::value::{Arg, Field};
 use super::value::{postgres_arguments, postgres_fields, sqlite_arguments, sqlite_fields};
 use super::watch::Watch;
 use crate::config::DatabaseUrl;
+use crate::steps;
 use crate::vitals::Stage;
 
 /// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls the transaction back.
@@ -193,17 +194,20 @@ impl Connection {
     /// # Errors
     /// The database's error.
     pub async fn execute(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<u64> {
-        let sql = AssertSqlSafe(sql.into());
-        Ok(match &mut self.kind {
+        let sql = sql.into();
+        let safe = AssertSqlSafe(sql.as_str());
+        let changed = match &mut self.kind {
             Kind::Postgres(connection) => {
                 let arguments = postgres_arguments(args)?;
-                self.watch.answer(sqlx::query_with(sql, arguments).execute(connection)).await?.rows_affected()
+                self.watch.answer(sqlx::query_with(safe, arguments).execute(connection)).await?.rows_affected()
             }
             Kind::Sqlite(connection) => {
                 let arguments = sqlite_arguments(args)?;
-                self.watch.answer(sqlx::query_with(sql, arguments).execute(connection)).await?.rows_affected()
+                self.watch.answer(sqlx::query_with(safe, arguments).execute(connection)).await?.rows_affected()
             }
-        })
+        };
+        steps::statement(&sql);
+        Ok(changed)
     }
 
     /// Runs statements without arguments, separated by semicolons. The database plans each of them anew.
@@ -211,11 +215,14 @@ impl Connection {
     /// # Errors
     /// The database's error for the first statement that fails.
     pub async fn run(&mut self, sql: impl Into<String>) -> StoreResult<u64> {
-        let sql = AssertSqlSafe(sql.into());
-        Ok(match &mut self.kind {
-            Kind::Postgres(connection) => self.watch.answer(sqlx::raw_sql(sql).execute(connection)).await?.rows_affected(),
-            Kind::Sqlite(connection) => self.watch.answer(sqlx::raw_sql(sql).execute(connection)).await?.rows_affected(),
-        })
+        let sql = sql.into();
+        let safe = AssertSqlSafe(sql.as_str());
+        let changed = match &mut self.kind {
+            Kind::Postgres(connection) => self.watch.answer(sqlx::raw_sql(safe).execute(connection)).await?.rows_affected(),
+            Kind::Sqlite(connection) => self.watch.answer(sqlx::raw_sql(safe).execute(connection)).await?.rows_affected(),
+        };
+        steps::statement(&sql);
+        Ok(changed)
     }
 
     /// Runs a query with arguments and returns its rows. Columns must be integers, floats, texts, bytes or UUIDs; the query
@@ -224,19 +231,22 @@ impl Connection {
     /// # Errors
     /// The database's error.
     pub async fn fetch(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<Vec<Vec<Field>>> {
-        let sql = AssertSqlSafe(sql.into());
-        match &mut self.kind {
+        let sql = sql.into();
+        let safe = AssertSqlSafe(sql.as_str());
+        let rows = match &mut self.kind {
             Kind::Postgres(connection) => {
                 let arguments = postgres_arguments(args)?;
-                let rows = self.watch.answer(sqlx::query_with(sql, arguments).fetch_all(connection)).await?;
+                let rows = self.watch.answer(sqlx::query_with(safe, arguments).fetch_all(connection)).await?;
                 rows.iter().map(postgres_fields).collect()
             }
             Kind::Sqlite(connection) => {
                 let arguments = sqlite_arguments(args)?;
-                let rows = self.watch.answer(sqlx::query_with(sql, arguments).fetch_all(connection)).await?;
+                let rows = self.watch.answer(sqlx::query_with(safe, arguments).fetch_all(connection)).await?;
                 rows.iter().map(sqlite_fields).collect()
             }
-        }
+        };
+        steps::statement(&sql);
+        rows
     }
 
     /// Runs a query whose result is one integer.

@@ -57,6 +57,7 @@ mod stream_rejects; // records and files that cannot be loaded
 mod stream_repeats; // contents that are there already
 mod stream_model; // the modelled tables follow; other commands beside the pipeline
 mod stream_killed; // exactly once, whoever dies
+mod matrix; // killed after every step
 mod stream_outage; // the database goes away and comes back
 mod stream_answers; // what it can answer instead of "done"
 mod stream_silence; // it answers nothing, and closes no connection

@@ -47,8 +47,8 @@ impl Comparison {
             let (mut read, mut unknown) = (0, Vec::new());
             for file in &files {
                 match self.booked.remove(&file.key) {
-                    // Its file moves before the consumer has committed all of it.
-                    Some(load) if load.is_in_flight() => {}
+                    // Over RabbitMQ a file moves when all of it is published, before it is loaded, or fails.
+                    Some(load) if load.is_in_flight() || load.status == "failed" => {}
                     Some(load) => read += u64::from(self.compare(file, &load, &mut verified)),
                     None if self.is_all => unknown.push(file.path.display().to_string()),
                     None => {}

@@ -22,6 +22,7 @@ use super::connection::{Connected, Connector, Fault, Route, close, text};
 use super::dead_letters::DeadLetterQueue;
 use super::tap::Tap;
 use crate::error::Result;
+use crate::steps::step;
 use crate::transport::piece::Piece;
 use crate::vitals::Stage;
 
@@ -200,6 +201,7 @@ async fn acknowledge(acker: &Acker) {
     if let Err(error) = acker.ack(BasicAckOptions::default()).await {
         tracing::debug!("an acknowledgement did not reach RabbitMQ: {}", text(&error));
     }
+    step("a message is acknowledged");
 }
 
 async fn requeue(acker: &Acker) {

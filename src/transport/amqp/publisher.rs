@@ -20,6 +20,7 @@ use super::connection::{Alarm, Connected, Connector, Fault, Route, close, close_
 use super::wire::{Message, encode_chunk, encode_end};
 use crate::error::{Error, Result};
 use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
+use crate::steps::step;
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use crate::vitals::Stage;
 
@@ -134,6 +135,7 @@ impl Publisher {
                         ready.push(next);
                     }
                     for serial in taken(ready).map_err(|error| self.explain(error))? {
+                        step("a message is confirmed");
                         self.outbox.confirm(serial, finished);
                         self.stage.handled(1);
                     }
@@ -177,7 +179,10 @@ impl Publisher {
         loop {
             tokio::select! {
                 biased;
-                published = &mut publishing => return published.map_err(|error| self.explain(error)),
+                published = &mut publishing => {
+                    step("a message is published");
+                    return published.map_err(|error| self.explain(error));
+                }
                 Some(event) = events.next() => self.alarm.heed(event)?,
                 () = self.alarm.said_long_ago() => self.alarm.say(),
                 () = self.stalled(last_progress) => return Err(self.stall()),
