@@ -54,6 +54,7 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Serve(_) => serve::run(&config()?),
         Command::Health => config().and_then(|_| health::run(output)),
         Command::Migrate(args) => interruptible(migrate::run(&config()?, args, output)),
+        Command::Infer(args) if args.check => infer::check(&config()?, args, output),
         Command::Infer(args) => infer::run(args, output),
         Command::Generate(args) => config().and_then(|_| generate::run(args)),
         Command::Doctor(_) => interruptible(doctor::run(cli.config_file(), cli.settings()?, output)),

@@ -119,7 +119,7 @@ const EXIT_CODES: [(u8, &str, &str); 6] = [
     (2, "wrong usage or configuration", "Do what the hint says; `dataloader COMMAND --help` lists the flags."),
     (
         3,
-        "`load` or `run --once` is done, but records were rejected or a file failed",
+        "done, but records were rejected or a file failed (`load`, `run --once`), or records differ from the configuration (`infer --check`)",
         "`dataloader rejects list` shows the records, `dataloader status` the files.",
     ),
     (
@@ -133,13 +133,13 @@ const EXIT_CODES: [(u8, &str, &str); 6] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::{DIFFERENT, INTERRUPTED, REJECTED, UNHEALTHY};
+    use crate::commands::{DIFFERENT, DRIFTED, INTERRUPTED, REJECTED, UNHEALTHY};
 
     #[test]
     fn every_code_that_the_program_ends_with_is_explained() {
         let explained: Vec<u8> = EXIT_CODES.iter().map(|(code, ..)| *code).collect();
         let errors = [Error::failed(""), Error::usage(""), Error::unreachable(""), Error::interrupted()];
-        for code in errors.iter().map(Error::exit_code).chain([DONE, DIFFERENT, UNHEALTHY, REJECTED, INTERRUPTED]) {
+        for code in errors.iter().map(Error::exit_code).chain([DONE, DIFFERENT, DRIFTED, UNHEALTHY, REJECTED, INTERRUPTED]) {
             assert!(explained.contains(&code), "{code}");
         }
     }

@@ -27,5 +27,7 @@ pub const DIFFERENT: u8 = 1;
 pub const UNHEALTHY: u8 = 1;
 /// The work is done, but records were rejected or a file failed.
 pub const REJECTED: u8 = 3;
+/// The records are not as the configuration says.
+pub const DRIFTED: u8 = 3;
 /// A signal ended the work before it was done.
 pub const INTERRUPTED: u8 = 130;

@@ -37,6 +37,8 @@ pub struct Sighting {
 pub struct Evidence {
     /// By the order in which the kinds came; without null.
     pub kinds: Vec<Sighting>,
+    /// The first record that has the key, with null or without.
+    pub first: Option<Origin>,
     /// Records that have the key with null.
     pub nulls: u64,
     /// Numbers and booleans in strings.
@@ -49,6 +51,7 @@ pub struct Evidence {
 impl Evidence {
     /// Adds a value.
     pub fn add(&mut self, source: &str, look: Look, origin: Origin) {
+        self.first.get_or_insert(origin);
         if look.kind == Kind::Null {
             self.nulls += 1;
             return;

@@ -6,6 +6,8 @@ mod rows; // the records' values as hashes, for the search
 mod unique; // the smallest key
 pub mod names; // identifiers from keys
 pub mod proposal; // types, key, day, dimensions
+pub mod drift; // how records differ from a definition
+pub mod findings; // all of it as JSON
 pub mod section; // the proposal as text
 
 /// Where a record stands: the number of the file among those that were read, from 0, and the record's number in it, from 1.

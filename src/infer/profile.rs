@@ -6,6 +6,7 @@ use std::io;
 use super::Origin;
 use super::evidence::Evidence;
 use super::rows::Rows;
+use crate::dataset::Place;
 use crate::record::chunk::{Chunk, ChunkBody};
 use crate::record::json;
 use crate::record::kind::{Kind, Look, look};
@@ -85,6 +86,12 @@ impl Profile {
             ordinal -= records;
         }
         Origin { file: self.files.len(), ordinal }
+    }
+
+    /// The key whose values stand at a place; `None` if no record has it.
+    pub fn key_at(&self, place: &Place) -> Option<&Key> {
+        let child = |parent: usize, token: &String| self.keys[parent].by_name.get(token).copied();
+        place.0.iter().try_fold(ROOT, child).map(|key| &self.keys[key])
     }
 
     /// The keys of the records themselves.

@@ -218,7 +218,7 @@ fn words(name: &str) -> Vec<String> {
 fn choose_key(profile: &Profile, columns: &[ProposedColumn]) -> io::Result<ProposedKey> {
     let row_column = |at: usize| {
         let Key { row_column, evidence, .. } = &profile.keys[columns[at].key];
-        row_column.filter(|_| !evidence.has_nested() && columns[at].column_type != ColumnType::Double)
+        row_column.filter(|_| !evidence.has_nested())
     };
     let mut candidates: Vec<(usize, usize)> = (0..columns.len()).filter_map(|at| Some((at, row_column(at)?))).collect();
     candidates.sort_by_key(|(at, _)| {
@@ -245,8 +245,9 @@ fn key_rank(column: &ProposedColumn) -> u8 {
         _ if words.len() == 1 && NAMES.iter().any(|name| is_named(name)) => 0,
         ColumnType::Uuid => 0,
         _ if NAMES.iter().any(|name| is_named(name)) => 1,
-        ColumnType::BigInt | ColumnType::Text => 2,
+        ColumnType::Text | ColumnType::Boolean => 2,
         ColumnType::Date | ColumnType::Timestamp | ColumnType::TimestampTz => 3,
+        // Measured values are unique by chance.
         _ => 4,
     }
 }

@@ -27,12 +27,18 @@ pub struct Reading<'a> {
 impl Reading<'_> {
     /// The place of a record, such as `record 7`, with its file if there are several.
     pub fn place(&self, origin: Origin) -> String {
-        let record = format!("record {}", HumanCount(origin.ordinal));
-        match self.sources.get(origin.file) {
-            Some(source) if self.sources.len() > 1 => format!("{}, {record}", in_comment(source)),
-            _ => record,
-        }
+        if self.sources.len() > 1 { self.file_and_record(origin) } else { record_number(origin) }
     }
+
+    /// The place of a record, such as `x.json, record 7`.
+    pub fn file_and_record(&self, origin: Origin) -> String {
+        let source = self.sources.get(origin.file).map(|source| in_comment(source)).unwrap_or_default();
+        format!("{source}, {}", record_number(origin))
+    }
+}
+
+fn record_number(origin: Origin) -> String {
+    format!("record {}", HumanCount(origin.ordinal))
 }
 
 /// The text of the section. The program reads it as a configuration.
@@ -79,7 +85,7 @@ impl Writer<'_> {
     fn header(&mut self) {
         self.text.push_str("#:schema ./dataloader.schema.json\n");
         self.comment("The line above is for editors: dataloader schema > dataloader.schema.json");
-        let (sources, records) = (self.reading.sources, HumanCount(self.profile.records));
+        let (sources, records) = (self.reading.sources, counted(self.profile.records, "record"));
         let from = match sources {
             [source] => in_comment(source),
             [first, .., last] => format!("{} files, {} to {}", sources.len(), in_comment(first), in_comment(last)),
@@ -90,19 +96,38 @@ impl Writer<'_> {
             (None, true) => "a sample: later records may not fit",
             (None, false) => "all records",
         };
-        self.comment(format!("Made by `dataloader infer` from {from}: {records} records ({extent})."));
+        self.comment(format!("Made by `dataloader infer` from {from}: {records} ({extent})."));
         if let Some(broken) = self.reading.broken {
             self.comment(format!("INCOMPLETE: {}", in_comment(broken)));
         }
         for fault in &self.profile.unloadable {
-            let (count, reason, place) = (HumanCount(fault.count), fault.reason.as_str(), self.reading.place(fault.first));
+            let (count, reason, place) = (counted(fault.count, "record"), fault.reason.as_str(), self.reading.place(fault.first));
             let detail = in_comment(&fault.detail);
-            self.text.push_str(&format!(
-                "# {count} records cannot be loaded whatever the columns are: {reason}, first {place}: {detail}\n"
-            ));
+            self.text
+                .push_str(&format!("# {count} cannot be loaded whatever the columns are: {reason}, first {place}: {detail}\n"));
         }
         self.left();
+        self.only_record();
         self.text.push('\n');
+    }
+
+    /// One record is often an object around the records.
+    fn only_record(&mut self) {
+        /// An object of so many objects, and of nothing else, holds records by their keys.
+        const MANY: usize = 10;
+        if self.profile.loadable() != 1 {
+            return;
+        }
+        let keys = || self.profile.top_keys().iter().map(|key| &self.profile.keys[*key]);
+        let longest = keys().filter(|key| key.evidence.has_nested()).max_by_key(|key| key.evidence.longest);
+        let path = match longest {
+            Some(_) if keys().count() >= MANY && keys().all(|key| key.objects > 0) => ".[]".to_owned(),
+            Some(list) if list.objects == 0 => format!(".[{}][]", quoted(&list.name)),
+            _ => return,
+        };
+        self.comment(format!(
+            "There is only one record. If the records are inside of it: jq -c '{path}' FILE | dataloader infer -"
+        ));
     }
 
     /// What gets no column.
@@ -111,14 +136,14 @@ impl Writer<'_> {
         if left.keys == 0 {
             return;
         }
-        let (keys, limit) = (HumanCount(left.keys as u64), HumanCount(left.limit as u64));
+        let (keys, limit) = (counted(left.keys as u64, "key"), HumanCount(left.limit as u64));
         let at_least = if self.profile.other_keys > 0 && self.profile.keys.len() > MAX_KEYS { "at least " } else { "" };
         self.comment(format!(
-            "{at_least}{keys} keys get no column and stay in `_extra`: at most {limit} columns fit, those with the most values."
+            "{at_least}{keys} without a column, which stay in `_extra`: at most {limit} columns fit, those with the most values."
         ));
         if left.unloadable_values > 0 {
-            let values = HumanCount(left.unloadable_values);
-            self.comment(format!("{values} values of these keys cannot be stored in `_extra`: their records would be rejected."));
+            let values = counted(left.unloadable_values, "value");
+            self.comment(format!("{values} of these keys cannot be stored in `_extra`: their records would be rejected."));
         }
     }
 
@@ -139,8 +164,10 @@ impl Writer<'_> {
             }
             Uniqueness::Repeated(first, second) => {
                 let places = [*first, *second].map(|number| self.reading.place(self.profile.origin(number)));
+                let has_nested = self.proposal.columns.iter().any(|column| self.profile.keys[column.key].evidence.has_nested());
+                let nested = if has_nested { ", but for nested values" } else { "" };
                 format!(
-                    "none proven: {} and {} have the same values, so it is the whole record; name what makes two the same",
+                    "none proven: {} and {} are the same{nested}, so it is the whole record; name what makes two the same",
                     places[0], places[1]
                 )
             }
@@ -286,6 +313,11 @@ fn quoted(text: &str) -> String {
     }
     quoted.push('"');
     quoted
+}
+
+/// A number of things: `1 record`, `1,000 records`.
+pub fn counted(count: u64, thing: &str) -> String {
+    format!("{} {thing}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
 /// A text on one line, without control characters.

@@ -63,6 +63,26 @@ impl Kind {
         }
     }
 
+    /// The name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Boolean => "boolean",
+            Self::Integer => "integer",
+            Self::LongInteger => "long_integer",
+            Self::Double => "double",
+            Self::Numeric => "numeric",
+            Self::HugeNumber => "huge_number",
+            Self::Date => "date",
+            Self::Timestamp => "timestamp",
+            Self::TimestampTz => "timestamptz",
+            Self::Uuid => "uuid",
+            Self::String => "string",
+            Self::Nested => "nested",
+            Self::OddNested => "odd_nested",
+        }
+    }
+
     /// Whether `_extra` cannot store such a value.
     pub fn needs_a_column(self) -> bool {
         !self.fits(ColumnType::Jsonb)

@@ -123,7 +123,7 @@ fn sqlite_a_file_that_ends_inside_a_record_is_said_with_what_was_read() {
     sandbox.write("x.json", "[{\"a\":1},{\"a\":2},{\"a\":");
     let failed = sandbox.run(["infer", "x.json"]).code(1);
     assert!(
-        failed.stderr.contains("ends inside the record") && failed.stderr.contains("2 records were read before it"),
+        failed.stderr.contains("ends inside the record") && failed.stderr.contains("read before it: 2 records"),
         "{}",
         failed.stderr
     );
@@ -139,5 +139,54 @@ fn sqlite_the_emptied_configuration_is_not_read() {
     let section = sandbox.run(["infer", "raw_data/visits/1.json", "raw_data/visits/2.json"]).ok().stdout;
     assert!(section.contains("[datasets.visits]"), "several files are named after their directory: {section}");
     let sample = sandbox.run(["infer", "--sample", "1", "raw_data/visits/1.json", "raw_data/visits/2.json"]).ok().stdout;
-    assert!(sample.contains("1 records (a sample: later records may not fit)"), "{sample}");
+    assert!(sample.contains("1 record (a sample: later records may not fit)"), "{sample}");
+}
+
+#[test]
+fn sqlite_programs_get_all_that_was_found() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    sandbox.write("x.json", "[{\"id\":1,\"The Day\":\"2024-05-01\"},{\"id\":2,\"The Day\":\"2024-05-02\",\"n\":\"x\"}]");
+    let found = sandbox.run(["infer", "x.json", "--format", "json"]).ok().json();
+    assert_eq!(found["key"], serde_json::json!({ "columns": ["id"], "proven": true, "repeated": null }));
+    assert_eq!((&found["day"], &found["records"], &found["dataset"]), (&"the_day".into(), &2.into(), &"x".into()));
+    let day = &found["columns"][1];
+    assert_eq!((&day["from"], &day["type"], &day["required"]), (&"The Day".into(), &"date".into(), &true.into()));
+    assert_eq!(found["columns"][2]["missing"], serde_json::json!({ "file": "x.json", "record": 1 }));
+    let section = found["section"].as_str().expect("the section");
+    assert_eq!(sandbox.run(["infer", "x.json"]).ok().stdout, section);
+    sandbox.write("broken.json", "[{\"id\":1}");
+    let broken = sandbox.run(["infer", "broken.json", "--format", "json"]).code(1).json();
+    assert!(broken["error"]["message"].as_str().is_some_and(|message| message.contains("read before it: 1 record")), "{broken}");
+}
+
+#[test]
+fn sqlite_a_drift_from_the_configuration_is_named_and_exits_3() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    let old = "{\"id\":1,\"who\":{\"login\":\"ann\"},\"at\":\"2024-05-01T10:00:00Z\",\"v\":1.5}\n";
+    let path = sandbox.write("raw_data/visits/1.json", old).display().to_string();
+    let section = sandbox.run(["infer", "--dataset", "visits", "--flatten", &path]).ok().stdout;
+    sandbox.write("dataloader.toml", section);
+    let same = sandbox.run(["infer", "--check", "--dataset", "visits", &path]).ok();
+    assert_eq!(same.stdout, "1 record fit the dataset visits\n");
+    let new = "{\"id\":\"x\",\"who\":{\"login\":\"bob\",\"age\":3},\"v\":2,\"new\":true}\n";
+    let later = sandbox.write("raw_data/visits/2.json", format!("{new}{new}")).display().to_string();
+    let drift = sandbox.run(["infer", "--check", "--dataset", "visits", &later]).code(3).stdout;
+    for line in [
+        "unknown key  \"/who/age\": in 2 records, first in {FILE}, record 1; it stays in `_extra`",
+        "unknown key  \"new\": in 2 records, first in {FILE}, record 1; it stays in `_extra`",
+        "missing_required: 2 records, first {FILE}, record 1: at: required, but absent",
+        "wider type   v: double, but bigint fits all 2 values, first in {FILE}, record 1",
+        "2 records differ from the dataset visits",
+    ] {
+        let line = line.replace("{FILE}", &later);
+        assert!(drift.contains(&line), "{line}: {drift}");
+    }
+    let json = sandbox.run(["infer", "--check", "--dataset", "visits", &later, "--format", "json"]).code(3).json();
+    assert_eq!(json["drift"], true);
+    assert_eq!(
+        json["unknown_keys"][1],
+        serde_json::json!({ "from": "new", "records": 2, "first": { "file": later, "record": 1 } })
+    );
+    assert_eq!(json["wider_types"][0]["narrowest"], "bigint");
+    assert!(sandbox.try_query("SELECT * FROM raw_visits").is_err(), "nothing was written");
 }

@@ -16,14 +16,18 @@ use super::usage;
 #[command(after_help = "\
 Examples:
   dataloader infer orders.json > dataloader.toml
+  dataloader infer --check --dataset orders new/*.json     Do these still fit?
   dataloader infer --flatten --sample 10000 export/*.json.gz
   curl -s https://example.com/data.json | dataloader infer --dataset visits -")]
 pub struct InferArgs {
     /// The name of the section [default: of the file, or of the directory of several]
     #[arg(long, value_name = "NAME")]
     pub dataset: Option<String>,
-    /// Columns for the members of nested objects, instead of one for the whole object
+    /// Compare the files with the configuration instead: unknown keys, rejects, types wider than the data; exits 3 if any
     #[arg(long)]
+    pub check: bool,
+    /// Columns for the members of nested objects, instead of one for the whole object
+    #[arg(long, conflicts_with = "check")]
     pub flatten: bool,
     /// Read only the first N records: what comes later may not fit
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
