@@ -91,9 +91,10 @@ fn write_drift(out: &mut dyn Write, profile: &Profile, dataset: &Dataset, drift:
     }
     let (records, name) = (counted(profile.records, "record"), &dataset.name);
     let sample = if reading.is_sample { " (a sample)" } else { "" };
+    let s = if profile.records == 1 { "s" } else { "" };
     match drift.is_empty() {
-        true => writeln!(out, "{records}{sample} fit the dataset {name}"),
-        false => writeln!(out, "{records}{sample} differ from the dataset {name}"),
+        true => writeln!(out, "{records}{sample} fit{s} the dataset {name}"),
+        false => writeln!(out, "{records}{sample} differ{s} from the dataset {name}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a JSON value is, and which column types take it without losing a digit.
 //!
-//! That is narrower than what [`coerce`](super::coerce) accepts: `"1.0"` can be stored as a `double`, which forgets its zero, and a
+//! That is narrower than what a column accepts: `"1.0"` can be stored as a `double`, which forgets its zero, and a
 //! hash of 32 hexadecimal digits as a `uuid`, which would be shown with hyphens.
 
 use std::borrow::Cow;

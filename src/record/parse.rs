@@ -465,7 +465,7 @@ pub fn shortened(source: &str) -> String {
     shown
 }
 
-/// The column whose value is the reason of a reject: its detail begins with [`described`], or names `_extra`.
+/// The column whose value is the reason of a reject: its detail begins with the column as messages name it, or names `_extra`.
 pub fn column_of(dataset: &Dataset, reject: &Reject) -> Option<String> {
     let names = dataset.columns.iter().map(|column| column.name.as_str()).chain(["_extra"]);
     let begins =

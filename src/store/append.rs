@@ -247,7 +247,7 @@ const MOST_FAILURES: usize = 16;
 ///
 /// # Errors
 /// If the database fails in any other way. After an error of [`Class::Other`] or [`Class::Changed`] the transaction is still
-/// usable; [`StoreError::is_of_a_row`] says whether other rows were accepted. After any other error the transaction is lost.
+/// usable; [`is_of_a_row`](super::StoreError::is_of_a_row) says whether other rows were accepted. After any other error the transaction is lost.
 pub async fn append_accepted(
     connection: &mut Connection,
     dataset: &Dataset,

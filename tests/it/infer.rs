@@ -167,7 +167,7 @@ fn sqlite_a_drift_from_the_configuration_is_named_and_exits_3() {
     let section = sandbox.run(["infer", "--dataset", "visits", "--flatten", &path]).ok().stdout;
     sandbox.write("dataloader.toml", section);
     let same = sandbox.run(["infer", "--check", "--dataset", "visits", &path]).ok();
-    assert_eq!(same.stdout, "1 record fit the dataset visits\n");
+    assert_eq!(same.stdout, "1 record fits the dataset visits\n");
     let new = "{\"id\":\"x\",\"who\":{\"login\":\"bob\",\"age\":3},\"v\":2,\"new\":true}\n";
     let later = sandbox.write("raw_data/visits/2.json", format!("{new}{new}")).display().to_string();
     let drift = sandbox.run(["infer", "--check", "--dataset", "visits", &later]).code(3).stdout;

@@ -59,7 +59,10 @@ fn write_files(dataset: &str, plan: &DatasetPlan, out: &mut dyn Write) -> io::Re
 fn write_days(dataset: &str, plan: &DatasetPlan, out: &mut dyn Write) -> io::Result<()> {
     let there = HumanCount(plan.rows_there);
     let (Some(first), Some(last)) = (plan.days.first(), plan.days.last()) else {
-        return writeln!(out, "the table of {dataset} has {there} rows now");
+        return match plan.files.iter().map(|file| file.rows).sum::<u64>() {
+            0 => writeln!(out, "no row for the table of {dataset}"),
+            _ => writeln!(out, "the table of {dataset} has {there} rows now"),
+        };
     };
     let days = HumanCount(plan.days.len() as u64);
     let (first, last) = (&first.day, &last.day);
