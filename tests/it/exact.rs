@@ -132,7 +132,7 @@ fn a_refresh_that_takes_longer_than_a_statement_may_at_first_ends_no_run() {
     sandbox.drop_in("events", "new.jsonl", known_events("new"));
     let log = sandbox.run_once().ok().stderr;
     assert!(log.contains("no answer for"), "the refresh took longer than that: {log}");
-    sandbox.assert_settled();
+    sandbox.assert_at_rest();
 }
 
 /// When a line of the log was written.
@@ -170,5 +170,5 @@ fn a_sqlite_file_is_written_while_a_large_day_of_it_is_modelled() {
     assert!(meanwhile > 0, "no file was loaded while the day was modelled:\n{log}");
     pipeline.signal(Signal::Terminate);
     pipeline.wait().ok();
-    sandbox.assert_settled();
+    sandbox.assert_at_rest();
 }
