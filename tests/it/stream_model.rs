@@ -10,7 +10,7 @@ on_every_pipeline!(
     commands_work_beside_the_pipeline,
 );
 
-on_both_stores!(a_pipeline_models_what_another_left_behind);
+on_both_stores!(a_pipeline_models_what_another_left_behind, a_small_change_of_many_small_days_is_modelled_whole);
 
 fn a_drop_is_modelled_shortly_after(sandbox: &Sandbox) {
     const BY_DATE: &str = "SELECT date, total_events, unique_events, unique_users FROM {modelled.events_by_date} ORDER BY date";
@@ -43,6 +43,17 @@ fn days_are_right_however_many_files_touch_them(sandbox: &Sandbox) {
         pipeline.signal(Signal::Terminate);
         pipeline.wait().ok();
     }
+    sandbox.assert_settled();
+}
+
+fn a_small_change_of_many_small_days_is_modelled_whole(sandbox: &Sandbox) {
+    // Together the days have more rows than a refresh recomputes at once while it holds the write lock.
+    sandbox.drop_in("events", "many.jsonl", events_over_days("many", 3_000));
+    sandbox.run_once().ok();
+    sandbox.drop_in("events", "few.jsonl", events_over_days("few", 10));
+    sandbox.run_once().ok();
+    let right = "SELECT count(*) FROM {modelled.events_by_date} WHERE total_events = 301 AND unique_events = 301";
+    assert_eq!(sandbox.lines(right), ["10"]);
     sandbox.assert_settled();
 }
 

@@ -139,7 +139,8 @@ async fn compute_pending(connection: &mut Connection, dataset: &Dataset, days: &
         Check::Yes => plan.recompute_all_pending(&busy),
         Check::No => {
             plan.apply.clear();
-            plan.few.clear();
+            // Without the days that were recomputed before, what is left may be few.
+            plan.recompute.append(&mut plan.few);
         }
     }
     compute(connection, dataset, plan).await
