@@ -331,7 +331,7 @@ fn over_amqp_a_chunk_that_is_being_written_goes_with_its_load() {
         |messages: &[&Message]| sandbox.queues().send("events", messages.iter().map(|m| (m.properties.clone(), &m.body[..])));
     send(&rest);
     sandbox.pipeline(["--role", "consumer", "--once"]).run().ok();
-    sandbox.execute("UPDATE raw.loads SET status = 'failed', error = 'x'");
+    sandbox.execute("UPDATE raw.loads SET status = 'failed', error = 'x', records_read = rows_loaded");
     send(&first);
     let held = sandbox.hold_writers();
     let consumer = sandbox.pipeline(["--role", "consumer", "--once"]).spawn();
