@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::connection::{Connection, Kind};
+use super::connection::{Arg, Connection, Kind};
 use super::error::{StoreError, StoreResult};
 use super::lock::{self, Lock};
 use super::model;
@@ -114,6 +114,19 @@ fn migration_error(error: MigrateError) -> StoreError {
     }
 }
 
+/// Whether a table of the program's own is there, and this user may read it. Who may only read the data does not need to.
+pub(super) async fn may_read(connection: &mut Connection, table: &str) -> StoreResult<bool> {
+    let sql = match connection.dialect() {
+        Dialect::Postgres => {
+            "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = 'dataloader' and c.relname = $1 \
+             and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')"
+        }
+        Dialect::Sqlite => "select count(*) from sqlite_schema where name = 'dataloader_' || $1",
+    };
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(table))]).await? > 0)
+}
+
 /// Fails if a newer version of the program made the tables, because their content may have another meaning. Skips the check if
 /// this user may not read the migrations table.
 ///
@@ -121,15 +134,7 @@ fn migration_error(error: MigrateError) -> StoreError {
 /// If a newer version made the tables, or the database fails.
 pub async fn refuse_newer(connection: &mut Connection) -> StoreResult<()> {
     let dialect = connection.dialect();
-    let may_look = match dialect {
-        Dialect::Postgres => {
-            "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = 'dataloader' and c.relname = 'migrations' \
-             and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')"
-        }
-        Dialect::Sqlite => "select count(*) from sqlite_schema where name = 'dataloader_migrations'",
-    };
-    if connection.fetch_int(may_look, &[]).await? == 0 {
+    if !may_read(connection, "migrations").await? {
         return Ok(());
     }
     let table = dialect.table(Schema::Dataloader, "migrations");

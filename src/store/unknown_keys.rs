@@ -2,7 +2,8 @@
 
 use super::connection::{Arg, Connection};
 use super::error::StoreResult;
-use super::sql::{Dialect, Schema};
+use super::schema;
+use super::sql::Schema;
 use crate::dataset::ColumnType;
 use crate::record::unknown::{MOST_KEYS, UnknownKey};
 
@@ -66,15 +67,7 @@ pub struct FirstSeen {
 /// # Errors
 /// If the database fails.
 pub async fn list(connection: &mut Connection) -> StoreResult<Vec<FirstSeen>> {
-    let may_read = match connection.dialect() {
-        Dialect::Postgres => {
-            "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = 'dataloader' and c.relname = 'unknown_keys' \
-             and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')"
-        }
-        Dialect::Sqlite => "select count(*) from sqlite_schema where name = 'dataloader_unknown_keys'",
-    };
-    if connection.fetch_int(may_read, &[]).await? == 0 {
+    if !schema::may_read(connection, "unknown_keys").await? {
         return Ok(Vec::new());
     }
     let dialect = connection.dialect();

@@ -92,7 +92,7 @@ pub async fn compare_stored(connection: &mut Connection, dataset: &Dataset) -> S
     if !schema::catalogue(connection, Schema::Dataloader).await?.contains_key(&dialect.bare_table(Schema::Dataloader, "datasets")) {
         return Ok(Stored::OfAnotherDefinition);
     }
-    if !super::progress::may_read_changes(connection).await? {
+    if !schema::may_read(connection, "changed_days").await? {
         return Ok(Stored::Unreadable);
     }
     let sql = format!("select definition from {} where name = $1", dialect.table(Schema::Dataloader, "datasets"));

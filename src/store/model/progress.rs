@@ -15,17 +15,6 @@ pub struct Pending {
     pub changes: Vec<String>,
 }
 
-/// Whether this user may read what the program keeps for itself. Who may only read the data does not need to.
-pub(super) async fn may_read_changes(connection: &mut Connection) -> StoreResult<bool> {
-    if connection.dialect() == Dialect::Sqlite {
-        return Ok(true);
-    }
-    let may = "select (has_schema_privilege('dataloader', 'usage') and has_table_privilege(c.oid, 'select'))::int \
-               from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-               where n.nspname = 'dataloader' and c.relname = 'changed_days'";
-    Ok(connection.fetch_int(may, &[]).await? != 0)
-}
-
 /// What waits for a refresh. Reads only, and finds nothing where the tables were never made or may not be read.
 ///
 /// # Errors
@@ -47,7 +36,7 @@ pub async fn pending(connection: &mut Connection, dataset: &Dataset) -> StoreRes
         .filter(|(table, _)| there.contains_key(&dialect.bare_table(Schema::Dataloader, table)))
         .map(|(table, condition)| format!("select {change} from {} {condition}", dialect.table(Schema::Dataloader, table)))
         .collect();
-    if sources.is_empty() || !may_read_changes(connection).await? {
+    if sources.is_empty() || !schema::may_read(connection, "changed_days").await? {
         return Ok(Pending::default());
     }
     let sql = format!("select day, min(change) from ({}) d group by day order by day", sources.join(" union all "));
@@ -69,7 +58,7 @@ pub async fn waits_for_refresh(connection: &mut Connection, dataset: &Dataset, l
     let Some(day) = dataset.day_column() else { return Ok(None) };
     let there = schema::catalogue(connection, Schema::Dataloader).await?;
     let is_there = there.contains_key(&dialect.bare_table(Schema::Dataloader, "changed_days"));
-    if !is_there || !may_read_changes(connection).await? {
+    if !is_there || !schema::may_read(connection, "changed_days").await? {
         return Ok(None);
     }
     let waiting = pending(connection, dataset).await?.days;
