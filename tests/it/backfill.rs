@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::support::{Sandbox, Signal, Store, on_both_stores, wait_until};
+use crate::support::{Sandbox, Signal, on_both_stores};
 
 on_both_stores!(
     the_rows_are_those_of_a_fresh_load,
@@ -121,11 +121,7 @@ fn a_backfill_that_is_killed_happened_as_a_whole_or_not(sandbox: &Sandbox) {
             background.signal(Signal::Kill);
         }
         background.wait();
-        if sandbox.store() == Store::Postgres {
-            // The server finishes the statement that it has begun: a commit may still come.
-            let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader'";
-            wait_until("the server has noticed", || sandbox.lines(others).is_empty());
-        }
+        sandbox.wait_until_the_kill_is_noticed();
         let found = sandbox.lines(state);
         assert!(found == [before.as_str()] || found == [after.as_str()], "{found:?}");
     }

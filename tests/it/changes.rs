@@ -91,11 +91,7 @@ fn take(sandbox: &Sandbox, number: usize, step: &Step, way: &str) {
                 background.signal(Signal::Kill);
             }
             background.wait();
-            if sandbox.store() == Store::Postgres {
-                let others =
-                    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader'";
-                wait_until("the server has noticed", || sandbox.lines(others).is_empty());
-            }
+            sandbox.wait_until_the_kill_is_noticed();
         }
         Step::Define(definition) => define(sandbox, *definition),
     }

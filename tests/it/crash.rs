@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Sandbox, Signal, Store, many_events, on_both_stores, wait_until};
+use crate::support::{Sandbox, Signal, many_events, on_both_stores};
 
 on_both_stores!(a_load_killed_at_any_moment_happened_as_a_whole_or_not);
 
@@ -49,11 +49,7 @@ fn a_load_killed_at_any_moment_happened_as_a_whole_or_not(sandbox: &Sandbox) {
             background.signal(Signal::Kill);
         }
         background.wait();
-        if sandbox.store() == Store::Postgres {
-            // The server finishes the statement that it has begun: a commit may still come.
-            let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader'";
-            wait_until("the server has noticed", || sandbox.lines(others).is_empty());
-        }
+        sandbox.wait_until_the_kill_is_noticed();
         let found = state_of(sandbox);
         if found == state(kill + 1, loads + 1) {
             (version, loads) = (kill + 1, loads + 1);

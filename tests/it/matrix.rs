@@ -2,7 +2,7 @@
 //! confirmed and acknowledged. The process is killed after step 1, then after step 2, and so on until a run ends by itself. After
 //! each kill it is started again, and then everything must be there once. `./run.sh test matrix` tries all steps, other runs some.
 
-use crate::support::{Outcome, Sandbox, Store, event, on_both_stores, on_every_pipeline, wait_until};
+use crate::support::{Outcome, Sandbox, event, on_both_stores, on_every_pipeline};
 
 on_every_pipeline!(a_stream_killed_after_any_step_loads_every_record_once);
 on_both_stores!(
@@ -38,10 +38,8 @@ fn killed_after(sandbox: &Sandbox, args: &[&str], step: usize) -> bool {
     let command = sandbox.command(args.iter().copied()).env("DATALOADER_END_AFTER_STEP", &step.to_string());
     let Outcome { code, stderr, .. } = command.run();
     assert!(code.is_none() || matches!(code, Some(0 | 3)), "exit code {code:?} in place of step {step}: {stderr}");
-    if code.is_none() && sandbox.store() == Store::Postgres {
-        // The server finishes the statement that it has begun: a commit may still come.
-        let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader'";
-        wait_until("the server has noticed", || sandbox.lines(others).is_empty());
+    if code.is_none() {
+        sandbox.wait_until_the_kill_is_noticed();
     }
     if let Some(what) = stderr.lines().find(|line| line.starts_with("ended after step")) {
         eprintln!("{what}");

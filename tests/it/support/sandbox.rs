@@ -11,6 +11,7 @@ use super::lock::WriteLock;
 use super::process::{Background, Invocation, Outcome};
 use super::queues::{Queues, Transport};
 use super::servers::{PrivatePostgres, PrivateRabbit};
+use super::wait_until;
 
 /// A temporary working directory, an empty database and perhaps queues; all are gone when it is dropped.
 #[derive(Debug)]
@@ -191,6 +192,16 @@ impl Sandbox {
         }
         self.run(["model", "--check"]).ok();
         self.run(["verify"]).ok();
+    }
+
+    /// Waits until PostgreSQL has ended the sessions of processes that were killed. A server finishes the statement that it has begun:
+    /// a commit may still come.
+    #[track_caller]
+    pub fn wait_until_the_kill_is_noticed(&self) {
+        if self.store() == Store::Postgres {
+            let others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'dataloader'";
+            wait_until("the server has noticed", || self.lines(others).is_empty());
+        }
     }
 
     /// Lets nobody load anything until the lock is dropped.
