@@ -32,7 +32,7 @@ use crate::store::ledger::{self, Counts, FinishedLoad, LoadStatus};
 use crate::store::lock::{self, Lock};
 use crate::store::model::{self, Change};
 use crate::store::{
-    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, open_rejects, schema, unknown_keys,
+    Appender, Connection, Database, Day, Dialect, Indexes, RawTable, StoreError, StoreResult, indexes, open_rejects, unknown_keys,
     upsert,
 };
 
@@ -273,7 +273,7 @@ async fn load_in_transaction(
                 merge(connection, options, run).await?;
             }
             note_keys(connection, run).await?;
-            schema::index_rows(connection, &run.dataset).await?;
+            indexes::index_rows(connection, &run.dataset).await?;
             let change = model::refresh_within(connection, &run.dataset).await?;
             let lacks_occurrences = change == Change::AgainUnprepared;
             let lacks_key_index = change != Change::Once && run.misses_key_index;

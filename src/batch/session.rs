@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dataset::Dataset;
 use crate::error::Error;
 use crate::store::model::{self, Days};
-use crate::store::{Connection, Database, StoreError, StoreResult, schema};
+use crate::store::{Connection, Database, StoreError, StoreResult, indexes};
 
 /// What a load that has changed the database leaves to its caller. It is complete without anything more.
 pub struct Session {
@@ -29,7 +29,7 @@ impl Busy {
             model::refresh(connection, &self.dataset, Days::none()).await?;
         }
         if self.lacks_key_index {
-            schema::make_key_index(connection, &self.dataset).await?;
+            indexes::make_key_index(connection, &self.dataset).await?;
         }
         Ok(())
     }

@@ -82,6 +82,13 @@ impl StoreError {
         self
     }
 
+    /// Puts before the message what it is about.
+    #[must_use]
+    pub fn context(mut self, context: &str) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
     /// What the caller can do about the error.
     pub fn class(&self) -> Class {
         self.class
@@ -181,7 +188,7 @@ impl From<StoreError> for Error {
                 Error::failed(format!("the database is full: {message}")).hint("make room, then run the same command again")
             }
             Class::ReadOnly => Error::failed(format!("the database cannot be written: {message}"))
-                .hint("check the permissions of the database file, or of the database user"),
+                .hint("check the permissions of the database file, or the rights of the database user: `dataloader doctor` names them"),
             Class::Changed => Error::failed(format!("the tables were changed while this ran: {message}"))
                 .hint("run the same command again; if it comes again, another configuration is at work on this database: use one"),
             Class::Other => Error::failed(message),

@@ -8,6 +8,7 @@ pub mod error; // errors, classified by what the caller can do
 pub mod ledger; // one row per load
 pub mod chunk_lines; // its lines, one per chunk
 pub mod contents; // which files a dataset has already
+pub mod indexes; // of the raw tables
 pub mod lock; // named locks between processes
 pub mod messages; // messages of other programs: which are loaded
 pub mod attempts; // how often processing of a message was started

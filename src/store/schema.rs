@@ -1,21 +1,24 @@
 //! Creates and upgrades the tables: the fixed tables by migrations, the tables of the datasets from their definitions. If a
 //! table differs from its definition, new columns are added; any other difference is an error that names it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use sqlx::Connection as _;
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, SqlSafeStr as _};
 
 use super::connection::{Arg, Connection, Kind};
-use super::error::{StoreError, StoreResult};
+use super::error::{Class, StoreError, StoreResult};
+use super::indexes::{self, RawIndex};
 use super::lock::{self, Lock};
 use super::model;
 use super::sql::{Dialect, Schema, quote, raw_columns};
 use super::stream_upsert;
 use crate::dataset::{ColumnType, Dataset, StreamMode};
 
-static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations"));
+static POSTGRES: LazyLock<Migrator> =
+    LazyLock::new(|| without_schemas(own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations")));
 static SQLITE: LazyLock<Migrator> = LazyLock::new(|| own_table(sqlx::migrate!("migrations/sqlite"), "dataloader_migrations"));
 
 /// The migrations table has its own schema and name: PostgreSQL 15 lets ordinary users create nothing in `public`, and other
@@ -27,7 +30,17 @@ fn own_table(mut migrator: Migrator, name: &'static str) -> Migrator {
     migrator
 }
 
-/// What to do about a missing day index. A batch load creates it by [`index_rows`] after the rows are inserted, which takes
+/// Leaves out the statements that make schemas: they need a right that the owner of the schemas may not have, also where nothing
+/// is to be made. [`make_schemas`] makes those that are missing. The files and their checksums stay as databases know them.
+fn without_schemas(mut migrator: Migrator) -> Migrator {
+    for migration in migrator.migrations.to_mut() {
+        let sql: Vec<&str> = migration.sql.as_str().lines().filter(|line| !line.starts_with("create schema ")).collect();
+        migration.sql = AssertSqlSafe(sql.join("\n")).into_sql_str();
+    }
+    migrator
+}
+
+/// What to do about a missing day index. A batch load creates it by [`indexes::index_rows`] after the rows are inserted, which takes
 /// half as long as updating it row by row. Other commands that write or refresh need it at once. The key index is treated alike
 /// where dropped records replace older ones; otherwise only batch loads need it and create it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +66,12 @@ pub async fn has_rows(connection: &mut Connection, table: &str) -> StoreResult<b
 /// If a table differs from its definition in more than missing columns, if a newer version of the program made the database, or
 /// if the database fails.
 pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
-    if is_migrated(connection).await? && plan(connection, datasets, indexes).await?.statements.is_empty() {
-        return Ok(());
+    if is_migrated(connection).await? {
+        let plan = plan(connection, datasets, indexes).await?;
+        if plan.statements.is_empty() {
+            plan.report();
+            return Ok(());
+        }
     }
     match connection.dialect() {
         // Concurrent DDL of two sessions fails even with IF NOT EXISTS, so only one session at a time runs it.
@@ -67,10 +84,32 @@ pub async fn ensure(connection: &mut Connection, datasets: &[Arc<Dataset>], inde
                 drop(connection.rollback().await);
             }
             let released = lock::release(connection, Lock::Schema).await;
-            done.and(released)
+            done.and(released).map_err(needs_owner)
         }
         Dialect::Sqlite => migrate_and_apply(connection, datasets, indexes).await,
     }
+}
+
+/// Says what to do if this user may not change the tables.
+fn needs_owner(error: StoreError) -> StoreError {
+    if error.class() != Class::ReadOnly {
+        return error;
+    }
+    error.context("its tables must be made or changed first").hint(
+        "run `dataloader migrate` as the owner of the schemas raw, modelled and dataloader; `dataloader doctor` names the statements",
+    )
+}
+
+/// Makes the schemas that are missing.
+async fn make_schemas(connection: &mut PgConnection) -> StoreResult<()> {
+    for schema in [Schema::Dataloader, Schema::Raw, Schema::Modelled].map(Schema::name) {
+        let is_there: bool =
+            sqlx::query_scalar("select to_regnamespace($1) is not null").bind(schema).fetch_one(&mut *connection).await?;
+        if !is_there {
+            sqlx::raw_sql(AssertSqlSafe(format!("create schema {schema}"))).execute(&mut *connection).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<()> {
@@ -78,7 +117,7 @@ async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>
     let migrated = async {
         match kind {
             Kind::Postgres(connection) => {
-                sqlx::raw_sql("create schema if not exists dataloader").execute(&mut *connection).await?;
+                make_schemas(connection).await?;
                 POSTGRES.run_direct(None, connection, false).await.map_err(migration_error)
             }
             Kind::Sqlite(connection) => {
@@ -91,10 +130,11 @@ async fn migrate_and_apply(connection: &mut Connection, datasets: &[Arc<Dataset>
     watch.answer(migrated).await?;
     connection.begin().await?;
     let plan = plan(connection, datasets, indexes).await?;
-    for statement in plan.statements {
-        connection.run(statement).await?;
+    for statement in &plan.statements {
+        connection.run(statement.as_str()).await?;
     }
     connection.commit().await?;
+    plan.report();
     for dataset in plan.replaced {
         tracing::warn!(
             "the modelled tables of {dataset} are replaced: its definition has changed; all its days are modelled again"
@@ -179,7 +219,9 @@ pub async fn migration(connection: &mut Connection, datasets: &[Arc<Dataset>]) -
     if !is_migrated(connection).await? {
         return Ok(Migration::OlderVersion);
     }
-    Ok(Migration::Statements(plan(connection, datasets, Indexes::MakeOverRows).await?.statements))
+    let Plan { mut statements, forbidden, .. } = plan(connection, datasets, Indexes::MakeOverRows).await?;
+    statements.extend(forbidden);
+    Ok(Migration::Statements(statements))
 }
 
 /// The statements that [`ensure`] runs for the datasets where there is no table yet, after the migrations.
@@ -260,8 +302,19 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
 #[derive(Debug, Default)]
 struct Plan {
     statements: Vec<String>,
+    /// Those that this user may not run and that can wait: indexes.
+    forbidden: Vec<String>,
     /// The datasets whose modelled tables were made for another definition.
     replaced: Vec<String>,
+}
+
+impl Plan {
+    /// Reports what this user may not do.
+    fn report(&self) {
+        for statement in &self.forbidden {
+            indexes::report_forbidden(statement);
+        }
+    }
 }
 
 /// Compares the catalogue with the definitions and returns what is missing.
@@ -279,7 +332,7 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
         .collect();
 
     let mut plan = Plan::default();
-    let found_indexes = raw_indexes(connection).await?;
+    let found_indexes = indexes::found(connection).await?;
     // Sorted by name: every transaction that locks several datasets takes them in this order, so none deadlocks.
     let mut datasets: Vec<&Arc<Dataset>> = datasets.iter().collect();
     datasets.sort_by(|a, b| a.name.cmp(&b.name));
@@ -344,8 +397,13 @@ async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: I
             statements.extend(stream_upsert::create_messages(dialect, dataset));
         }
         let wanted = [Some(RawIndex::Day), (dataset.stream == StreamMode::Upsert).then_some(RawIndex::Key)];
-        for index in wanted.into_iter().flatten().filter(|index| make_index && !(is_indexed && is_there(index))) {
-            statements.extend(index.create(dialect, dataset));
+        let missing = wanted.into_iter().flatten().filter(|index| make_index && !(is_indexed && is_there(index)));
+        let missing: Vec<String> = missing.filter_map(|index| index.create(dialect, dataset)).collect();
+        // Whoever makes the tables may also make their indexes.
+        if !missing.is_empty() && is_indexed && !indexes::may_make(connection, dataset).await? {
+            plan.forbidden.extend(missing);
+        } else {
+            statements.extend(missing);
         }
     }
     Ok(plan)
@@ -385,106 +443,6 @@ fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) 
     // The delta can be loaded again from the files, so it needs no write-ahead log.
     let unlogged = if is_delta && dialect == Dialect::Postgres { "unlogged " } else { "" };
     format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
-}
-
-/// Inside a transaction that wrote the dataset's rows: creates the indexes that are missing.
-///
-/// # Errors
-/// If the database fails.
-pub async fn index_rows(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    let found = raw_indexes(connection).await?;
-    for index in [RawIndex::Day, RawIndex::Key] {
-        if !found.contains(&index.bare_name(connection.dialect(), dataset))
-            && let Some(statement) = index.create(connection.dialect(), dataset)
-        {
-            connection.run(statement).await?;
-        }
-    }
-    Ok(())
-}
-
-/// An index of a master table. It is created after the first rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RawIndex {
-    /// By the day: the refresh of a day, and a batch load whose keys contain the day, read only the rows of that day.
-    Day,
-    /// By the key: a small load finds the rows that it replaces. Datasets whose keys contain the day, and whose dropped records are
-    /// appended, get it only if small loads into large days show that it pays. PostgreSQL indexes a hash, because keys may be
-    /// longer than an entry of an index.
-    Key,
-}
-
-impl RawIndex {
-    /// The statement that creates the index, if the dataset needs it from the beginning.
-    fn create(self, dialect: Dialect, dataset: &Dataset) -> Option<String> {
-        let is_by_key = dataset.stream == StreamMode::Upsert || dataset.day.is_some_and(|day| !dataset.key.contains(&day));
-        let is_needed = match self {
-            Self::Day => dataset.day.is_some(),
-            Self::Key => is_by_key,
-        };
-        is_needed.then(|| self.statement(dialect, dataset))
-    }
-
-    fn statement(self, dialect: Dialect, dataset: &Dataset) -> String {
-        let expression = match self {
-            Self::Day => dataset.day_column().map_or_else(String::new, |day| format!("({})", dialect.day(day))),
-            Self::Key => dialect.key_index(dataset),
-        };
-        let name = quote(&self.bare_name(dialect, dataset));
-        // Another process may have created it while this one waited for the table.
-        format!("create index if not exists {name} on {} ({expression})", dialect.table(Schema::Raw, &dataset.name))
-    }
-
-    /// The index name without its schema. A dataset's name contains no dot, so no table has this name.
-    fn bare_name(self, dialect: Dialect, dataset: &Dataset) -> String {
-        let suffix = match self {
-            Self::Day => "day",
-            Self::Key => "key",
-        };
-        format!("{}.{suffix}", dialect.bare_table(Schema::Raw, &dataset.name))
-    }
-
-    /// The quoted name of the index, ready for SQL.
-    fn name(self, dialect: Dialect, dataset: &Dataset) -> String {
-        let name = quote(&self.bare_name(dialect, dataset));
-        match dialect {
-            Dialect::Postgres => format!("raw.{name}"),
-            Dialect::Sqlite => name,
-        }
-    }
-}
-
-/// The names of the indexes of the raw tables, without their schema.
-async fn raw_indexes(connection: &mut Connection) -> StoreResult<HashSet<String>> {
-    let sql = match connection.dialect() {
-        Dialect::Postgres => {
-            "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = 'raw' and c.relkind in ('i', 'I')"
-        }
-        Dialect::Sqlite => "select name from sqlite_schema where type = 'index' and name like 'raw\\_%' escape '\\'",
-    };
-    let rows = connection.fetch(sql, &[]).await?;
-    Ok(rows.iter().map(|row| row[0].text().unwrap_or_default().to_owned()).collect())
-}
-
-/// Whether the key index of a dataset is there.
-///
-/// # Errors
-/// If the database fails.
-pub(super) async fn has_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<bool> {
-    Ok(raw_indexes(connection).await?.contains(&RawIndex::Key.bare_name(connection.dialect(), dataset)))
-}
-
-/// Makes the key index of a dataset, in a transaction of its own. Writers of the table wait for it. Without that wait, as by
-/// `create index concurrently`, it would wait for the transactions and snapshots of others, some of which wait for it.
-///
-/// # Errors
-/// If the database fails.
-pub async fn make_key_index(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    connection.begin().await?;
-    lock::transaction(connection, Lock::Schema).await?;
-    connection.run(RawIndex::Key.statement(connection.dialect(), dataset)).await?;
-    connection.commit().await
 }
 
 /// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use super::append::RawTable;
 use super::connection::{Arg, Connection};
 use super::error::{StoreError, StoreResult};
+use super::indexes;
 use super::model::{self, Noting};
-use super::schema::{self, has_rows};
+use super::schema::has_rows;
 use super::sql::{Day, Dialect, Schema, day_literals, quote};
 use crate::dataset::{Dataset, StreamMode};
 
@@ -17,12 +18,12 @@ use crate::dataset::{Dataset, StreamMode};
 /// # Errors
 /// If the database fails.
 pub async fn clear_delta(connection: &mut Connection, dataset: &Dataset) -> StoreResult<()> {
-    /// A truncation creates a new file, which takes longer than to delete this many bytes of rows.
+    /// A truncation creates a new file, which takes longer than to delete this many bytes of rows. It needs a right of its own.
     const SMALL: i64 = 1 << 20;
     let dialect = connection.dialect();
     let delta = RawTable::Delta.of(dialect, dataset);
-    let truncates = dialect == Dialect::Postgres
-        && connection.fetch_int("select pg_relation_size($1::regclass)", &[Arg::Text(Some(&delta))]).await? > SMALL;
+    let size = "select case when has_table_privilege($1::regclass, 'truncate') then pg_relation_size($1::regclass) else 0 end";
+    let truncates = dialect == Dialect::Postgres && connection.fetch_int(size, &[Arg::Text(Some(&delta))]).await? > SMALL;
     let sql = if truncates { format!("truncate {delta}") } else { format!("delete from {delta}") };
     connection.run(sql).await.map(drop)
 }
@@ -122,7 +123,7 @@ impl Search {
     /// Chooses the cheapest search. The modelled totals say how many rows there are, also where the database has no statistics.
     /// Also returns whether the key index would be much cheaper, but is not there.
     async fn choose(connection: &mut Connection, dataset: &Dataset, brought: Brought<'_>) -> StoreResult<(Self, bool)> {
-        let has_key_index = schema::has_key_index(connection, dataset).await?;
+        let has_key_index = indexes::has_key_index(connection, dataset).await?;
         let by_days = dataset.day.is_some_and(|day| dataset.key.contains(&day));
         let days = day_literals(brought.days.iter().copied());
         let totals = model::table_names(dataset).into_iter().next().filter(|_| !days.is_empty());
@@ -159,7 +160,9 @@ async fn delete_same_keys(
     let delta = RawTable::Delta.of(dialect, dataset);
     let patterns = same_key(connection, dataset, &search, &delta).await?;
     if dialect == Dialect::Postgres {
-        connection.run(planning(&search, &delta)).await?;
+        let may_analyze = search != Search::Scan || is_owner(connection, &delta).await?;
+        let planning = if may_analyze { planning(&search, &delta) } else { WITHOUT_STATISTICS.to_owned() };
+        connection.run(planning).await?;
     }
     for condition in patterns {
         replaced += delete_where(connection, dataset, &search, &condition, noting).await?;
@@ -180,6 +183,15 @@ pub(super) fn planning(search: &Search, delta: &str) -> String {
         Search::Days(_) => "set local enable_seqscan = off; set local enable_nestloop = off".to_owned(),
         Search::Keys => "set local enable_seqscan = off; set local enable_mergejoin = off".to_owned(),
     }
+}
+
+/// The same for a scan, by a user that may not analyze the delta.
+const WITHOUT_STATISTICS: &str = "set local enable_nestloop = off";
+
+/// PostgreSQL: whether this user counts as the owner of a table.
+async fn is_owner(connection: &mut Connection, table: &str) -> StoreResult<bool> {
+    let sql = "select pg_has_role(relowner, 'usage')::int::bigint from pg_class where oid = $1::regclass";
+    Ok(connection.fetch_int(sql, &[Arg::Text(Some(table))]).await? > 0)
 }
 
 pub(super) const PLANNING_AS_USUAL: &str = "set local enable_seqscan to default; set local enable_nestloop to default; \

@@ -143,13 +143,20 @@ async fn rights(connection: &mut Connection, are_there: bool) -> StoreResult<Opt
         return Ok(None);
     }
     let user = "select current_user::text, current_database()::text, pg_is_in_recovery()::int::bigint, \
-                has_database_privilege(current_database(), 'create')::int::bigint";
+                (has_database_privilege(current_database(), 'create') or not exists (\
+                     select 1 from unnest(array['raw', 'modelled', 'dataloader']) s \
+                     where not coalesce(has_schema_privilege(to_regnamespace(s), 'create'), false)))::int::bigint, \
+                has_database_privilege(current_database(), 'temporary')::int::bigint";
     let rows = connection.fetch(user, &[]).await?;
     let [user, name] = [0, 1].map(|i| rows[0][i].text().unwrap_or_default().to_owned());
     let check = "database rights";
     if rows[0][2].int() != 0 {
         let why = "the server is a standby, which accepts no writes";
         return Ok(Some(Check::fail(check, why, "name the primary in DATABASE_URL")));
+    }
+    if rows[0][4].int() == 0 {
+        let why = format!("{user} may not make temporary tables in {name}");
+        return Ok(Some(Check::fail(check, why, format!("GRANT TEMPORARY ON DATABASE \"{name}\" TO \"{user}\""))));
     }
     if !are_there {
         let (why, mend) =
@@ -164,15 +171,18 @@ async fn rights(connection: &mut Connection, are_there: bool) -> StoreResult<Opt
     let forbidden = "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace \
                      where n.nspname in ('raw', 'modelled', 'dataloader') and c.relkind in ('r', 'p') \
                      and not (has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') \
-                     and has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'delete')) order by 1";
+                     and has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update') \
+                     and has_table_privilege(c.oid, 'delete')) order by 1";
     let forbidden = connection.fetch(forbidden, &[]).await?;
     Ok(Some(match forbidden.first() {
         None => Check::ok(check, format!("{user} may read and write the tables")),
         Some(first) => {
             let (first, count) = (first[0].text().unwrap_or_default(), forbidden.len());
             let why = format!("{user} may not write {first}, one of {count} such tables");
-            let mend =
-                format!("REASSIGN OWNED BY their_owner TO \"{user}\" (the owner of the schemas raw, modelled and dataloader)");
+            let mend = format!(
+                "GRANT USAGE ON SCHEMA raw, modelled, dataloader TO \"{user}\"; \
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA raw, modelled, dataloader TO \"{user}\""
+            );
             Check::fail(check, why, mend)
         }
     }))
