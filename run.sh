@@ -151,6 +151,7 @@ with_services() {
 install_test_programs() {
     local missing=()
     command -v promtool >/dev/null || missing+=(prometheus)
+    command -v pgbouncer >/dev/null || [[ -x /usr/sbin/pgbouncer ]] || missing+=(pgbouncer)
     command -v chromedriver >/dev/null || missing+=(chromium chromium-driver)
     [[ ${#missing[@]} != 0 && $(id -u) == 0 && -e /etc/debian_version ]] || return 0
     say "installing ${missing[*]} with apt-get"

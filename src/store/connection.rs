@@ -4,6 +4,7 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -12,6 +13,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::error::{Class, StoreError, StoreResult};
+use super::session;
 use super::sql::Dialect;
 pub use super::value::{Arg, Field};
 use super::value::{postgres_arguments, postgres_fields, sqlite_arguments, sqlite_fields};
@@ -52,8 +54,16 @@ struct Turn {
 /// The options of a connection, parsed once from the database's URL.
 #[derive(Debug, Clone)]
 pub enum ConnectionOptions {
-    Postgres(Box<PgConnectOptions>),
+    Postgres(Box<Server>),
     Sqlite(Box<SqliteFile>),
+}
+
+/// A PostgreSQL server, or what stands before it.
+#[derive(Debug, Clone)]
+pub struct Server {
+    options: PgConnectOptions,
+    /// Whether its connections are known to have sessions of their own. Clones share it.
+    has_sessions: Arc<AtomicBool>,
 }
 
 /// The options of a SQLite file.
@@ -65,14 +75,6 @@ pub struct SqliteFile {
     missing: Option<PathBuf>,
 }
 
-/// TCP keepalive of the server's session. A client that disappears without closing the connection must not keep its locks for
-/// hours. The server ends the session after half a minute without an answer. sqlx itself sets no keepalive.
-const KEEPALIVE: [(&str, &str); 3] =
-    [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "4")];
-/// The same limit while the server sends data, and while it executes a statement whose client has disappeared. Servers before
-/// version 14 do not have the second setting.
-const NOTICE_GONE_CLIENT: &str = "set tcp_user_timeout = '30s'; set client_connection_check_interval = '10s'";
-const KNOWS_GONE_CLIENTS: u32 = 140_000;
 /// How long closing a connection may take.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -96,14 +98,14 @@ impl ConnectionOptions {
                     .disable_statement_logging();
                 Ok(Self::Sqlite(Box::new(SqliteFile { options, turns: Turns::default(), missing: Some(path.clone()) })))
             }
-            // JIT compilation of these statements takes longer than running them.
             DatabaseUrl::Postgres(url) => {
                 let (url, dropped) = url.without_unknown_secrets();
                 for name in dropped {
                     tracing::warn!("the database URL's parameter `{name}` is ignored; the password is given as `password`");
                 }
-                let options = url.parse::<PgConnectOptions>()?.application_name("dataloader");
-                Ok(Self::Postgres(Box::new(options.options([("jit", "off")]).options(KEEPALIVE).disable_statement_logging())))
+                // No parameters: PgBouncer does not know them. They are set when the session is there.
+                let options = url.parse::<PgConnectOptions>()?.application_name("dataloader").extra_float_digits(None);
+                Ok(Self::Postgres(Box::new(Server { options: options.disable_statement_logging(), has_sessions: Arc::default() })))
             }
         }
     }
@@ -113,9 +115,8 @@ impl ConnectionOptions {
     #[must_use]
     pub fn read_only(self) -> Self {
         match self {
-            // On PostgreSQL each transaction is declared read-only instead: connection poolers do not support every startup
-            // parameter.
-            Self::Postgres(options) => Self::Postgres(options),
+            // On PostgreSQL each transaction is declared read-only instead.
+            Self::Postgres(server) => Self::Postgres(server),
             // The file is not opened as read-only: SQLite could then not remove the auxiliary files that it needs for reading.
             Self::Sqlite(mut file) => {
                 file.options = file.options.create_if_missing(false).pragma("query_only", "on");
@@ -131,12 +132,15 @@ impl ConnectionOptions {
     /// If the database is not reachable, refuses the connection, or does not exist.
     pub async fn connect(&self) -> StoreResult<Connection> {
         match self {
-            Self::Postgres(options) => {
-                let mut connection = PgConnection::connect_with(options).await?;
-                if connection.server_version_num().is_some_and(|version| version >= KNOWS_GONE_CLIENTS) {
-                    sqlx::raw_sql(NOTICE_GONE_CLIENT).execute(&mut connection).await?;
+            Self::Postgres(server) => {
+                let mut connection = PgConnection::connect_with(&server.options).await?;
+                if !server.has_sessions.load(Ordering::Relaxed) {
+                    session::refuse_shared(&mut connection, &server.options).await?;
+                    server.has_sessions.store(true, Ordering::Relaxed);
                 }
-                Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(options.clone())), turn: None })
+                session::configure(&mut connection).await?;
+                let watch = Watch::new(Some(Box::new(server.options.clone())));
+                Ok(Connection { kind: Kind::Postgres(connection), watch, turn: None })
             }
             Self::Sqlite(file) => {
                 if let Some(path) = &file.missing {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::session::NEEDS_SESSION;
 use crate::error::{Error, io_text};
 
 /// The result of a statement.
@@ -124,9 +125,18 @@ impl From<sqlx::Error> for StoreError {
             }
             _ => Class::Other,
         };
-        Self::new(class, message)
+        let is_pooled = |database: &dyn sqlx::error::DatabaseError| {
+            database.code().is_some_and(|code| PREPARED_STATEMENTS.contains(&code.as_ref()))
+        };
+        match error.as_database_error().is_some_and(is_pooled) {
+            true => Self::new(class, message).hint(NEEDS_SESSION),
+            false => Self::new(class, message),
+        }
     }
 }
+
+/// No such prepared statement, and one that is there already. Only a pooler between this program and the server causes them.
+const PREPARED_STATEMENTS: [&str; 2] = ["26000", "42P05"];
 
 /// Classifies by SQLSTATE, <https://www.postgresql.org/docs/current/errcodes-appendix.html>. A server code that a row can cause
 /// counts as the fault of the row. A code that the server does not define counts so too, because only a trigger of the table

@@ -16,6 +16,7 @@ pub mod model; // the modelled tables
 pub mod open_rejects; // records that could not be loaded
 pub mod rows; // rows encoded for each database
 pub mod schema; // creates and upgrades the tables
+mod session; // settings of a PostgreSQL session, and whether it is one
 pub mod sql; // the two dialects
 mod stage_file; // rows that the server reads from a shared directory
 pub mod stream_upsert; // the stream's records replace older ones

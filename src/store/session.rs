@@ -50,8 +50,9 @@ pub(super) async fn refuse_shared(connection: &mut PgConnection, options: &PgCon
     // Without an answer in time, or without a second connection, there is no sign of it.
     let test = is_shared(connection, session.process, options);
     match tokio::time::timeout(TEST_TIME, test).await {
-        Ok(Ok(true)) => Err(StoreError::new(Class::Refused, "a connection pooler gives each transaction another session")
-            .hint(NEEDS_SESSION)),
+        Ok(Ok(true)) => {
+            Err(StoreError::new(Class::Refused, "a connection pooler gives each transaction another session").hint(NEEDS_SESSION))
+        }
         Ok(Ok(false)) | Ok(Err(_)) | Err(_) => Ok(()),
     }
 }

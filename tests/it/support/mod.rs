@@ -9,6 +9,7 @@ mod disk; // a disk that fails, or takes its time
 mod http; // the page, asked without a browser
 mod fifo; // input that does not end
 mod lock; // writers that wait
+mod pooler; // PgBouncer
 mod process; // the binary: run to its end, or in the background
 mod proxy; // a network that a test may hold
 mod queues; // a test's queues, seen from the outside
@@ -26,6 +27,7 @@ pub use disk::FaultyDisk;
 pub use fifo::Fifo;
 pub use http::Page;
 pub use lock::WriteLock;
+pub use pooler::Pooler;
 pub use process::{Background, Invocation, Outcome, Signal};
 pub use proxy::Proxy;
 pub use queues::{Message, Queues, Transport};

@@ -137,7 +137,7 @@ impl Line {
 }
 
 /// Before, `host:port`, and after.
-fn split_at_authority(url: &str) -> (&str, &str, &str) {
+pub fn split_at_authority(url: &str) -> (&str, &str, &str) {
     let start = url.find("://").map_or(0, |scheme| scheme + 3);
     let end = url[start..].find(['/', '?']).map_or(url.len(), |end| start + end);
     let start = url[start..end].rfind('@').map_or(start, |user| start + user + 1);
