@@ -4,6 +4,8 @@
 #
 #   services.sh postgres start DIR [PORT]          starts (again, with the same data and port) and prints the URL
 #   services.sh postgres stop DIR [fast|immediate]
+#   services.sh postgres standby DIR PRIMARY_DIR   starts a copy of that server, which follows it, and prints its URL
+#   services.sh postgres promote DIR               ends the following: it accepts writes from now on
 #   services.sh rabbitmq start DIR [PORT]          the same for RabbitMQ
 #   services.sh rabbitmq stop DIR                  orderly
 #   services.sh rabbitmq kill DIR                  SIGKILL, as a power failure would; the data stays
@@ -29,7 +31,7 @@ fail() {
     exit 1
 }
 usage() {
-    sed -n '5,11s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '5,13s/^# *//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -302,6 +304,24 @@ CONF
     echo "postgres://postgres:$(<"$dir/password")@127.0.0.1:$(<"$dir/port")/postgres" | tee "$dir/url"
 }
 
+standby_postgres() {
+    local dir=$1 primary=$2
+    POSTGRES_BIN=$(provide postgres)
+    [[ $POSTGRES_BIN != docker && -d $primary/data ]] || fail "a standby needs the programs of PostgreSQL on this machine"
+    prepare postgres "$dir"
+    cp "$primary/password" "$dir/password"
+    PGPASSWORD=$(<"$dir/password") as_server postgres "$dir" "$POSTGRES_BIN/pg_basebackup" --pgdata="$dir/data" --no-sync \
+        --host=127.0.0.1 --port="$(<"$primary/port")" --username=postgres --write-recovery-conf --checkpoint=fast \
+        >"$dir/log" 2>&1 || fail "pg_basebackup failed: $(last_lines "$dir/log")"
+    start_postgres "$dir"
+}
+
+promote_postgres() {
+    local dir=$1
+    as_server postgres "$dir" "$(find_postgres)/pg_ctl" promote --silent --wait --pgdata="$dir/data" ||
+        fail "cannot promote the server in $dir: $(last_lines "$dir/log")"
+}
+
 postgres_runs() {
     if [[ -e $1/container ]]; then
         [[ $(docker inspect -f '{{.State.Running}}' "$(<"$1/container")" 2>/dev/null) == true ]]
@@ -489,6 +509,11 @@ case "${1-} ${2-} $#" in
         "start_$1" "$dir" "${4-}"
         ;;
     'postgres stop '[34] | 'rabbitmq stop 3') stop_in "$(absolute "$3")" "${@:4}" ;;
+    'postgres standby 4')
+        mkdir -p -- "$3"
+        standby_postgres "$(absolute "$3")" "$(absolute "$4")"
+        ;;
+    'postgres promote 3') promote_postgres "$(absolute "$3")" ;;
     'rabbitmq kill 3') kill_rabbitmq "$(absolute "$3")" ;;
     'rabbitmq ctl '[123]) usage ;;
     'rabbitmq ctl '*) ctl_rabbitmq "$(absolute "$3")" "${@:4}" ;;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::config::{Role, Transport};
 use crate::error::{Error, IoContext, Result, io_text};
 use crate::flow::Flow;
-use crate::vitals::Trouble;
+use crate::vitals::{Target, Trouble};
 use place::Place;
 
 /// The interval of a process's heartbeats.
@@ -32,11 +32,24 @@ pub const BEAT_INTERVAL: Duration = Duration::from_secs(5);
 const STALE_AFTER: Duration = Duration::from_secs(15);
 
 /// The current connections of a process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     pub database: bool,
     /// Always `false` without RabbitMQ, where no broker is needed.
     pub broker: bool,
+    /// The server as `HOST:PORT`; none for SQLite, and while it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker_host: Option<String>,
+}
+
+impl Connections {
+    /// The hosts, each with what it is.
+    pub fn hosts(&self) -> impl Iterator<Item = (Target, &str)> {
+        let hosts = [(Target::Database, &self.database_host), (Target::Broker, &self.broker_host)];
+        hosts.into_iter().filter_map(|(target, host)| Some((target, host.as_deref()?)))
+    }
 }
 
 /// A heartbeat: the content of the file.
@@ -154,8 +167,8 @@ impl Beat {
     }
 
     /// The connections of the process.
-    pub fn connected(&self) -> Connections {
-        self.connected
+    pub fn connected(&self) -> &Connections {
+        &self.connected
     }
 
     /// The process, as this heartbeat shows it at a later time.
@@ -276,7 +289,7 @@ impl Process {
 
     /// The required connections that the process lacks.
     pub fn missing(&self) -> Option<&'static str> {
-        let connected = self.connected;
+        let connected = &self.connected;
         let needs_database = self.transport == Transport::Inproc || self.role != Role::Producer;
         let needs_broker = self.transport == Transport::Amqp;
         match (needs_database && !connected.database, needs_broker && !connected.broker) {

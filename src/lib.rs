@@ -21,6 +21,7 @@ pub mod record; // pure: bytes → rows and rejects
 
 pub mod heartbeat; // whether the pipeline of this working directory is alive
 pub mod retry; // when to try again what needs a server that is away
+pub mod hosts; // several hosts of a URL, tried in turn
 pub mod flow; // what passes through the stages, and what limits it
 pub mod vitals; // what the stages are doing, or wait for
 pub mod config; // flags over environment over dataloader.toml over defaults

@@ -8,7 +8,7 @@ use crate::config::{Config, Role};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::flow::Flow;
-use crate::heartbeat::{self, Process};
+use crate::heartbeat::{self, Connections, Process};
 use crate::inbox;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::model::Pending;
@@ -27,6 +27,9 @@ pub struct Status {
     pub unknown_keys: Vec<UnknownKeyStatus>,
     /// The processes of the pipeline of this working directory.
     pub pipeline: Vec<ProcessStatus>,
+    /// The server that answered, as `HOST:PORT`, if the URL names several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Additional messages for the user.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -37,6 +40,7 @@ pub struct Status {
 pub struct ProcessStatus {
     pub pid: u32,
     pub role: Role,
+    pub connected: Connections,
     /// Why it is not healthy; empty if it is.
     pub problems: Vec<String>,
     #[serde(flatten)]
@@ -111,13 +115,13 @@ pub async fn status(config: &Config) -> Result<Status> {
     let Some(mut connection) = database.open_to_read().await? else {
         let notes = vec![database.says_nothing_is_there()];
         let datasets = with_configured(&config.datasets, Vec::new());
-        return Ok(
-            Status { datasets, loads: Vec::new(), unknown_keys: Vec::new(), pipeline: Vec::new(), notes }.with_surroundings(config)
-        );
+        return Ok(Status { datasets, loads: Vec::new(), unknown_keys: Vec::new(), pipeline: Vec::new(), host: None, notes }
+            .with_surroundings(config));
     };
     let status = read(&mut connection, &config.datasets).await.map_err(|error| database.explain(error));
     connection.close().await;
-    status.map(|status| status.with_surroundings(config))
+    let host = database.connected().filter(|_| database.has_several_hosts()).map(str::to_owned);
+    status.map(|status| Status { host, ..status }.with_surroundings(config))
 }
 
 impl Status {
@@ -133,6 +137,7 @@ impl Status {
         let process = |process: Process| ProcessStatus {
             pid: process.pid,
             role: process.role,
+            connected: process.connected.clone(),
             problems: process.problems(),
             flow: process.flow,
         };
@@ -222,7 +227,14 @@ pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>])
         }
     }
     let unknown_keys = unknown_keys(connection, datasets).await?;
-    Ok(Status { datasets: with_configured(datasets, found), loads, unknown_keys, pipeline: Vec::new(), notes: Vec::new() })
+    Ok(Status {
+        datasets: with_configured(datasets, found),
+        loads,
+        unknown_keys,
+        pipeline: Vec::new(),
+        host: None,
+        notes: Vec::new(),
+    })
 }
 
 /// The keys that were noted, without those that the configuration takes by now.

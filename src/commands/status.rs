@@ -60,6 +60,9 @@ fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         table.row(std::iter::once(d.dataset.clone()).chain(counts));
     }
     writeln!(out, "{table}")?;
+    if let Some(host) = &status.host {
+        writeln!(out, "read from the database at {host}")?;
+    }
     write_waiting(status, out)?;
     write_unknown_keys(status, out)?;
     write_pipeline(status, out)?;
@@ -124,6 +127,9 @@ fn write_pipeline(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for process in &status.pipeline {
         let flow = &process.flow;
         writeln!(out, "\nprocess {}: {}", process.pid, flow.says)?;
+        for (target, host) in process.connected.hosts() {
+            writeln!(out, "connected to the {} at {host}", target.name())?;
+        }
         process.problems.iter().try_for_each(|problem| writeln!(out, "{problem}"))?;
         let mut table =
             Table::new(&[("stage", Align::Left), ("per second", Align::Right), ("of", Align::Left), ("busy", Align::Right)]);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -22,7 +23,7 @@ impl DatabaseUrl {
     /// Parses a URL. An unsupported scheme is a usage error that lists the supported ones.
     pub fn parse(url: &str) -> Result<Self> {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Ok(Self::Postgres(SecretUrl(url.to_owned())));
+            return SecretUrl(url.to_owned()).with_hosts().map(Self::Postgres);
         }
         let Some(rest) = url.strip_prefix("sqlite:") else {
             if !url.contains("://") && url.contains('=') {
@@ -69,7 +70,7 @@ impl SecretUrl {
     /// Parses the URL of a broker. Any other scheme than `amqp://` and `amqps://` is a usage error.
     pub fn parse_amqp(url: &str) -> Result<Self> {
         if url.starts_with("amqp://") || url.starts_with("amqps://") {
-            return Ok(Self(url.to_owned()));
+            return Self(url.to_owned()).with_hosts();
         }
         Err(Error::usage(format!("`{}` is no AMQP URL", redact(url)))
             .hint("give amqp://user:password@host:5672/vhost (amqps:// for TLS); the vhost `/` is written %2f"))
@@ -80,17 +81,34 @@ impl SecretUrl {
         &self.0
     }
 
+    /// This URL for each of its hosts: `user@one:5432,two:5432/…` names two.
+    pub fn hosts(&self) -> Vec<Self> {
+        let hosts = hosts_of(&self.0);
+        let (before, after) = (&self.0[..hosts.start], &self.0[hosts.end..]);
+        self.0[hosts].split(',').map(|host| Self([before, host, after].concat())).collect()
+    }
+
+    /// This URL, if each of several hosts has a name.
+    fn with_hosts(self) -> Result<Self> {
+        let hosts = &self.0[hosts_of(&self.0)];
+        if hosts.contains(',') && hosts.split(',').any(|host| host.is_empty() || host.starts_with(':')) {
+            return Err(Error::usage(format!("the hosts in `{self}` are not all named"))
+                .hint("give user:password@host1:port,host2:port, with the login once"));
+        }
+        Ok(self)
+    }
+
     /// The URL for sqlx, which writes parameters that it does not know into a warning: without those that name a secret. Also
     /// returns the names of these.
-    pub fn without_unknown_secrets(&self) -> (String, Vec<&str>) {
+    pub fn without_unknown_secrets(&self) -> (Self, Vec<&str>) {
         let (base, query) = split_query(&self.0);
-        let Some(query) = query else { return (self.0.clone(), Vec::new()) };
+        let Some(query) = query else { return (self.clone(), Vec::new()) };
         let name = |parameter: &&str| {
             parameter.split('=').next().is_some_and(|name| percent_decode(name) != b"password" && is_password_name(name))
         };
         let (dropped, kept): (Vec<&str>, Vec<&str>) = query.split('&').partition(name);
         let url = format!("{base}?{}", kept.join("&"));
-        (url, dropped.iter().filter_map(|parameter| parameter.split('=').next()).collect())
+        (Self(url), dropped.iter().filter_map(|parameter| parameter.split('=').next()).collect())
     }
 
     /// Removes this URL's password, in every spelling, from a text that a client library made.
@@ -256,6 +274,17 @@ fn authority_start(url: &str) -> usize {
     url.find("://").map_or(0, |i| i + "://".len())
 }
 
+/// Where the hosts of a URL stand in it, with their ports.
+fn hosts_of(url: &str) -> Range<usize> {
+    let start = authority_start(url);
+    let (base, _) = split_query(url);
+    // An `@` after the path is in a parameter. A `?` before the only `@` is part of the password.
+    let in_password = || url.rfind('@').filter(|_| !base[start..].contains('/'));
+    let start = base.rfind('@').or_else(in_password).filter(|&at| at >= start).map_or(start, |at| at + 1);
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |end| start + end);
+    start..end
+}
+
 fn split_query(url: &str) -> (&str, Option<&str>) {
     match url.split_once('?') {
         Some((base, query)) => (base, Some(query)),
@@ -323,11 +352,30 @@ mod tests {
             ("postgres://h/db?user=u&password=s3@cret", "postgres://h/db?user=u&password=***"),
             ("postgres://h/db?pass%77ord=s3cret&sslpassword=s3cret", "postgres://h/db?pass%77ord=***&sslpassword=***"),
             ("postgres://u:s3cret@[::1]:5432/db", "postgres://u:***@[::1]:5432/db"),
+            ("postgres://u:s3cret@h1:5432,h2/db", "postgres://u:***@h1:5432,h2/db"),
+            ("postgres://u:s3cret@h1,u:s3cret@h2/db", "postgres://u:***@h2/db"),
             ("u:s3cret@h/db", "u:***@h/db"),
             ("amqp://guest:guest@127.0.0.1:5672/%2f", "amqp://guest:***@127.0.0.1:5672/%2f"),
         ] {
             assert_eq!(redact(url), expected);
             assert_eq!(format!("{:?}", SecretUrl(url.to_owned())), format!("{expected:?}"));
+        }
+    }
+
+    #[test]
+    fn hosts_are_told_from_passwords_and_parameters() {
+        for (url, expected) in [
+            ("postgres://u:a,b@h1:1,h2:2/d,b?x=y,z", &["postgres://u:a,b@h1:1/d,b?x=y,z", "postgres://u:a,b@h2:2/d,b?x=y,z"][..]),
+            ("amqp://mq1,[::1]:2", &["amqp://mq1", "amqp://[::1]:2"]),
+            ("postgres://h1,h2/db?password=s3@cret", &["postgres://h1/db?password=s3@cret", "postgres://h2/db?password=s3@cret"]),
+            ("postgres://u:a,b?c@h/db", &["postgres://u:a,b?c@h/db"]),
+        ] {
+            let hosts: Vec<String> = SecretUrl(url.to_owned()).hosts().into_iter().map(|host| host.0).collect();
+            assert_eq!(hosts, expected);
+        }
+        for url in ["postgres://u:s3cret@h1,,h2/db", "postgres://u:s3cret@h1,/db", "postgres://u:s3cret@h1,:5433/db"] {
+            let error = DatabaseUrl::parse(url).unwrap_err();
+            assert!(error.exit_code() == 2 && !error.to_string().contains("s3cret"), "{error}");
         }
     }
 
@@ -376,7 +424,7 @@ mod tests {
     fn parameters_that_sqlx_would_show_are_not_passed_on() {
         let url = SecretUrl("postgres://h/db?ssl%70assword=a&sslmode=off&password=b&passwd=c".to_owned());
         let (passed, dropped) = url.without_unknown_secrets();
-        assert_eq!(passed, "postgres://h/db?sslmode=off&password=b");
+        assert_eq!(passed.expose(), "postgres://h/db?sslmode=off&password=b");
         assert_eq!(dropped, ["ssl%70assword", "passwd"]);
     }
 

@@ -19,9 +19,9 @@ impl Heartbeat {
     }
 }
 
-const BOTH: Connections = Connections { database: true, broker: true };
-const DATABASE: Connections = Connections { database: true, broker: false };
-const BROKER: Connections = Connections { database: false, broker: true };
+const BOTH: Connections = Connections { database: true, broker: true, database_host: None, broker_host: None };
+const DATABASE: Connections = Connections { broker: false, ..BOTH };
+const BROKER: Connections = Connections { database: false, ..BOTH };
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -66,7 +66,7 @@ fn a_process_is_healthy_once_it_is_connected_to_what_it_needs() {
         let mut heartbeat = start(dir.path(), role, transport);
         let health = health_at(dir.path(), 1);
         assert_eq!((health.healthy, health.reason), (false, format!("process {} {complaint}", std::process::id())));
-        heartbeat.beat_at(needed, &[], at(1)).unwrap();
+        heartbeat.beat_at(needed.clone(), &[], at(1)).unwrap();
         let health = health_at(dir.path(), 1);
         assert!(health.healthy, "{role:?} over {transport:?}: {health}");
         assert_eq!(health.processes[0].connected, needed);

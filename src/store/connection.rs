@@ -4,16 +4,15 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::error::{Class, StoreError, StoreResult};
-use super::session;
+use super::servers::Servers;
 use super::sql::Dialect;
 pub use super::value::{Arg, Field};
 use super::value::{postgres_arguments, postgres_fields, sqlite_arguments, sqlite_fields};
@@ -54,16 +53,8 @@ struct Turn {
 /// The options of a connection, parsed once from the database's URL.
 #[derive(Debug, Clone)]
 pub enum ConnectionOptions {
-    Postgres(Box<Server>),
+    Postgres(Servers),
     Sqlite(Box<SqliteFile>),
-}
-
-/// A PostgreSQL server, or what stands before it.
-#[derive(Debug, Clone)]
-pub struct Server {
-    options: PgConnectOptions,
-    /// Whether its connections are known to have sessions of their own. Clones share it.
-    has_sessions: Arc<AtomicBool>,
 }
 
 /// The options of a SQLite file.
@@ -98,25 +89,17 @@ impl ConnectionOptions {
                     .disable_statement_logging();
                 Ok(Self::Sqlite(Box::new(SqliteFile { options, turns: Turns::default(), missing: Some(path.clone()) })))
             }
-            DatabaseUrl::Postgres(url) => {
-                let (url, dropped) = url.without_unknown_secrets();
-                for name in dropped {
-                    tracing::warn!("the database URL's parameter `{name}` is ignored; the password is given as `password`");
-                }
-                // No parameters: PgBouncer does not know them. They are set when the session is there.
-                let options = url.parse::<PgConnectOptions>()?.application_name("dataloader").extra_float_digits(None);
-                Ok(Self::Postgres(Box::new(Server { options: options.disable_statement_logging(), has_sessions: Arc::default() })))
-            }
+            DatabaseUrl::Postgres(url) => Servers::new(url).map(Self::Postgres),
         }
     }
 
     /// The same options for connections that change nothing: they do not create the database file and do not change an existing
-    /// one.
+    /// one, and a server that accepts no writes will do.
     #[must_use]
     pub fn read_only(self) -> Self {
         match self {
             // On PostgreSQL each transaction is declared read-only instead.
-            Self::Postgres(server) => Self::Postgres(server),
+            Self::Postgres(servers) => Self::Postgres(servers.read_only()),
             // The file is not opened as read-only: SQLite could then not remove the auxiliary files that it needs for reading.
             Self::Sqlite(mut file) => {
                 file.options = file.options.create_if_missing(false).pragma("query_only", "on");
@@ -132,15 +115,9 @@ impl ConnectionOptions {
     /// If the database is not reachable, refuses the connection, or does not exist.
     pub async fn connect(&self) -> StoreResult<Connection> {
         match self {
-            Self::Postgres(server) => {
-                let mut connection = PgConnection::connect_with(&server.options).await?;
-                if !server.has_sessions.load(Ordering::Relaxed) {
-                    session::refuse_shared(&mut connection, &server.options).await?;
-                    server.has_sessions.store(true, Ordering::Relaxed);
-                }
-                session::configure(&mut connection).await?;
-                let watch = Watch::new(Some(Box::new(server.options.clone())));
-                Ok(Connection { kind: Kind::Postgres(connection), watch, turn: None })
+            Self::Postgres(servers) => {
+                let (connection, options) = servers.connect().await?;
+                Ok(Connection { kind: Kind::Postgres(connection), watch: Watch::new(Some(Box::new(options))), turn: None })
             }
             Self::Sqlite(file) => {
                 if let Some(path) = &file.missing {

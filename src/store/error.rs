@@ -83,6 +83,11 @@ impl StoreError {
         self
     }
 
+    /// The hint, if there is one.
+    pub(super) fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Puts before the message what it is about.
     #[must_use]
     pub fn context(mut self, context: &str) -> Self {
@@ -197,8 +202,9 @@ impl From<StoreError> for Error {
             Class::Full => {
                 Error::failed(format!("the database is full: {message}")).hint("make room, then run the same command again")
             }
-            Class::ReadOnly => Error::failed(format!("the database cannot be written: {message}"))
-                .hint("check the permissions of the database file, or the rights of the database user: `dataloader doctor` names them"),
+            Class::ReadOnly => Error::failed(format!("the database cannot be written: {message}")).hint(
+                "check the permissions of the database file, or the rights of the database user: `dataloader doctor` names them",
+            ),
             Class::Changed => Error::failed(format!("the tables were changed while this ran: {message}"))
                 .hint("run the same command again; if it comes again, another configuration is at work on this database: use one"),
             Class::Other => Error::failed(message),

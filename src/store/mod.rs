@@ -16,6 +16,7 @@ pub mod model; // the modelled tables
 pub mod open_rejects; // records that could not be loaded
 pub mod rows; // rows encoded for each database
 pub mod schema; // creates and upgrades the tables
+mod servers; // the servers of a URL, tried in turn
 mod session; // settings of a PostgreSQL session, and whether it is one
 pub mod sql; // the two dialects
 mod stage_file; // rows that the server reads from a shared directory
@@ -66,6 +67,19 @@ impl Database {
             ConnectionOptions::Postgres(_) => Dialect::Postgres,
             ConnectionOptions::Sqlite(..) => Dialect::Sqlite,
         }
+    }
+
+    /// The server that was connected last, as `HOST:PORT`; none for SQLite.
+    pub fn connected(&self) -> Option<&str> {
+        match &self.options {
+            ConnectionOptions::Postgres(servers) => servers.connected(),
+            ConnectionOptions::Sqlite(_) => None,
+        }
+    }
+
+    /// Whether the URL names several servers.
+    pub fn has_several_hosts(&self) -> bool {
+        matches!(&self.options, ConnectionOptions::Postgres(servers) if servers.are_several())
     }
 
     /// Opens a connection in one attempt.

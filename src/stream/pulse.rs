@@ -45,12 +45,12 @@ async fn say(
     let mut said = None;
     let mut at = Instant::now();
     loop {
-        let connected = Connections { database: *database.borrow_and_update(), broker: links.is_broker_connected() };
+        let connected = connections(links, *database.borrow_and_update());
         let troubles = links.vitals.troubles(config.stream.stall);
         let in_flight = (stats.in_flight_bytes(), stats.in_flight_limit_bytes());
         let flow = meter.read(Instant::now(), links.vitals.work(), &troubles, in_flight);
         let interval = if flow.is_moving() { WRITE_EVERY } else { BEAT_INTERVAL };
-        let beat = Beat::now(config.role, config.transport, connected, &troubles, flow);
+        let beat = Beat::now(config.role, config.transport, connected.clone(), &troubles, flow);
         stats.set_beat(beat.clone());
         let says = Some((connected, troubles));
         if says != said || at.elapsed() >= interval {
@@ -62,6 +62,14 @@ async fn say(
         // A database that answers, or no longer does, is told at once.
         drop(tokio::time::timeout(LOOK_EVERY, database.changed()).await);
     }
+}
+
+/// The connections now. The broker's are known to the links.
+fn connections(links: &Links, database: bool) -> Connections {
+    let broker = links.is_broker_connected();
+    let database_host = links.database.connected().filter(|_| database).map(str::to_owned);
+    let node = links.broker.as_ref().and_then(|link| link.broker.connected());
+    Connections { database, broker, database_host, broker_host: node.filter(|_| broker).map(str::to_owned) }
 }
 
 /// Asks the database on a connection of its own, because an idle connection does not notice that it is lost.

@@ -127,15 +127,21 @@ fn of_process(text: &mut Text, stats: &Arc<Stats>) {
 /// Which servers answer.
 fn up(text: &mut Text, site: &Site, seen: &Seen) {
     let mut targets = Vec::new();
+    let mut connected = Connections::default();
     match &site.stats {
         Some(stats) => {
-            let Connections { database, broker } = stats.beat().map(|beat| beat.connected()).unwrap_or_default();
+            connected = stats.beat().map(|beat| beat.connected().clone()).unwrap_or_default();
             if let Some(topology) = stats.topology() {
-                targets.extend(topology.records.then_some((Target::Database, database)));
-                targets.extend(topology.broker.then_some((Target::Broker, broker)));
+                targets.extend(topology.records.then_some((Target::Database, connected.database)));
+                targets.extend(topology.broker.then_some((Target::Broker, connected.broker)));
             }
         }
-        None => targets.push((Target::Database, seen.error.is_none())),
+        None => {
+            let is_up = seen.error.is_none();
+            targets.push((Target::Database, is_up));
+            let host = site.observer.database().and_then(|database| database.connected());
+            connected.database_host = host.filter(|_| is_up).map(str::to_owned);
+        }
     }
     if targets.is_empty() {
         return;
@@ -143,6 +149,16 @@ fn up(text: &mut Text, site: &Site, seen: &Seen) {
     text.metric("dataloader_up", "gauge", "1 while the server answers this process, else 0.");
     for (target, is_up) in targets {
         text.sample("dataloader_up", &[("target", target.name())], u8::from(is_up));
+    }
+    if connected.hosts().next().is_some() {
+        text.metric(
+            "dataloader_connected",
+            "gauge",
+            "1; the labels are the server, and which of its hosts this process is connected to.",
+        );
+    }
+    for (target, host) in connected.hosts() {
+        text.sample("dataloader_connected", &[("target", target.name()), ("host", host)], 1);
     }
 }
 

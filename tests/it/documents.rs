@@ -19,8 +19,9 @@ use repository::{Repository, Sources};
 
 /// README and ARCHITECTURE are read in one sitting.
 const MOST_LINES: usize = 200;
-/// Names of PostgreSQL's and RabbitMQ's.
-const OF_OTHERS: [&str; 2] = ["pg_read_server_files", "change_password"];
+/// Names of PostgreSQL's, PgBouncer's and RabbitMQ's.
+const OF_OTHERS: [&str; 5] =
+    ["pg_read_server_files", "change_password", "target_session_attrs", "ignore_startup_parameters", "default_pool_size"];
 
 #[test]
 fn readme_and_architecture_are_short() {

@@ -31,7 +31,7 @@ fn a_pipeline_is_healthy_as_long_as_it_lives_and_is_connected() {
     let outcome = ask(&["health"]).code(1);
     assert_eq!(outcome.stdout, format!("unhealthy: process {pid} is not connected to the database\n"));
 
-    let connected = Connections { database: true, broker: false };
+    let connected = Connections { database: true, ..Connections::default() };
     let beat = Beat::now(Role::All, Transport::Inproc, connected, &[], Flow::default());
     heartbeat.beat(&beat).expect("the temporary directory is writable");
     let outcome = ask(&["health"]).ok();

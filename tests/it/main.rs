@@ -28,6 +28,7 @@ mod verify; // all that is there agrees
 mod exact; // at every moment
 mod changes; // in the cost of the change
 mod reading; // commands that only read
+mod hosts; // several hosts in a URL, and a standby that takes over
 mod pooler; // PgBouncer between it and PostgreSQL
 mod rights; // roles with no right more than they need
 mod durable; // power cuts

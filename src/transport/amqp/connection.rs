@@ -17,6 +17,7 @@ use super::tap::Tap;
 use super::topology::Topology;
 use crate::config::SecretUrl;
 use crate::error::{Error, Result, io_text};
+use crate::hosts::{HOST_TIME, Hosts};
 use crate::retry::{GIVE_UP_AFTER, MENTION_EVERY, Retry, RetryPolicy};
 use crate::vitals::{Stage, Target, Vitals, Wait};
 
@@ -51,7 +52,8 @@ impl From<lapin::Error> for Fault {
 #[derive(Debug, Clone)]
 pub struct Broker {
     url: SecretUrl,
-    uri: AMQPUri,
+    /// The nodes that the URL names.
+    hosts: Hosts<AMQPUri>,
 }
 
 impl Broker {
@@ -60,38 +62,47 @@ impl Broker {
     /// # Errors
     /// If the URL is invalid. Its scheme was checked before.
     pub fn new(url: &SecretUrl) -> Result<Self> {
-        let mut uri: AMQPUri = url.expose().parse().map_err(|error: String| {
-            Error::usage(format!("the AMQP URL {url} is wrong: {}", url.scrub(&error)))
-                .hint("give amqp://user:password@host:5672/vhost; the vhost `/` is written %2f")
-        })?;
-        if let Some(address) = ipv6_address(url.expose()) {
-            uri.authority.host = address;
-        }
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { url: url.clone(), uri })
+        let uris: Vec<AMQPUri> = url.hosts().iter().map(uri).collect::<Result<_>>()?;
+        let named = uris.into_iter().map(|uri| (host(&uri), uri));
+        Ok(Self { url: url.clone(), hosts: Hosts::new("RabbitMQ", named) })
+    }
+
+    /// The node that was connected last, as `HOST:PORT`.
+    pub fn connected(&self) -> Option<&str> {
+        self.hosts.connected()
     }
 
     /// Where it listens without TLS, as `HOST:PORT`; none where it speaks TLS.
     pub(super) fn address(&self) -> Option<String> {
-        let authority = &self.uri.authority;
-        let host = if authority.host.contains(':') { format!("[{}]", authority.host) } else { authority.host.clone() };
-        (self.uri.scheme == AMQPScheme::AMQP).then(|| format!("{host}:{}", authority.port))
+        self.hosts.last().filter(|uri| uri.scheme == AMQPScheme::AMQP).map(host)
     }
 
-    /// Makes one attempt to connect. `name` is shown to the broker's operators. `tap` limits what is read.
+    /// Makes one attempt to connect to each node, until one accepts. `name` is shown to the broker's operators. `tap` limits what is read.
     pub(super) async fn connect_once(&self, name: &str, tap: Option<&Tap>) -> Result<Connection, lapin::Error> {
         let properties = ConnectionProperties::default()
             .with_connection_name(name.into())
             .with_client_property("product".into(), "dataloader".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let uri = self.uri.clone();
-        match tap {
-            None => within(HANDSHAKE, Connection::connect_uri(uri, properties)).await,
-            Some(tap) => {
-                tap.allow_portion();
-                within(HANDSHAKE, Connection::connect_uri_with_runtime(uri, properties, tap.runtime())).await
+        let limit = if self.hosts.are_several() { HOST_TIME } else { HANDSHAKE };
+        let mut failures = Vec::new();
+        for attempt in self.hosts.attempts() {
+            let (uri, properties) = (attempt.options().clone(), properties.clone());
+            let connected = match tap {
+                None => within(limit, Connection::connect_uri(uri, properties)).await,
+                Some(tap) => {
+                    tap.allow_portion();
+                    within(limit, Connection::connect_uri_with_runtime(uri, properties, tap.runtime())).await
+                }
+            };
+            match connected {
+                Ok(connection) => {
+                    attempt.succeeded();
+                    return Ok(connection);
+                }
+                Err(error) => failures.push((attempt.name(), error)),
             }
         }
+        Err(summary(failures))
     }
 
     /// Connects; gives up after ten seconds.
@@ -132,6 +143,39 @@ impl Broker {
 impl std::fmt::Display for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.url.fmt(f)
+    }
+}
+
+/// What one node is connected with.
+fn uri(url: &SecretUrl) -> Result<AMQPUri> {
+    let mut uri: AMQPUri = url.expose().parse().map_err(|error: String| {
+        Error::usage(format!("the AMQP URL {url} is wrong: {}", url.scrub(&error)))
+            .hint("give amqp://user:password@host:5672/vhost; the vhost `/` is written %2f")
+    })?;
+    if let Some(address) = ipv6_address(url.expose()) {
+        uri.authority.host = address;
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    Ok(uri)
+}
+
+/// `HOST:PORT`.
+fn host(uri: &AMQPUri) -> String {
+    let authority = &uri.authority;
+    let host = if authority.host.contains(':') { format!("[{}]", authority.host) } else { authority.host.clone() };
+    format!("{host}:{}", authority.port)
+}
+
+/// One error for those of all nodes. A refusal is told from nodes that are away.
+fn summary(mut failures: Vec<(&str, lapin::Error)>) -> lapin::Error {
+    let refusal = failures.iter().position(|(_, error)| is_refusal(error));
+    match (refusal, failures.len()) {
+        (Some(at), _) => failures.swap_remove(at).1,
+        (None, 1) => failures.remove(0).1,
+        (None, _) => {
+            let reasons: Vec<String> = failures.iter().map(|(name, error)| format!("{name}: {}", text(error))).collect();
+            lapin::Error::from(std::io::Error::other(reasons.join("; ")))
+        }
     }
 }
 
@@ -399,7 +443,17 @@ mod tests {
             ("amqp://u:p@mq.example.org/x?heartbeat=5", "mq.example.org"),
         ] {
             let broker = Broker::new(&SecretUrl::parse_amqp(url).unwrap()).unwrap();
-            assert_eq!(broker.uri.authority.host, host, "{url}");
+            assert_eq!(broker.hosts.last().unwrap().authority.host, host, "{url}");
+        }
+    }
+
+    #[test]
+    fn each_node_has_the_login_and_the_vhost_of_the_url() {
+        let broker = Broker::new(&SecretUrl::parse_amqp("amqps://u:p@mq1,mq2:5673,[::1]/v?heartbeat=5").unwrap()).unwrap();
+        let names: Vec<&str> = broker.hosts.attempts().map(|attempt| attempt.name()).collect();
+        assert_eq!(names, ["mq1:5671", "mq2:5673", "[::1]:5671"]);
+        for uri in broker.hosts.attempts().map(|attempt| attempt.options()) {
+            assert_eq!((uri.vhost.as_str(), uri.authority.userinfo.username.as_str(), uri.query.heartbeat), ("v", "u", Some(5)));
         }
     }
 

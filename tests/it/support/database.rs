@@ -48,6 +48,12 @@ impl Database {
         Self::Postgres { url: with_database(admin_url, &name), admin_url: admin }
     }
 
+    /// The same database on another server.
+    pub fn on_server(&self, server: &str) -> Self {
+        let Self::Postgres { url, .. } = self else { panic!("a file has no server") };
+        Self::Postgres { url: with_database(server, database_of(url)), admin_url: None }
+    }
+
     pub fn store(&self) -> Store {
         match self {
             Self::Sqlite { .. } => Store::Sqlite,
@@ -116,6 +122,13 @@ impl Database {
         }
         out
     }
+}
+
+/// The first value of each row, asked on a server of PostgreSQL.
+pub fn ask(url: &str, sql: &str) -> Vec<String> {
+    let database = Database::Postgres { url: url.to_owned(), admin_url: None };
+    let rows = database.query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    rows.into_iter().filter_map(|row| row.into_iter().next()?).collect()
 }
 
 impl Drop for Database {

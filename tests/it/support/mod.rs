@@ -29,7 +29,7 @@ pub use http::Page;
 pub use lock::WriteLock;
 pub use pooler::Pooler;
 pub use process::{Background, Invocation, Outcome, Signal};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, host_of, several_hosts};
 pub use queues::{Message, Queues, Transport};
 pub use records::{array, event, gzip, host_name, many_events, sha256, write_samples};
 pub use sandbox::Sandbox;

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -16,6 +17,8 @@ pub struct Proxy {
 struct Line {
     held: Mutex<Held>,
     changed: Condvar,
+    /// Whether new connections end at once.
+    is_down: AtomicBool,
     /// Both ends of each connection.
     ends: Mutex<Vec<TcpStream>>,
 }
@@ -45,6 +48,9 @@ impl Proxy {
         // Ends with the tests' own process; until then it waits for connections that nobody makes.
         thread::spawn(move || {
             for program in listener.incoming().flatten() {
+                if connections.is_down.load(Ordering::Relaxed) {
+                    continue;
+                }
                 // Without a server the program sees its connection end, as it would without this.
                 if let Ok(server) = TcpStream::connect(&server) {
                     connections.carry_both_ways(&program, &server);
@@ -77,6 +83,16 @@ impl Proxy {
     /// What was held arrives, and all that comes.
     pub fn release(&self) {
         self.line.hold(Held::default());
+    }
+
+    /// All connections end, and new ones at once, until it is up again.
+    pub fn go_down(&self) {
+        self.line.is_down.store(true, Ordering::Relaxed);
+        self.cut();
+    }
+
+    pub fn come_up(&self) {
+        self.line.is_down.store(false, Ordering::Relaxed);
     }
 
     /// Both sides see the end of all connections, and what was held is lost. New connections are possible.
@@ -134,6 +150,18 @@ impl Line {
         self.pass(direction);
         drop(to.shutdown(Shutdown::Write));
     }
+}
+
+/// The URL of these hosts together, which differ in nothing else.
+pub fn several_hosts(urls: &[&str]) -> String {
+    let (before, _, after) = split_at_authority(urls[0]);
+    let hosts: Vec<&str> = urls.iter().map(|url| split_at_authority(url).1).collect();
+    format!("{before}{}{after}", hosts.join(","))
+}
+
+/// `host:port` of a URL.
+pub fn host_of(url: &str) -> &str {
+    split_at_authority(url).1
 }
 
 /// Before, `host:port`, and after.

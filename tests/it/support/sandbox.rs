@@ -53,6 +53,11 @@ impl Sandbox {
         Self { queues: None, database: Database::create_postgres(server.url(), false), directory: working_directory() }
     }
 
+    /// Its database is asked for on that server from now on.
+    pub fn move_to(&mut self, server: &PrivatePostgres) {
+        self.database = self.database.on_server(server.url());
+    }
+
     /// Over a RabbitMQ node of the test's own.
     #[track_caller]
     pub fn over_node(node: &PrivateRabbit, store: Store) -> Self {

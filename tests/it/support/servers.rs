@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::database::ask;
+use super::wait_until;
+
 const SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services.sh");
 
 /// How PostgreSQL is stopped.
@@ -30,6 +33,29 @@ impl PrivatePostgres {
         let directory = tempfile::Builder::new().prefix("dataloader-postgres-").tempdir().expect("a temporary directory");
         let url = services(&["postgres", "start"], directory.path(), &[]).trim().to_owned();
         Self { url, directory }
+    }
+
+    /// A copy of it that follows it, and that commits wait for from now on; `None`, with a message, where the server is in a container.
+    #[track_caller]
+    pub fn with_standby(&self) -> Option<Self> {
+        if self.directory.path().join("container").exists() {
+            eprintln!("SKIPPED: a standby needs the programs of PostgreSQL on this machine");
+            return None;
+        }
+        let directory = tempfile::Builder::new().prefix("dataloader-standby-").tempdir().expect("a temporary directory");
+        let primary = self.directory.path().to_str().expect("a plain path");
+        let url = services(&["postgres", "standby"], directory.path(), &[primary]).trim().to_owned();
+        let ask = |sql: &str| ask(&self.url, sql);
+        ask("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        ask("SELECT pg_reload_conf()::text");
+        wait_until("commits wait for the standby", || ask("SELECT sync_state FROM pg_stat_replication") == ["sync"]);
+        Some(Self { url, directory })
+    }
+
+    /// A standby accepts writes from now on.
+    #[track_caller]
+    pub fn promote(&self) {
+        services(&["postgres", "promote"], self.directory.path(), &[]);
     }
 
     /// As a superuser, on the database `postgres`.
