@@ -14,7 +14,10 @@ Usage: ./run.sh COMMAND
 
   test [WORD...]     all tests, or those with one of these words in their name, as in: ./run.sh test sqlite:: menu
                      starts the servers that they need and stops them again
-                     with `matrix`: the process is killed after every single step, where `test` tries some of them
+                     with `matrix`: the process is killed after every single step, and every kind of
+                     step fails, where `test` tries some of them
+  fuzz MINUTES       texts, messages and configurations that nobody wrote by hand, for so long; what fails is kept
+                     in tests/corpus/
   check              formatting, lints, documentation, shell scripts, dependencies
   bench              the benches, side by side with psql and sqlite3 on private servers
   deploy             the batch application in Docker: builds, starts, tests it, opens its menu
@@ -222,6 +225,13 @@ tests_into() {
     cargo test --locked --tests --no-fail-fast -- "$@" | tee "$log"
 }
 
+# run_fuzz MINUTES: each test makes other inputs until the time is over. A seed in FUZZ_SEED is repeated.
+run_fuzz() {
+    need_cargo
+    cargo test --locked --lib --no-run
+    FUZZ_MINUTES=$1 cargo test --locked --lib -- --test-threads 16 fuzz::
+}
+
 run_benches() {
     need_cargo
     cargo bench --locked --no-run
@@ -292,12 +302,17 @@ wrong_usage() {
 command=${1-}
 command=${command#--}
 shift || true
-# Only `test` has arguments, and none of them begins with a dash.
-for word in "$@"; do
-    if [[ $command != test || ! $word || $word == -* ]]; then wrong_usage; fi
-done
+# Only `test` and `fuzz` have arguments. None of the words of `test` begins with a dash.
+if [[ $command == fuzz ]]; then
+    if [[ $# != 1 || ! $1 =~ ^[1-9][0-9]{0,3}$ ]]; then wrong_usage; fi
+else
+    for word in "$@"; do
+        if [[ $command != test || ! $word || $word == -* ]]; then wrong_usage; fi
+    done
+fi
 case $command in
     test) run_tests "$@" ;;
+    fuzz) run_fuzz "$1" ;;
     check) run_checks ;;
     bench) run_benches ;;
     deploy) exec scripts/deploy.sh up batch ;;

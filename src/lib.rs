@@ -31,3 +31,6 @@ pub mod host; // the name of this machine
 pub mod visible; // control characters of data and names: shown, never sent
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model
 pub mod error; // the error that reaches the user; exit codes
+
+#[cfg(test)]
+mod fuzz; // inputs that nobody wrote by hand

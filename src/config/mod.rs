@@ -100,6 +100,15 @@ impl Config {
         Self::resolve(source, text, flags, &env)
     }
 
+    /// The built-in configuration with these flags. Of the environment it takes only where the broker is.
+    ///
+    /// # Errors
+    /// If the broker's URL is wrong.
+    pub fn built_in(flags: Settings) -> Result<Self> {
+        let env = Environment(&|name| std::env::var_os(name).filter(|_| name == "AMQP_URL"));
+        Self::resolve(ConfigSource::BuiltIn, BUILT_IN.to_owned(), flags, &env)
+    }
+
     /// The only function that decides which layer wins.
     fn resolve(source: ConfigSource, text: String, flags: Settings, env: &Environment<'_>) -> Result<Self> {
         let document = Document { name: source.to_string(), text };
@@ -145,8 +154,13 @@ impl Config {
             datasets,
         };
         if config.transport == Transport::Inproc && config.role != Role::All {
-            return Err(Error::usage("the role `producer` or `consumer` needs a transport between processes")
-                .hint("add --transport amqp, or leave the role at `all`"));
+            let error = Error::usage("the role `producer` or `consumer` needs a transport between processes")
+                .hint("add --transport amqp, or leave the role at `all`");
+            let is_of_file = flags.role.is_none() && env.get("DATALOADER_ROLE").is_none();
+            return Err(match root.get("role").filter(|_| is_of_file) {
+                Some(value) => value.locate(error),
+                None => error,
+            });
         }
         Ok(config)
     }

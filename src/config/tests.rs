@@ -1,5 +1,7 @@
 //! Tests of the configuration: layers, errors and their places.
 
+mod fuzz;
+
 use super::*;
 use crate::dataset::{ColumnType, StreamMode};
 

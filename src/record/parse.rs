@@ -348,7 +348,7 @@ impl<'a> Fields<'a> {
             return;
         }
         let mut seen = HashSet::with_capacity(self.extra.len());
-        let last = |member: &Member<'a>| seen.insert(json::unescape(member.key).unwrap_or(Cow::Borrowed(member.key)));
+        let last = |member: &Member<'a>| seen.insert(json::unescape(member.key).map_err(|_| member.key));
         let mut last: Vec<bool> = self.extra.iter().rev().map(last).collect();
         self.extra.retain(|_| last.pop().unwrap_or(true));
     }

@@ -1,5 +1,8 @@
 //! Tests of whole records through the parser. The tests of single types are in `coerce.rs`.
 
+mod fuzz;
+mod judge;
+
 use std::path::PathBuf;
 
 use proptest::prelude::*;

@@ -224,11 +224,27 @@ impl RejectBody {
         let reason = RejectReason::from_name(&self.reason)
             .ok_or_else(|| Undecodable::body("a list of rejects", format_args!("unknown reason `{}`", self.reason)))?;
         let record = BASE64.decode(self.record).map_err(|error| Undecodable::body("a list of rejects", error))?;
+        storable("a list of rejects", [self.ordinal, self.byte_offset], [Some(&self.detail)])?;
         Ok(Reject { ordinal: self.ordinal, byte_offset: self.byte_offset, reason, detail: self.detail, record })
     }
 }
 
 // ---- decoding --------------------------------------------------------------------------------------------------------
+
+/// Refuses what the databases cannot store: they have signed numbers, and no U+0000 in texts.
+fn storable<'a>(
+    expected: &str,
+    numbers: impl IntoIterator<Item = u64>,
+    texts: impl IntoIterator<Item = Option<&'a String>>,
+) -> Result<(), Undecodable> {
+    if let Some(number) = numbers.into_iter().find(|number| i64::try_from(*number).is_err()) {
+        return Err(Undecodable::body(expected, format_args!("the number {number} is too large")));
+    }
+    if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        return Err(Undecodable::body(expected, "a text contains U+0000"));
+    }
+    Ok(())
+}
 
 /// What the properties of a message say, before its body is decoded.
 #[derive(Debug)]
@@ -332,11 +348,12 @@ impl Envelope {
                 let rejects: Vec<RejectBody> =
                     serde_json::from_slice(body).map_err(|error| Undecodable::body("a list of rejects", error))?;
                 let rejects = rejects.into_iter().map(RejectBody::decode).collect::<Result<_, _>>()?;
-                Content::Chunk(position.chunk(ChunkBody::Rejects(rejects)))
+                Content::Chunk(in_range(position.chunk(ChunkBody::Rejects(rejects)))?)
             }
             EnvelopeKind::End => {
                 let EndBody { records, bytes, error, sha256, host } =
                     serde_json::from_slice(body).map_err(|error| Undecodable::body("the totals of a file", error))?;
+                storable("the totals of a file", [records, bytes], [error.as_ref(), host.as_ref()])?;
                 let sha256 = sha256.map(|hash| hash.parse()).transpose();
                 let sha256 = sha256.map_err(|error| Undecodable::body("the totals of a file", error))?;
                 Content::End(FileEnd { records, bytes, error, sha256, host })
@@ -365,8 +382,15 @@ fn decode_records(position: Position, framing: Framing, body: &[u8]) -> Result<C
             .ok_or_else(|| Undecodable::body("an array", "it has no brackets"))?,
     };
     let Position { seq, first_ordinal, first_byte_offset } = position;
-    split_text(text.to_vec(), framing, seq, first_ordinal, first_byte_offset)
-        .map_err(|error| Undecodable::body("a run of whole records", error))
+    let chunk = split_text(text.to_vec(), framing, seq, first_ordinal, first_byte_offset)
+        .map_err(|error| Undecodable::body("a run of whole records", error))?;
+    in_range(chunk)
+}
+
+/// Refuses a chunk with records whose positions the databases cannot store.
+fn in_range(chunk: Chunk) -> Result<Chunk, Undecodable> {
+    let ends = [chunk.first_ordinal.saturating_add(chunk.records()), chunk.first_byte_offset.saturating_add(chunk.bytes() as u64)];
+    storable("a part of a file", ends, []).map(|()| chunk)
 }
 
 /// Puts all records of another program's message into one chunk.
@@ -422,7 +446,9 @@ impl Fields<'_> {
     }
 
     fn text(&self, name: &str) -> Result<String, Undecodable> {
-        text_of(self.get(name)).ok_or_else(|| Undecodable::header(name, "a text"))
+        // The databases cannot store this character in a text.
+        let text = text_of(self.get(name)).filter(|text| !text.contains('\0'));
+        text.ok_or_else(|| Undecodable::header(name, "a text without U+0000"))
     }
 
     /// Clients use different integer types.

@@ -2,6 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 
 use super::*;
 
@@ -103,42 +104,41 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![2 => valid, 4 => damaged, 4 => punctuation, 1 => vec(any::<u8>(), 0..60)]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+/// Reads of any sizes, and a window of any size, give the same chunks.
+fn any_cut_is_alike(text: &[u8], sizes: Vec<usize>, window_bytes: usize) -> TestCaseResult {
+    let whole = split_with(text, Limits { window_bytes: 1 << 16, ..SMALL });
+    let (chunks, error) = drain(&mut Splitter::with_limits(Sliced { text, sizes, turn: 0 }, Limits { window_bytes, ..SMALL }));
+    prop_assert_eq!((chunks, error.map(|e| e.to_string())), whole);
+    Ok(())
+}
 
-    #[test]
-    fn slicing_and_memory_have_no_influence(text in text(), sizes in vec(1..20usize, 1..5), window_bytes in 1..300usize) {
-        let whole = split_with(&text, Limits { window_bytes: 1 << 16, ..SMALL });
-        let (chunks, error) = drain(&mut Splitter::with_limits(Sliced { text: &text, sizes, turn: 0 }, Limits { window_bytes, ..SMALL }));
-        prop_assert_eq!((chunks, error.map(|e| e.to_string())), whole);
-    }
-
-    #[test]
-    fn every_byte_is_accounted_for(text in text()) {
-        let (chunks, error) = drain(&mut Splitter::with_limits(&text[..], SMALL));
-        let mut passed = 0;
-        let mut ordinal = 1;
-        let between = |to: usize, passed: &mut usize| {
-            let gap = &text[*passed..to];
-            *passed = to;
-            gap.iter().all(|b| is_white_space(*b) || b",[]".contains(b)) || gap.starts_with(BOM)
-        };
-        for (seq, chunk) in chunks.iter().enumerate() {
-            prop_assert_eq!((chunk.seq, chunk.first_ordinal), (seq as u64, ordinal));
-            ordinal += chunk.records();
-            let start = usize::try_from(chunk.first_byte_offset).unwrap();
-            match &chunk.body {
-                ChunkBody::Records { text: part, spans, .. } => {
-                    prop_assert!(part.len() <= SMALL.chunk_bytes && spans.len() <= SMALL.chunk_records);
-                    prop_assert_eq!((spans[0].start, spans.last().unwrap().end as usize), (0, part.len()));
-                    prop_assert_eq!(&text[start..start + part.len()], &part[..]);
-                    for span in spans {
-                        prop_assert!(!span.is_empty());
-                        prop_assert!(between(start + span.start as usize, &mut passed));
-                        passed = start + span.end as usize;
-                    }
+/// Every byte is in a record, in a reject, between two of them, or behind the error.
+fn accounts_for_every_byte(text: &[u8]) -> TestCaseResult {
+    let (chunks, error) = drain(&mut Splitter::with_limits(text, SMALL));
+    let mut passed = 0;
+    let mut ordinal = 1;
+    let between = |to: usize, passed: &mut usize| {
+        let gap = &text[*passed..to];
+        *passed = to;
+        gap.iter().all(|b| is_white_space(*b) || b",[]".contains(b)) || gap.starts_with(BOM)
+    };
+    for (seq, chunk) in chunks.iter().enumerate() {
+        prop_assert_eq!((chunk.seq, chunk.first_ordinal), (seq as u64, ordinal));
+        ordinal += chunk.records();
+        let start = usize::try_from(chunk.first_byte_offset).unwrap();
+        match &chunk.body {
+            ChunkBody::Records { text: part, spans, .. } => {
+                prop_assert!(part.len() <= SMALL.chunk_bytes && spans.len() <= SMALL.chunk_records);
+                prop_assert_eq!((spans[0].start, spans.last().unwrap().end as usize), (0, part.len()));
+                prop_assert_eq!(&text[start..start + part.len()], &part[..]);
+                for span in spans {
+                    prop_assert!(!span.is_empty());
+                    prop_assert!(between(start + span.start as usize, &mut passed));
+                    passed = start + span.end as usize;
                 }
-                ChunkBody::Rejects(rejects) => for (i, reject) in rejects.iter().enumerate() {
+            }
+            ChunkBody::Rejects(rejects) => {
+                for (i, reject) in rejects.iter().enumerate() {
                     let start = usize::try_from(reject.byte_offset).unwrap();
                     prop_assert_eq!(reject.ordinal, chunk.first_ordinal + i as u64);
                     prop_assert!(between(start, &mut passed));
@@ -149,19 +149,64 @@ proptest! {
                         prop_assert!(size > SMALL.record_bytes);
                         passed = start + size;
                     }
-                },
+                }
             }
         }
-        match error {
-            None => prop_assert!(between(text.len(), &mut passed)),
-            Some(SplitError::Boundary { line, column, byte_offset, .. }) => {
-                let at = usize::try_from(byte_offset).unwrap();
-                prop_assert!((passed..=text.len()).contains(&at));
-                let lines: Vec<&[u8]> = text[..at].split(|b| *b == b'\n').collect();
-                prop_assert_eq!((line, column), (lines.len() as u64, lines.last().unwrap().len() as u64 + 1));
-            }
-            Some(e) => prop_assert!(false, "{}", e),
+    }
+    match error {
+        None => prop_assert!(between(text.len(), &mut passed)),
+        Some(SplitError::Boundary { line, column, byte_offset, .. }) => {
+            let at = usize::try_from(byte_offset).unwrap();
+            prop_assert!((passed..=text.len()).contains(&at));
+            let lines: Vec<&[u8]> = text[..at].split(|b| *b == b'\n').collect();
+            prop_assert_eq!((line, column), (lines.len() as u64, lines.last().unwrap().len() as u64 + 1));
         }
+        Some(e) => prop_assert!(false, "{}", e),
+    }
+    Ok(())
+}
+
+/// The text of a chunk is enough to find its records.
+fn each_chunk_is_found_again(text: &[u8], limits: Limits) -> TestCaseResult {
+    for chunk in split_with(text, limits).0 {
+        if let ChunkBody::Records { framing, text, .. } = &chunk.body {
+            let again = split_text(text.clone(), *framing, chunk.seq, chunk.first_ordinal, chunk.first_byte_offset);
+            prop_assert_eq!(again.unwrap(), chunk);
+        }
+    }
+    Ok(())
+}
+
+/// All of this for texts that nobody wrote by hand.
+mod fuzz {
+    use twox_hash::XxHash3_128;
+
+    use super::*;
+    use crate::fuzz::records::{RECORDS, records};
+
+    #[test]
+    fn any_text_is_cut_alike_and_loses_no_byte() {
+        RECORDS.hold(records(), |text| {
+            // The input alone decides how it is read, so it repeats a failure.
+            let [window, sizes @ ..] = XxHash3_128::oneshot(text).to_le_bytes();
+            any_cut_is_alike(text, sizes[..4].iter().map(|size| usize::from(size % 19) + 1).collect(), usize::from(window) + 1)?;
+            accounts_for_every_byte(text)?;
+            each_chunk_is_found_again(text, SMALL)
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn slicing_and_memory_have_no_influence(text in text(), sizes in vec(1..20usize, 1..5), window_bytes in 1..300usize) {
+        any_cut_is_alike(&text, sizes, window_bytes)?;
+    }
+
+    #[test]
+    fn every_byte_is_accounted_for(text in text()) {
+        accounts_for_every_byte(&text)?;
     }
 
     #[test]
@@ -188,12 +233,7 @@ proptest! {
 
     #[test]
     fn a_chunk_is_found_again_in_its_text(text in text(), small in any::<bool>()) {
-        for chunk in split_with(&text, if small { SMALL } else { DEFAULT }).0 {
-            if let ChunkBody::Records { framing, text, .. } = &chunk.body {
-                let again = split_text(text.clone(), *framing, chunk.seq, chunk.first_ordinal, chunk.first_byte_offset);
-                prop_assert_eq!(again.unwrap(), chunk);
-            }
-        }
+        each_chunk_is_found_again(&text, if small { SMALL } else { DEFAULT })?;
     }
 
     #[test]

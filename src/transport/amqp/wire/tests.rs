@@ -1,5 +1,7 @@
 //! What is encoded comes back the same. Messages of other programs are understood, and what is no message says why.
 
+mod fuzz;
+
 use proptest::prelude::*;
 
 use super::*;
