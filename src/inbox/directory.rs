@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::steps::step;
+use crate::steps;
 
 /// What becomes of a directory that is a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,9 +122,7 @@ impl Directory {
     /// Creates a file that is not there yet.
     pub fn create_file(&self, name: &OsStr, mode: Mode) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(fs::openat(&self.0, name, flags, mode)?);
-        step("a file is made");
-        Ok(file)
+        steps::of_file("a file is made", || Ok(File::from(fs::openat(&self.0, name, flags, mode)?)))
     }
 
     /// What is there under this name, without following it.
@@ -137,27 +135,19 @@ impl Directory {
 
     /// Renames a file into `to`, which may be the same directory.
     pub fn rename(&self, name: &OsStr, to: &Self, to_name: &OsStr) -> io::Result<()> {
-        fs::renameat(&self.0, name, &to.0, to_name)?;
-        step("a file is renamed");
-        Ok(())
+        steps::of_file("a file is renamed", || Ok(fs::renameat(&self.0, name, &to.0, to_name)?))
     }
 
     /// Removes a file, if it is there.
     pub fn remove_if_there(&self, name: &OsStr) -> io::Result<()> {
-        match fs::unlinkat(&self.0, name, AtFlags::empty()) {
-            Err(Errno::NOENT) => {}
-            removed => {
-                removed?;
-                step("a file is removed");
-            }
+        match steps::of_file("a file is removed", || Ok(fs::unlinkat(&self.0, name, AtFlags::empty())?)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         }
-        Ok(())
     }
 
     /// Makes files that were created in or renamed into the directory survive a power failure.
     pub fn sync(&self) -> io::Result<()> {
-        fs::fsync(&self.0)?;
-        step("a directory is synced");
-        Ok(())
+        steps::of_file("a directory is synced", || Ok(fs::fsync(&self.0)?))
     }
 }

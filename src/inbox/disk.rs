@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 
 use super::directory::{Directory, READ};
-use crate::steps::step;
+use crate::steps;
 
 /// What holds something of the data is for this user alone.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -44,9 +44,8 @@ fn finish(
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<File> {
     let mut file = create(dir, unfinished, mode)?;
-    let finished = fill(&mut file)
-        .and_then(|()| file.sync_all())
-        .map(|()| step("a file is synced"))
+    let finished = steps::of_file("a file is written", || fill(&mut file))
+        .and_then(|()| steps::of_file("a file is synced", || file.sync_all()))
         .and_then(|()| dir.rename(unfinished, dir, name));
     if finished.is_err() {
         // A dot file that is left is ignored everywhere. The first error is the one to return.

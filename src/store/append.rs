@@ -17,7 +17,6 @@ use super::stage_file::StageFile;
 use super::stream_upsert::{self, Writing};
 use super::watch::Watch;
 use crate::dataset::Dataset;
-use crate::steps::step;
 
 /// One of a dataset's two raw tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +170,8 @@ impl<'c> Appender<'c> {
     /// # Errors
     /// If the database refuses a row or fails.
     pub async fn finish(self) -> StoreResult<()> {
+        const STEP: &str = "rows of the delta";
+        self.watch.begins(STEP)?;
         match self.target {
             Target::Few { connection: Some(connection), waiting } if waiting.count > 0 => {
                 self.watch.answer(insert_array(connection, self.dataset, &self.table, &waiting.parts(), Noting::Days)).await?;
@@ -191,8 +192,7 @@ impl<'c> Appender<'c> {
                 self.watch.answer(insert_bound(connection, self.dataset, &self.table, &waiting.bound_parts())).await?;
             }
         }
-        step("rows of the delta");
-        Ok(())
+        self.watch.is_done(STEP)
     }
 }
 
@@ -363,19 +363,20 @@ async fn insert_into(
     parts: &[Part<'_>],
     noting: Noting,
 ) -> StoreResult<()> {
+    const STEP: &str = "rows";
     let Connection { kind, watch, .. } = &mut *connection;
-    let inserted = match kind {
+    watch.begins(STEP)?;
+    match kind {
         Kind::Postgres(connection) if noting == Noting::Days && row_count(parts) >= SHARED_COPY_ROWS => {
-            watch.answer(copy_parts(connection, dataset, table, parts)).await
+            watch.answer(copy_parts(connection, dataset, table, parts)).await?;
         }
-        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, table, parts, noting)).await,
+        Kind::Postgres(connection) => watch.answer(insert_array(connection, dataset, table, parts, noting)).await?,
         Kind::Sqlite(connection) => {
             let parts: Vec<BoundPart<'_>> = parts.iter().map(|(rows, range)| (sqlite(rows), range.clone())).collect();
-            watch.answer(insert_bound(connection, dataset, table, &parts)).await
+            watch.answer(insert_bound(connection, dataset, table, &parts)).await?;
         }
-    };
-    step("rows");
-    inserted
+    }
+    watch.is_done(STEP)
 }
 
 fn row_count(parts: &[Part<'_>]) -> usize {

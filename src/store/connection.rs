@@ -18,7 +18,6 @@ pub use super::value::{Arg, Field};
 use super::value::{postgres_arguments, postgres_fields, sqlite_arguments, sqlite_fields};
 use super::watch::Watch;
 use crate::config::DatabaseUrl;
-use crate::steps;
 use crate::vitals::Stage;
 
 /// A connection to PostgreSQL or SQLite. Dropping it in the middle of a transaction rolls the transaction back.
@@ -176,6 +175,7 @@ impl Connection {
     /// The database's error.
     pub async fn execute(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<u64> {
         let sql = sql.into();
+        self.watch.begins(&sql)?;
         let safe = AssertSqlSafe(sql.as_str());
         let changed = match &mut self.kind {
             Kind::Postgres(connection) => {
@@ -187,7 +187,7 @@ impl Connection {
                 self.watch.answer(sqlx::query_with(safe, arguments).execute(connection)).await?.rows_affected()
             }
         };
-        steps::statement(&sql);
+        self.watch.is_done(&sql)?;
         Ok(changed)
     }
 
@@ -197,12 +197,13 @@ impl Connection {
     /// The database's error for the first statement that fails.
     pub async fn run(&mut self, sql: impl Into<String>) -> StoreResult<u64> {
         let sql = sql.into();
+        self.watch.begins(&sql)?;
         let safe = AssertSqlSafe(sql.as_str());
         let changed = match &mut self.kind {
             Kind::Postgres(connection) => self.watch.answer(sqlx::raw_sql(safe).execute(connection)).await?.rows_affected(),
             Kind::Sqlite(connection) => self.watch.answer(sqlx::raw_sql(safe).execute(connection)).await?.rows_affected(),
         };
-        steps::statement(&sql);
+        self.watch.is_done(&sql)?;
         Ok(changed)
     }
 
@@ -213,6 +214,7 @@ impl Connection {
     /// The database's error.
     pub async fn fetch(&mut self, sql: impl Into<String>, args: &[Arg<'_>]) -> StoreResult<Vec<Vec<Field>>> {
         let sql = sql.into();
+        self.watch.begins(&sql)?;
         let safe = AssertSqlSafe(sql.as_str());
         let rows = match &mut self.kind {
             Kind::Postgres(connection) => {
@@ -226,7 +228,7 @@ impl Connection {
                 rows.iter().map(sqlite_fields).collect()
             }
         };
-        steps::statement(&sql);
+        self.watch.is_done(&sql)?;
         rows
     }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::error::{Class, StoreError, StoreResult};
 use crate::retry::GIVE_UP_AFTER;
+use crate::steps::{self, Failure};
 use crate::vitals::Stage;
 
 /// After this time without an answer, a second connection checks whether the server still answers.
@@ -52,13 +53,39 @@ impl Watch {
         self.is_lost
     }
 
+    /// Gives the connection up, as if the server had gone away.
+    fn lose(&mut self) -> StoreError {
+        self.is_lost = true;
+        StoreError::new(Class::Unavailable, "the connection is lost")
+    }
+
+    /// Counts a statement that begins, if it is a step.
+    ///
+    /// # Errors
+    /// If a test has it fail.
+    pub fn begins(&self, sql: &str) -> StoreResult<()> {
+        match steps::is_step(sql).then(|| steps::begins(sql)).flatten() {
+            None => Ok(()),
+            Some(Failure::Refused) => Err(StoreError::other("a test has this statement refused")),
+            Some(Failure::Full) => Err(StoreError::new(Class::Full, "a test leaves no room")),
+        }
+    }
+
+    /// Counts a statement that is done, if it is a step.
+    ///
+    /// # Errors
+    /// If a test has the connection lost.
+    pub fn is_done(&mut self, sql: &str) -> StoreResult<()> {
+        if steps::is_step(sql) && steps::done(sql) { Err(self.lose()) } else { Ok(()) }
+    }
+
     /// Waits for an answer for as long as the server answers on another connection, but no longer than the time limit.
     ///
     /// # Errors
     /// The error of the answer, or that there is no answer.
     pub async fn answer<T, E: Into<StoreError>>(&mut self, answer: impl Future<Output = Result<T, E>>) -> StoreResult<T> {
         if self.is_lost {
-            return Err(StoreError::new(Class::Unavailable, "the connection is lost"));
+            return Err(self.lose());
         }
         let answered = self.within(answer).await;
         if let (Some(stage), Ok(Ok(_))) = (&self.stage, &answered) {

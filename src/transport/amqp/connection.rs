@@ -48,6 +48,13 @@ impl From<lapin::Error> for Fault {
     }
 }
 
+impl Fault {
+    /// What a test has happen at a step.
+    pub(super) fn of_test() -> Self {
+        Self::Lost(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "a test cuts the connection").into())
+    }
+}
+
 /// A broker to connect to.
 #[derive(Debug, Clone)]
 pub struct Broker {

@@ -22,7 +22,7 @@ use super::connection::{Connected, Connector, Fault, Route, close, text};
 use super::dead_letters::DeadLetterQueue;
 use super::tap::Tap;
 use crate::error::Result;
-use crate::steps::step;
+use crate::steps;
 use crate::transport::piece::Piece;
 use crate::vitals::Stage;
 
@@ -198,10 +198,14 @@ async fn draining(phase: &mut watch::Receiver<Phase>) {
 }
 
 async fn acknowledge(acker: &Acker) {
+    const STEP: &str = "a message is acknowledged";
+    if steps::begins(STEP).is_some() {
+        return;
+    }
     if let Err(error) = acker.ack(BasicAckOptions::default()).await {
         tracing::debug!("an acknowledgement did not reach RabbitMQ: {}", text(&error));
     }
-    step("a message is acknowledged");
+    steps::done(STEP);
 }
 
 async fn requeue(acker: &Acker) {

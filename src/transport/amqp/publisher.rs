@@ -20,7 +20,7 @@ use super::connection::{Alarm, Connected, Connector, Fault, Route, close, close_
 use super::wire::{Message, encode_chunk, encode_end};
 use crate::error::{Error, Result};
 use crate::retry::{GIVE_UP_AFTER, RetryPolicy};
-use crate::steps::step;
+use crate::steps;
 use crate::transport::piece::{Content, FileEnd, Load, Piece, Receipt};
 use crate::vitals::Stage;
 
@@ -135,7 +135,9 @@ impl Publisher {
                         ready.push(next);
                     }
                     for serial in taken(ready).map_err(|error| self.explain(error))? {
-                        step("a message is confirmed");
+                        if steps::begins("a message is confirmed").is_some() || steps::done("a message is confirmed") {
+                            return Err(Fault::of_test());
+                        }
                         self.outbox.confirm(serial, finished);
                         self.stage.handled(1);
                     }
@@ -171,6 +173,10 @@ impl Publisher {
         events: &mut (impl Stream<Item = Event> + Unpin),
         last_progress: Instant,
     ) -> Result<PublisherConfirm, Fault> {
+        const PUBLISHED: &str = "a message is published";
+        if steps::begins(PUBLISHED).is_some() {
+            return Err(Fault::of_test());
+        }
         let message = Arc::clone(&self.outbox.unconfirmed[&serial].message);
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let (routing_key, properties) = (message.routing_key.clone(), message.properties.clone());
@@ -180,8 +186,8 @@ impl Publisher {
             tokio::select! {
                 biased;
                 published = &mut publishing => {
-                    step("a message is published");
-                    return published.map_err(|error| self.explain(error));
+                    let confirm = published.map_err(|error| self.explain(error))?;
+                    return if steps::done(PUBLISHED) { Err(Fault::of_test()) } else { Ok(confirm) };
                 }
                 Some(event) = events.next() => self.alarm.heed(event)?,
                 () = self.alarm.said_long_ago() => self.alarm.say(),
