@@ -82,9 +82,22 @@ fn chunks(mut event: impl FnMut(&mut Random) -> String) -> Vec<Chunk> {
     (0..CHUNKS).map(chunk).collect()
 }
 
+/// Where a value stands in the records of `nested`.
+const NESTED: [(&str, &str); 3] =
+    [("username", "/actor/name"), ("user_email", "/actor/contact/mail"), ("user_type", "/actor/type")];
+
 fn events() -> Arc<Dataset> {
-    let column =
-        |name: &str, column_type, required| Column { name: name.to_owned(), column_type, required, from: Place::key(name) };
+    dataset(Place::key)
+}
+
+/// Three columns take their values from inside of an object.
+fn nested_events() -> Arc<Dataset> {
+    let place = |name: &str| NESTED.iter().find(|(column, _)| *column == name).and_then(|(_, pointer)| Place::parse(pointer));
+    dataset(|name| place(name).unwrap_or_else(|| Place::key(name)))
+}
+
+fn dataset(from: impl Fn(&str) -> Place) -> Arc<Dataset> {
+    let column = |name: &str, column_type, required| Column { name: name.to_owned(), column_type, required, from: from(name) };
     Arc::new(Dataset {
         stream: StreamMode::default(),
         menu: false,
@@ -108,7 +121,11 @@ fn events() -> Arc<Dataset> {
 }
 
 fn parse(bencher: Bencher, chunks: &[Chunk]) {
-    let mut parser = Parser::new(events());
+    parse_into(bencher, chunks, events());
+}
+
+fn parse_into(bencher: Bencher, chunks: &[Chunk], dataset: Arc<Dataset>) {
+    let mut parser = Parser::new(dataset);
     bencher
         .counter(ItemsCount::new(CHUNKS * CHUNK_RECORDS))
         .counter(BytesCount::new(chunks.iter().map(Chunk::bytes).sum::<usize>()))
@@ -144,4 +161,34 @@ fn escaped(bencher: Bencher) {
 fn extra_keys(bencher: Bencher) {
     let extra = r#", "device": {"os": "linux", "version": 5.1}, "session": 123456, "referrer": null"#;
     parse(bencher, &chunks(|random| event(random, "\"Super Mario\"", extra)));
+}
+
+/// The records of `pointers`: three values stand in an object.
+fn nested_chunks() -> Vec<Chunk> {
+    chunks(|random| {
+        let text = event(random, "\"Super Mario\"", "");
+        let [name, mail, user_type] = ["username", "user_email", "user_type"].map(|key| member(&text, key));
+        let actor = format!(r#""actor": {{"name": {name}, "contact": {{"mail": {mail}}}, "type": {user_type}}}, "#);
+        let keys = ["username", "user_email", "user_type"].map(|key| format!("\"{key}\": {}, ", member(&text, key)));
+        text.replace(&keys.concat(), &actor)
+    })
+}
+
+/// The string of a key, with its quotes.
+fn member<'t>(event: &'t str, key: &str) -> &'t str {
+    let start = event.find(&format!("\"{key}\": ")).expect("an event has the key") + key.len() + 4;
+    let end = event[start + 1..].find('"').expect("it is a string") + start + 2;
+    &event[start..end]
+}
+
+/// Three columns take their values by JSON Pointers from inside of objects.
+#[divan::bench]
+fn pointers(bencher: Bencher) {
+    parse_into(bencher, &nested_chunks(), nested_events());
+}
+
+/// The same records without pointers: the object stays in `_extra`.
+#[divan::bench]
+fn pointers_without(bencher: Bencher) {
+    parse(bencher, &nested_chunks());
 }

@@ -15,7 +15,12 @@ pub struct Columns<'a, 'f> {
     pub values: &'f mut [Option<&'a str>],
     /// Members of nested objects that no column takes: the number of the object, the key with its quotes, and the value.
     pub unknown: &'f mut Vec<(usize, &'a str, &'a str)>,
+    pub found: &'f mut Found<'a>,
 }
+
+/// The members of the objects that are being read, the outermost first: for each part its key and its value. Kept from record to
+/// record, so that nothing is allocated for each.
+pub type Found<'a> = Vec<Option<(&'a str, &'a str)>>;
 
 /// What columns take of one value.
 #[derive(Debug)]
@@ -31,9 +36,23 @@ pub enum Taken {
 pub struct Parts {
     /// Which nested value of the dataset it is, from 1; the record itself is 0.
     number: usize,
-    /// With the index that the token is, should the value be a list.
-    parts: Vec<(Option<usize>, Taken)>,
+    parts: Vec<Part>,
     by_token: HashMap<String, usize>,
+}
+
+/// A member or element that columns take something of.
+#[derive(Debug)]
+struct Part {
+    token: String,
+    /// What the token is, should the value be a list.
+    index: Option<usize>,
+    taken: Taken,
+}
+
+impl Part {
+    fn new(token: &str, taken: Taken) -> Self {
+        Self { token: token.to_owned(), index: list_index(token), taken }
+    }
 }
 
 impl Parts {
@@ -43,13 +62,13 @@ impl Parts {
         let next = self.parts.len();
         let at = *self.by_token.entry(first.clone()).or_insert(next);
         if rest.is_empty() {
-            self.parts.push((list_index(first), Taken::Whole(column)));
+            self.parts.push(Part::new(first, Taken::Whole(column)));
             return;
         }
         if at == next {
-            self.parts.push((list_index(first), Taken::Parts(Self::default())));
+            self.parts.push(Part::new(first, Taken::Parts(Self::default())));
         }
-        if let Taken::Parts(parts) = &mut self.parts[at].1 {
+        if let Taken::Parts(parts) = &mut self.parts[at].taken {
             parts.add(rest, column);
         }
     }
@@ -58,9 +77,9 @@ impl Parts {
     pub fn locate(&mut self, at: Vec<String>, places: &mut Vec<Vec<String>>) {
         self.number = places.len();
         places.push(at);
-        for (token, part) in &self.by_token {
-            if let Taken::Parts(parts) = &mut self.parts[*part].1 {
-                let inside = places[self.number].iter().chain([token]).cloned().collect();
+        for part in &mut self.parts {
+            if let Taken::Parts(parts) = &mut part.taken {
+                let inside = places[self.number].iter().chain([&part.token]).cloned().collect();
                 parts.locate(inside, places);
             }
         }
@@ -78,35 +97,51 @@ impl Parts {
 
     fn take_members<'a>(&self, object: &'a str, into: &mut Columns<'a, '_>) -> Option<Cow<'a, str>> {
         // The last of a key that comes twice wins, so nothing is taken before all members are known.
-        let mut found: Vec<Option<(&str, &str)>> = vec![None; self.parts.len()];
-        let mut rest = Vec::new();
-        let scanned = scan::members(object, |key, value| {
-            let part = json::unescape(key).ok().and_then(|token| self.by_token.get(&*token));
-            match part {
-                Some(&part) => found[part] = Some((key, value)),
-                None => {
-                    into.unknown.push((self.number, key, value));
-                    rest.push((key, Cow::Borrowed(value)));
-                }
+        let (first_found, first_unknown) = (into.found.len(), into.unknown.len());
+        into.found.resize(first_found + self.parts.len(), None);
+        let (mut expected, mut is_any_found) = (0, false);
+        let scanned = scan::members(object, |key, value| match self.part(key, expected) {
+            Some(part) => {
+                (expected, is_any_found) = (part + 1, true);
+                into.found[first_found + part] = Some((key, value));
             }
+            None => into.unknown.push((self.number, key, value)),
         });
-        if scanned.is_err() || found.iter().all(Option::is_none) {
+        if scanned.is_err() || !is_any_found {
+            into.found.truncate(first_found);
             return Some(Cow::Borrowed(object));
         }
-        for ((_, taken), found) in self.parts.iter().zip(found) {
-            let Some((key, value)) = found else { continue };
-            rest.extend(taken.take(value, into).map(|left| (key, left)));
+        let mut rest = String::new();
+        for at in first_unknown..into.unknown.len() {
+            let (_, key, value) = into.unknown[at];
+            push_member(&mut rest, key, value);
         }
+        for (at, part) in self.parts.iter().enumerate() {
+            let Some((key, value)) = into.found[first_found + at] else { continue };
+            if let Some(left) = part.taken.take(value, into) {
+                push_member(&mut rest, key, &left);
+            }
+        }
+        into.found.truncate(first_found);
         if rest.is_empty() {
             return None;
         }
-        let members: Vec<String> = rest.iter().map(|(key, value)| format!("{key}:{value}")).collect();
-        Some(Cow::Owned(format!("{{{}}}", members.join(","))))
+        rest.push('}');
+        Some(Cow::Owned(rest))
+    }
+
+    /// The part that a key with its quotes names. Members mostly come in the order of the columns: `expected` is tried first.
+    fn part(&self, key: &str, expected: usize) -> Option<usize> {
+        let token = json::unescape(key).ok()?;
+        match self.parts.get(expected) {
+            Some(part) if part.token == *token => Some(expected),
+            _ => self.by_token.get(&*token).copied(),
+        }
     }
 
     /// Whether any of the columns has a value.
     fn have_any(&self, columns: &[Option<&str>]) -> bool {
-        self.parts.iter().any(|(_, taken)| match taken {
+        self.parts.iter().any(|part| match &part.taken {
             Taken::Whole(column) => columns[*column].is_some(),
             Taken::Parts(parts) => parts.have_any(columns),
         })
@@ -117,12 +152,12 @@ impl Parts {
         let mut rest: Vec<Option<Cow<'a, str>>> = Vec::new();
         let mut found = false;
         let scanned = scan::elements(list, |element| {
-            let part = self.parts.iter().find(|(index, _)| *index == Some(rest.len()));
+            let part = self.parts.iter().find(|part| part.index == Some(rest.len()));
             found |= part.is_some();
             rest.push(match part {
                 // It stands for an element of which every member was taken before.
-                Some((_, Taken::Parts(parts))) if element == "null" && parts.have_any(into.values) => None,
-                Some((_, taken)) => taken.take(element, into),
+                Some(Part { taken: Taken::Parts(parts), .. }) if element == "null" && parts.have_any(into.values) => None,
+                Some(part) => part.taken.take(element, into),
                 None => Some(Cow::Borrowed(element)),
             });
         });
@@ -147,6 +182,14 @@ impl Taken {
             Self::Parts(parts) => parts.take(value, into),
         }
     }
+}
+
+/// Adds a member to the text of an object whose end is open.
+pub(super) fn push_member(object: &mut String, key: &str, value: &str) {
+    object.push(if object.is_empty() { '{' } else { ',' });
+    object.push_str(key);
+    object.push(':');
+    object.push_str(value);
 }
 
 /// The value to which the reference tokens lead from the valid JSON value `value`.
@@ -191,7 +234,9 @@ mod tests {
             parts.add(&Place::parse(pointer).unwrap().0, column);
         }
         let mut columns = vec![None; pointers.len()];
-        let rest = parts.take(value, &mut Columns { values: &mut columns, unknown: &mut Vec::new() });
+        let (unknown, found) = (&mut Vec::new(), &mut Found::new());
+        let rest = parts.take(value, &mut Columns { values: &mut columns, unknown, found });
+        assert!(found.is_empty());
         (columns, rest.map(Cow::into_owned))
     }
 

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use super::chunk::{Chunk, ChunkBody};
 use super::coerce::{self, coerce};
 use super::json;
-use super::nested::{Columns, Parts};
+use super::nested::{Columns, Found, Parts, push_member};
 use super::row::{Reject, RejectReason, RowSink, Value};
 use super::scan;
 use super::time::MICROS_PER_DAY;
@@ -250,6 +250,7 @@ pub(super) struct Fields<'a> {
     unknown: Vec<(usize, &'a str, &'a str)>,
     /// For each key of which columns take parts, its member.
     nested: Vec<Option<(&'a str, &'a str)>>,
+    found: Found<'a>,
 }
 
 /// One member of an object, as source text.
@@ -269,7 +270,14 @@ impl Member<'_> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(columns: usize) -> Self {
-        Self { columns: vec![None; columns], extra: Vec::new(), whole: 0, unknown: Vec::new(), nested: Vec::new() }
+        Self {
+            columns: vec![None; columns],
+            extra: Vec::new(),
+            whole: 0,
+            unknown: Vec::new(),
+            nested: Vec::new(),
+            found: Found::new(),
+        }
     }
 
     /// Finds the members of the record. Returns false unless the record is one JSON object that does not nest too deep.
@@ -320,7 +328,8 @@ impl<'a> Fields<'a> {
     fn take_nested(&mut self, keys: &KeyMap) {
         for (parts, member) in keys.parts.iter().zip(&self.nested) {
             let Some((key, value)) = *member else { continue };
-            let rest = parts.take(value, &mut Columns { values: &mut self.columns, unknown: &mut self.unknown });
+            let rest =
+                parts.take(value, &mut Columns { values: &mut self.columns, unknown: &mut self.unknown, found: &mut self.found });
             self.extra.extend(rest.map(|value| Member { key, value }));
         }
     }
@@ -361,10 +370,7 @@ impl<'a> Fields<'a> {
         let length: usize = self.extra.iter().map(|m| m.key.len() + m.value.len() + 2).sum();
         let mut object = String::with_capacity(length + 1);
         for member in &self.extra {
-            object.push(if object.is_empty() { '{' } else { ',' });
-            object.push_str(member.key);
-            object.push(':');
-            object.push_str(&member.value);
+            push_member(&mut object, member.key, &member.value);
         }
         object.push('}');
         Value::Json(Cow::Owned(object))
