@@ -28,6 +28,7 @@ pub mod config; // flags over environment over dataloader.toml over defaults
 pub mod signals; // SIGINT and SIGTERM
 pub mod steps; // where a process can die, for tests
 pub mod host; // the name of this machine
+pub mod counted; // numbers of things, as people read them
 pub mod visible; // control characters of data and names: shown, never sent
 pub mod dataset; // what is loaded: a directory of files, a raw table, a model
 pub mod error; // the error that reaches the user; exit codes

@@ -46,20 +46,38 @@ impl Input {
     /// # Errors
     /// If it cannot be opened or read.
     pub fn open(&self, stored_read: &Arc<AtomicU64>, zstd_window_mib: u32) -> Result<Text> {
-        let (stored, seen): (Box<dyn Read + Send>, _) = match self {
-            Self::File(path) => {
-                let file = File::open(path).cannot(format_args!("open {self}"))?;
-                if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                    return Err(Error::failed(format!("cannot read {self}: it is a directory")).hint("name the files in it"));
-                }
+        let (stored, seen): (Box<dyn Read + Send>, _) = match self.file()? {
+            Some(file) => {
                 let (file, seen) = Hashing::new(file);
                 (Box::new(file), Some(seen))
             }
-            Self::StandardInput => (Box::new(io::stdin()), None),
+            None => (Box::new(io::stdin()), None),
         };
         let counted = Counted { inner: stored, read: Arc::clone(stored_read) };
         let text = decompress(counted, zstd_window_mib).cannot(format_args!("read {self}"))?;
         Ok(Text { text, seen })
+    }
+
+    /// The decompressed text, for those who need no hash of the stored bytes.
+    ///
+    /// # Errors
+    /// If it cannot be opened or read.
+    pub fn text(&self, zstd_window_mib: u32) -> Result<Box<dyn Read + Send>> {
+        let stored: Box<dyn Read + Send> = match self.file()? {
+            Some(file) => Box::new(file),
+            None => Box::new(io::stdin()),
+        };
+        decompress(stored, zstd_window_mib).cannot(format_args!("read {self}"))
+    }
+
+    /// The open file; `None` for standard input.
+    fn file(&self) -> Result<Option<File>> {
+        let Self::File(path) = self else { return Ok(None) };
+        let file = File::open(path).cannot(format_args!("open {self}"))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(Error::failed(format!("cannot read {self}: it is a directory")).hint("name the files in it"));
+        }
+        Ok(Some(file))
     }
 }
 

@@ -2,21 +2,19 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use super::{DONE, DRIFTED};
-use crate::batch::input::{Input, Text};
-use crate::config::{self, Config, ZSTD_WINDOW_MIB};
+use crate::batch::input::Input;
+use crate::config::{self, Config, ZSTD_WINDOW_MIB, names};
+use crate::counted::counted;
 use crate::dataset::Dataset;
 use crate::error::{Error, IoContext, Result, io_text};
 use crate::infer::drift::{Drift, Judge};
+use crate::infer::findings;
 use crate::infer::profile::{Profile, Profiler};
 use crate::infer::proposal::propose;
-use crate::infer::section::{Reading, counted, section};
-use crate::infer::{findings, names};
+use crate::infer::section::{Reading, section};
 use crate::record::chunk::Chunk;
-use crate::record::parse::Parser;
 use crate::record::split::{SplitError, Splitter};
 use crate::terminal::cli::InferArgs;
 use crate::terminal::output::{Format, Output};
@@ -60,7 +58,7 @@ pub fn check(config: &Config, args: &InferArgs, output: Output) -> Result<u8> {
     let files = Files::of(args, config.zstd_window_mib);
     let takes_parts = dataset.columns.iter().any(|column| column.from.0.len() > 1);
     let mut profiler = Profiler::new(takes_parts);
-    let mut judge = Judge::new(Parser::new(Arc::clone(&dataset)));
+    let mut judge = Judge::new(&dataset);
     let extent = files.read(|file, chunk, limit| {
         judge.add(file, chunk, limit);
         profiler.add(file, chunk, limit)
@@ -92,10 +90,14 @@ fn write_drift(out: &mut dyn Write, profile: &Profile, dataset: &Dataset, drift:
     let (records, name) = (counted(profile.records, "record"), &dataset.name);
     let sample = if reading.is_sample { " (a sample)" } else { "" };
     let s = if profile.records == 1 { "s" } else { "" };
-    match drift.is_empty() {
-        true => writeln!(out, "{records}{sample} fit{s} the dataset {name}"),
-        false => writeln!(out, "{records}{sample} differ{s} from the dataset {name}"),
+    if drift.is_empty() {
+        return writeln!(out, "{records}{sample} fit{s} the dataset {name}");
     }
+    writeln!(out, "{records}{sample} differ{s} from the dataset {name}")?;
+    if drift.unknown.is_empty() && drift.rejected.is_empty() {
+        writeln!(out, "every record loads whole: only types are wider than these values, which is right where others may come")?;
+    }
+    Ok(())
 }
 
 /// The name of the section: as asked for, or after the file; after the directory of several.
@@ -143,8 +145,7 @@ impl Files {
     fn read(&self, mut each: impl FnMut(usize, &Chunk, u64) -> io::Result<()>) -> Result<Extent> {
         let mut records = 0;
         for (file, input) in self.inputs.iter().enumerate() {
-            let Text { text, .. } = input.open(&Arc::new(AtomicU64::new(0)), self.zstd_window_mib)?;
-            let mut splitter = Splitter::new(text);
+            let mut splitter = Splitter::new(input.text(self.zstd_window_mib)?);
             while let Some(chunk) = splitter.next_chunk().map_err(|error| cannot_read(input, &error, records))? {
                 let left = self.limit - records;
                 if left > 0 {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::DONE;
 use crate::config::Config;
+use crate::counted::counted;
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::retry::GIVE_UP_AFTER;
@@ -117,8 +118,8 @@ impl Migrated {
         }
         for dataset in datasets {
             for Lacking { column, rows } in &dataset.lacking {
-                let (rows, name) = (HumanCount(*rows), &dataset.dataset);
-                writeln!(out, "{rows} rows of {name} have no {column}, which is required now: a load would reject their records")?;
+                let (have, rows, name) = (if *rows == 1 { "has" } else { "have" }, counted(*rows, "row"), &dataset.dataset);
+                writeln!(out, "{rows} of {name} {have} no {column}, which is required now: a load would reject their records")?;
             }
         }
         Ok(())
@@ -140,8 +141,9 @@ fn write_columns(datasets: &[DatasetFill], out: &mut dyn Write) -> io::Result<()
     writeln!(out, "{table}")?;
     for (dataset, column) in columns() {
         if let Some(reason) = &column.first_left {
-            let (count, name) = (HumanCount(column.left), &column.column);
-            writeln!(out, "{count} values of {dataset}.{name} stay in _extra, the first because {reason}")?;
+            let (values, name) = (counted(column.left, "value"), &column.column);
+            let stay = if column.left == 1 { "stays" } else { "stay" };
+            writeln!(out, "{values} of {dataset}.{name} {stay} in _extra, the first because {reason}")?;
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use indicatif::{HumanBytes, HumanCount};
 use super::DONE;
 use crate::answers::status::{Status, UnknownKeyStatus, status};
 use crate::config::Config;
+use crate::counted::counted;
 use crate::error::Result;
 use crate::terminal::output::{self, Format, Output};
 use crate::terminal::table::{Align, Table};
@@ -90,7 +91,8 @@ fn write(status: &Status, out: &mut dyn Write) -> io::Result<()> {
 fn write_waiting(status: &Status, out: &mut dyn Write) -> io::Result<()> {
     for d in &status.datasets {
         if let (Some(files @ 1..), Some(seconds)) = (d.waiting_files, d.oldest_waiting_seconds) {
-            writeln!(out, "{}: {} files wait in the inbox, the oldest for {seconds:.0} s", d.dataset, HumanCount(files))?;
+            let wait = if files == 1 { "waits" } else { "wait" };
+            writeln!(out, "{}: {} {wait} in the inbox, the oldest for {seconds:.0} s", d.dataset, counted(files, "file"))?;
         }
         if d.missing > 0 {
             writeln!(out, "{}: {} records are MISSING: ledger and rows do not agree", d.dataset, d.missing)?;

@@ -2,11 +2,10 @@
 
 use std::io::{self, Write};
 
-use indicatif::HumanCount;
-
 use super::{DIFFERENT, DONE};
 use crate::answers::verify::{Difference, Scope, Verified, VerifiedDataset, verify};
 use crate::config::Config;
+use crate::counted::counted;
 use crate::error::Result;
 use crate::terminal::cli::VerifyArgs;
 use crate::terminal::output::Output;
@@ -26,11 +25,11 @@ pub async fn run(config: &Config, args: &VerifyArgs, output: Output) -> Result<u
 fn write(verified: &Verified, out: &mut dyn Write) -> io::Result<()> {
     for VerifiedDataset { dataset, loads, rows, open_rejects, files, modelled_tables } in &verified.datasets {
         let counts = [
-            count(*loads, "load", "loads"),
-            count(rows.unsigned_abs(), "row", "rows"),
-            count(open_rejects.unsigned_abs(), "open reject", "open rejects"),
-            count(*files, "processed file", "processed files"),
-            count(*modelled_tables as u64, "modelled table", "modelled tables"),
+            counted(*loads, "load"),
+            counted(rows.unsigned_abs(), "row"),
+            counted(open_rejects.unsigned_abs(), "open reject"),
+            counted(*files, "processed file"),
+            counted(*modelled_tables as u64, "modelled table"),
         ];
         writeln!(out, "{dataset}: {}", counts.join(", "))?;
     }
@@ -43,10 +42,6 @@ fn write(verified: &Verified, out: &mut dyn Write) -> io::Result<()> {
     match verified.differences.len() {
         0 if verified.datasets.is_empty() => Ok(()),
         0 => writeln!(out, "all that was compared agrees"),
-        differences => writeln!(out, "{}", count(differences as u64, "difference", "differences")),
+        differences => writeln!(out, "{}", counted(differences as u64, "difference")),
     }
-}
-
-fn count(n: u64, one: &str, many: &str) -> String {
-    format!("{} {}", HumanCount(n), if n == 1 { one } else { many })
 }

@@ -169,12 +169,6 @@ fn check_identifier(name: &str, place: &Value<'_>) -> Result<()> {
     Err(place.key_error(format!("`{}` cannot be a name", name.escape_debug())).hint(hint))
 }
 
-/// Whether a column may have this name, as far as the generated columns are concerned.
-pub(super) fn is_free_name(name: &str) -> bool {
-    let taken = RESERVED_COLUMNS.iter().chain(&SYSTEM_COLUMNS);
-    taken.into_iter().all(|taken| !taken.eq_ignore_ascii_case(name))
-}
-
 fn read_columns(value: &Value<'_>) -> Result<Vec<Column>> {
     let section = value.section()?;
     let mut columns = Vec::new();

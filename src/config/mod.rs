@@ -2,7 +2,8 @@
 //! the defaults.
 
 mod datasets; // reads [datasets.*]
-pub mod suggest; // a line for a key that no column takes
+pub mod names; // identifiers from keys
+pub mod suggest; // lines for columns
 mod schema; // the JSON Schema of the file
 mod http; // where the page is served
 mod document; // TOML whose values know their line
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use document::{Document, suggestion};
 use settings::choice;
 
-pub use datasets::{MAX_COLUMNS, MAX_NAME_BYTES, is_identifier, is_reserved_column, is_reserved_dataset};
+pub use datasets::{MAX_COLUMNS, MAX_NAME_BYTES};
 pub use http::{HttpAddress, HttpToken};
 pub use schema::schema;
 pub use secret_url::{DatabaseUrl, SecretUrl, hide_arguments, hide_passwords};

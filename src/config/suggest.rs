@@ -1,37 +1,52 @@
-//! The line that makes a key of the records a column.
+//! The lines that make keys of the records columns.
 
-use super::datasets::is_free_name;
+use std::fmt::Write;
+
+use super::names::another_column_name;
 use crate::dataset::{ColumnType, Dataset, Place};
+use crate::visible::{Form, visible};
 
 /// The line for `[datasets.NAME.columns]` that takes the value of a place, as `from` names it. `None` if a column takes it, or a
 /// part of it, already.
 pub fn column_line(dataset: &Dataset, place: &str, column_type: ColumnType) -> Option<String> {
-    let parsed = Place::parse(place)?;
-    if dataset.columns.iter().any(|column| column.from.overlaps(&parsed)) {
+    let place = Place::parse(place)?;
+    if dataset.columns.iter().any(|column| column.from.overlaps(&place)) {
         return None;
     }
-    let name = column_name(dataset, &parsed);
-    let column_type = column_type.name();
-    if parsed == Place::key(&name) {
-        return Some(format!("{name} = \"{column_type}\""));
-    }
-    // A string of JSON is one of TOML, but for this character.
-    let from = serde_json::Value::from(place).to_string().replace('\u{7f}', "\\u007f");
-    Some(format!("{name} = {{ type = \"{column_type}\", from = {from} }}"))
+    let name = another_column_name(&place, dataset.columns.iter().map(|column| column.name.as_str()));
+    let definition = definition(&name, &place, column_type, false);
+    Some(format!("{name} = {definition}"))
 }
 
-/// A name for the column that is free: the key, or the pointer's tokens, as an identifier.
-fn column_name(dataset: &Dataset, place: &Place) -> String {
-    /// Room for a number within the 63 bytes of a name.
-    const LONGEST: usize = 55;
-    let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-    let mut name: String = place.0.join("_").chars().map(letter).take(LONGEST).collect();
-    if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || name.chars().all(|c| c == '_') {
-        name.insert_str(0, "key_");
+/// The type of a column, and what else there is to say of it: what stands behind `name = `.
+pub fn definition(name: &str, place: &Place, column_type: ColumnType, required: bool) -> String {
+    let column_type = column_type.name();
+    let required = if required { ", required = true" } else { "" };
+    let from = if *place == Place::key(name) { String::new() } else { format!(", from = {}", basic_string(&place.to_string())) };
+    if required.is_empty() && from.is_empty() {
+        format!("\"{column_type}\"")
+    } else {
+        format!("{{ type = \"{column_type}\"{required}{from} }}")
     }
-    let is_free = |name: &str| is_free_name(name) && dataset.columns.iter().all(|column| !column.name.eq_ignore_ascii_case(name));
-    let numbered = (2..).map(|number: usize| format!("{name}_{number}"));
-    std::iter::once(name.clone()).chain(numbered).find(|name| is_free(name)).expect("some number is free")
+}
+
+/// A basic string of TOML. What a terminal would obey is escaped, so that the text can be printed as it is.
+pub fn basic_string(text: &str) -> String {
+    let mut string = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => string.extend(['\\', character]),
+            '\n' => string.push_str("\\n"),
+            '\t' => string.push_str("\\t"),
+            '\r' => string.push_str("\\r"),
+            _ if visible(character.encode_utf8(&mut [0; 4]), Form::Line) != *character.encode_utf8(&mut [0; 4]) => {
+                write!(string, "\\u{:04x}", u32::from(character)).expect("a string can always be written to");
+            }
+            _ => string.push(character),
+        }
+    }
+    string.push('"');
+    string
 }
 
 #[cfg(test)]
@@ -52,12 +67,13 @@ mod tests {
         let line = |place: &str| column_line(&dataset, place, ColumnType::Text);
         for (place, expected) in [
             ("plan", Some(r#"plan = "text""#)),
+            ("planName", Some(r#"planName = "text""#)),
             ("ID", Some(r#"ID_2 = { type = "text", from = "ID" }"#)),
-            ("Created At", Some(r#"Created_At = { type = "text", from = "Created At" }"#)),
+            ("Created At", Some(r#"created_at = { type = "text", from = "Created At" }"#)),
             ("/actor/id", Some(r#"actor_id = { type = "text", from = "/actor/id" }"#)),
             ("/team/name", Some(r#"team_name_2 = { type = "text", from = "/team/name" }"#)),
-            ("7\"days", Some(r#"key_7_days = { type = "text", from = "7\"days" }"#)),
-            ("ü", Some(r#"key__ = { type = "text", from = "ü" }"#)),
+            ("7\"days", Some(r#"_7_days = { type = "text", from = "7\"days" }"#)),
+            ("\u{7f}", Some(r#"column = { type = "text", from = "\u007f" }"#)),
             ("_load_id", Some(r#"_load_id_2 = { type = "text", from = "_load_id" }"#)),
             ("ctid", Some(r#"ctid_2 = { type = "text", from = "ctid" }"#)),
             ("id", None),

@@ -1,11 +1,12 @@
 //! Compares records with the definition of a dataset: what a load would leave out or reject, and what could be narrower.
 
+use std::sync::Arc;
+
 use super::Origin;
-use super::evidence::Evidence;
 use super::profile::Profile;
-use crate::dataset::{ColumnType, Dataset, Place};
+use crate::dataset::{Column, ColumnType, Dataset, Place};
 use crate::record::chunk::Chunk;
-use crate::record::parse::{DayRange, Parser};
+use crate::record::parse::{DayRange, Parser, column_of};
 use crate::record::row::{RejectReason, RowSink, Value};
 
 /// A key that no column takes.
@@ -21,6 +22,8 @@ pub struct UnknownKey {
 #[derive(Debug)]
 pub struct Rejected {
     pub reason: RejectReason,
+    /// The column whose value is the reason; none if it is the record.
+    pub column: Option<String>,
     pub records: u64,
     pub first: Origin,
     /// Of the first one.
@@ -52,7 +55,7 @@ impl Drift {
         let mut unknown = Vec::new();
         unknown_keys(profile, dataset, profile.top_keys(), &[], &mut unknown);
         let wider = dataset.columns.iter().filter_map(|column| {
-            let evidence: &Evidence = &profile.key_at(&column.from)?.evidence;
+            let evidence = &profile.key_at(&column.from)?.evidence;
             let (column_type, narrowest, values) = (column.column_type, evidence.narrowest(), evidence.values());
             let is_wider = values > 0 && is_wider(column_type, narrowest);
             is_wider.then(|| Wider { column: column.name.clone(), column_type, narrowest, values, first: evidence.first })
@@ -72,7 +75,7 @@ fn unknown_keys(profile: &Profile, dataset: &Dataset, keys: &[usize], parents: &
         let key = &profile.keys[*key];
         let place = Place([parents, std::slice::from_ref(&key.name)].concat());
         let records = key.evidence.values() + key.evidence.nulls;
-        let taking = |column: &&crate::dataset::Column| column.from.overlaps(&place);
+        let taking = |column: &&Column| column.from.overlaps(&place);
         match dataset.columns.iter().find(taking) {
             Some(column) if column.from.0.len() > place.0.len() => {
                 unknown_keys(profile, dataset, &key.children, &place.0, unknown);
@@ -100,26 +103,27 @@ fn is_wider(column_type: ColumnType, narrower: ColumnType) -> bool {
 /// Parses records as a load does.
 #[derive(Debug)]
 pub struct Judge {
+    dataset: Arc<Dataset>,
     parser: Parser,
     rejected: Vec<Rejected>,
 }
 
 impl Judge {
     /// For records of that dataset.
-    pub fn new(parser: Parser) -> Self {
-        Self { parser, rejected: Vec::new() }
+    pub fn new(dataset: &Arc<Dataset>) -> Self {
+        Self { dataset: Arc::clone(dataset), parser: Parser::new(Arc::clone(dataset)), rejected: Vec::new() }
     }
 
     /// Parses the first `limit` records of a chunk.
     pub fn add(&mut self, file: usize, chunk: &Chunk, limit: u64) {
         let parsed = self.parser.parse(chunk, &DayRange::ALL, &mut Nowhere);
         for reject in parsed.rejects.into_iter().take_while(|reject| reject.ordinal - chunk.first_ordinal < limit) {
-            let same = |other: &Rejected| other.reason == reject.reason && subject(&other.detail) == subject(&reject.detail);
-            match self.rejected.iter().position(same) {
+            let column = column_of(&self.dataset, &reject);
+            match self.rejected.iter().position(|other| other.reason == reject.reason && other.column == column) {
                 Some(at) => self.rejected[at].records += 1,
-                None if self.rejected.len() >= MAX_GROUPS => {}
                 None => self.rejected.push(Rejected {
                     reason: reject.reason,
+                    column,
                     records: 1,
                     first: Origin { file, ordinal: reject.ordinal },
                     detail: reject.detail,
@@ -132,14 +136,6 @@ impl Judge {
     pub fn rejected(self) -> Vec<Rejected> {
         self.rejected
     }
-}
-
-/// So many reasons and columns are told apart.
-const MAX_GROUPS: usize = 1_000;
-
-/// The column that the detail of a reject begins with.
-fn subject(detail: &str) -> &str {
-    detail.split_once(": ").map_or("", |(column, _)| column)
 }
 
 struct Nowhere;

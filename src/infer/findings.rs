@@ -87,6 +87,7 @@ pub fn drift(profile: &Profile, dataset: &str, drift: &Drift, reading: Reading<'
     let rejected = drift.rejected.iter().map(|rejected| {
         json!({
             "reason": rejected.reason.as_str(),
+            "column": rejected.column,
             "records": rejected.records,
             "first": place(rejected.first, reading),
             "detail": rejected.detail,

@@ -4,7 +4,6 @@ pub mod profile; // what the keys of all records hold
 mod evidence; // what was seen of one key
 mod rows; // the records' values as hashes, for the search
 mod unique; // the smallest key
-pub mod names; // identifiers from keys
 pub mod proposal; // types, key, day, dimensions
 pub mod drift; // how records differ from a definition
 pub mod findings; // all of it as JSON

@@ -31,6 +31,8 @@ pub struct Key {
     /// The keys of its objects, in the order of their first occurrence, where nested objects are looked into.
     pub children: Vec<usize>,
     by_name: HashMap<String, usize>,
+    /// Whether the name has no backslash: such a name stands in a text as it is.
+    is_plain: bool,
     /// Its column among the rows for the search of a key.
     pub row_column: Option<usize>,
     /// The first of its children, as a record had it last time.
@@ -337,8 +339,7 @@ impl Profiler {
     fn find(&mut self, parent: usize, previous: Option<usize>, key: &str) -> Result<Found, RejectReason> {
         let keys = &mut self.profile.keys;
         let guess = previous.map_or(keys[parent].first, |previous| keys[previous].next);
-        // A name with a backslash never stands in a text as it is.
-        let is_guessed = |guess: &Key| guess.name.as_bytes() == &key.as_bytes()[1..key.len() - 1] && !guess.name.contains('\\');
+        let is_guessed = |guess: &Key| guess.is_plain && guess.name.as_bytes() == &key.as_bytes()[1..key.len() - 1];
         if guess != ROOT && is_guessed(&keys[guess]) {
             return Ok(Found::Key(guess));
         }
@@ -353,7 +354,8 @@ impl Profiler {
             }
             None => {
                 let slot = keys.len();
-                keys.push(Key { name: name.clone().into_owned(), ..Key::default() });
+                let is_plain = !name.contains('\\');
+                keys.push(Key { name: name.clone().into_owned(), is_plain, ..Key::default() });
                 keys[parent].children.push(slot);
                 keys[parent].by_name.insert(name.into_owned(), slot);
                 slot

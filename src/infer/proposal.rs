@@ -3,9 +3,9 @@
 use std::io;
 
 use super::evidence::Evidence;
-use super::names::{self, Taken};
 use super::profile::{Key, Profile};
 use super::unique::{self, Uniqueness};
+use crate::config::names::{self, Taken};
 use crate::config::{MAX_COLUMNS, MAX_NAME_BYTES};
 use crate::dataset::{ColumnType, Place};
 

@@ -105,7 +105,7 @@ impl Rows {
     ///
     /// # Errors
     /// If the temporary file cannot be read.
-    pub fn scan(&self, columns: &[usize], mut each: impl FnMut(&Block) -> ControlFlow<()>) -> io::Result<()> {
+    pub fn scan(&self, columns: &[usize], mut each: impl FnMut(Block) -> ControlFlow<()>) -> io::Result<()> {
         if let Some(file) = &self.file {
             let mut file = BufReader::with_capacity(256 << 10, file);
             file.rewind()?;
@@ -120,7 +120,7 @@ impl Rows {
 fn scan(
     stored: &mut (impl Read + Seek),
     columns: &[usize],
-    each: &mut impl FnMut(&Block) -> ControlFlow<()>,
+    each: &mut impl FnMut(Block) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<()>> {
     loop {
         let Some(rows) = read_number(stored)? else { return Ok(ControlFlow::Continue(())) };
@@ -141,7 +141,7 @@ fn scan(
         for column in &mut block.columns {
             column.resize(rows, Look::NULL);
         }
-        if each(&block).is_break() {
+        if each(block).is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }

@@ -9,7 +9,8 @@ use super::evidence::Sighting;
 use super::profile::{Key, MAX_KEYS, Profile};
 use super::proposal::{MAX_DIMENSION_VALUES, Proposal, ProposedColumn};
 use super::unique::Uniqueness;
-use crate::dataset::Place;
+use crate::config::suggest::{basic_string, definition};
+use crate::counted::counted;
 use crate::record::kind::Kind;
 use crate::visible::{Form, visible};
 
@@ -122,7 +123,7 @@ impl Writer<'_> {
         let longest = keys().filter(|key| key.evidence.has_nested()).max_by_key(|key| key.evidence.longest);
         let path = match longest {
             Some(_) if keys().count() >= MANY && keys().all(|key| key.objects > 0) => ".[]".to_owned(),
-            Some(list) if list.objects == 0 => format!(".[{}][]", quoted(&list.name)),
+            Some(list) if list.objects == 0 => format!(".[{}][]", basic_string(&list.name)),
             _ => return,
         };
         self.comment(format!(
@@ -202,8 +203,12 @@ impl Writer<'_> {
     }
 
     fn columns(&mut self) {
-        let lines: Vec<(String, String)> =
-            self.proposal.columns.iter().map(|column| (definition(column), self.evidence(column))).collect();
+        let lines: Vec<(String, String)> = self
+            .proposal
+            .columns
+            .iter()
+            .map(|column| (definition(&column.name, &column.place, column.column_type, column.required), self.evidence(column)))
+            .collect();
         let widest_name = self.proposal.columns.iter().map(|column| column.name.len()).max().unwrap_or(0).min(24);
         let lines: Vec<(String, String)> = self
             .proposal
@@ -278,46 +283,6 @@ impl Writer<'_> {
 struct ProposedKeyText {
     list: String,
     comment: String,
-}
-
-/// The type of a column, and what else there is to say of it.
-fn definition(column: &ProposedColumn) -> String {
-    let column_type = column.column_type.name();
-    let required = if column.required { ", required = true" } else { "" };
-    let from = if column.place == Place::key(&column.name) {
-        String::new()
-    } else {
-        format!(", from = {}", quoted(&column.place.to_string()))
-    };
-    if required.is_empty() && from.is_empty() {
-        format!("\"{column_type}\"")
-    } else {
-        format!("{{ type = \"{column_type}\"{required}{from} }}")
-    }
-}
-
-/// A basic string of TOML. What a terminal would obey is escaped, so that the text can be printed as it is.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            '\n' => quoted.push_str("\\n"),
-            '\t' => quoted.push_str("\\t"),
-            '\r' => quoted.push_str("\\r"),
-            _ if visible(character.encode_utf8(&mut [0; 4]), Form::Line) != *character.encode_utf8(&mut [0; 4]) => {
-                write!(quoted, "\\u{:04x}", u32::from(character)).expect("a string can always be written to");
-            }
-            _ => quoted.push(character),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
-/// A number of things: `1 record`, `1,000 records`.
-pub fn counted(count: u64, thing: &str) -> String {
-    format!("{} {thing}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
 /// A text on one line, without control characters.

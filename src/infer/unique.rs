@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
 
-use super::rows::Rows;
+use super::rows::{Block, Rows};
 
 /// What the search found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ const MAX_PAIRS: usize = 32;
 /// # Errors
 /// If the temporary file of the rows cannot be read.
 pub fn smallest(rows: &Rows, columns: &[usize]) -> io::Result<Uniqueness> {
-    let search = Search { rows, columns };
+    let search = Search::new(rows, columns)?;
     let all = if columns.len() >= 128 { u128::MAX } else { (1 << columns.len()) - 1 };
     let mut witnesses: Vec<u128> = Vec::new();
     let mut scans = 0;
@@ -76,7 +76,7 @@ pub fn smallest(rows: &Rows, columns: &[usize]) -> io::Result<Uniqueness> {
 /// # Errors
 /// If the temporary file of the rows cannot be read.
 pub fn repeats(rows: &Rows, column: usize) -> io::Result<bool> {
-    let search = Search { rows, columns: &[column] };
+    let search = Search::new(rows, &[column])?;
     Ok(!search.equal_rows(1, Extent::FirstRows)?.is_empty() || !search.equal_rows(1, Extent::All)?.is_empty())
 }
 
@@ -116,44 +116,70 @@ struct Pair {
 struct Search<'a> {
     rows: &'a Rows,
     columns: &'a [usize],
+    /// The first rows with all columns: most sets are compared among these only.
+    first: Block,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(rows: &'a Rows, columns: &'a [usize]) -> io::Result<Self> {
+        let mut first = Block::default();
+        rows.scan(columns, |block| {
+            first = block;
+            ControlFlow::Break(())
+        })?;
+        first.columns.resize(columns.len(), Vec::new());
+        Ok(Self { rows, columns, first })
+    }
+
+    /// Passes rows to `each`, some at a time: their numbers, and the columns of these bits.
+    fn scan(&self, bits: &[usize], extent: Extent, mut each: impl FnMut(&[u64], &[&[u64]]) -> ControlFlow<()>) -> io::Result<()> {
+        if extent == Extent::FirstRows {
+            let columns: Vec<&[u64]> = bits.iter().map(|bit| &*self.first.columns[*bit]).collect();
+            let _ = each(&self.first.numbers, &columns);
+            return Ok(());
+        }
+        let columns: Vec<usize> = bits.iter().map(|bit| self.columns[*bit]).collect();
+        self.rows.scan(&columns, |block| {
+            let columns: Vec<&[u64]> = block.columns.iter().map(Vec::as_slice).collect();
+            each(&block.numbers, &columns)
+        })
+    }
+
     fn columns_of(&self, set: u128) -> Vec<usize> {
-        self.columns.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1).map(|(_, column)| *column).collect()
+        bits_of(set).into_iter().map(|bit| self.columns[bit]).collect()
     }
 
     /// Pairs of rows with the same values in the columns of the set: some if there are any.
     fn equal_rows(&self, set: u128, extent: Extent) -> io::Result<Vec<Pair>> {
-        let columns = self.columns_of(set);
+        let bits = bits_of(set);
         let passes = if extent == Extent::All { self.rows.len().div_ceil(MAX_SORTED).max(1) } else { 1 };
         for pass in 0..passes {
             let mut hashes = Vec::new();
-            self.rows.scan(&columns, |block| {
-                let of_block = (0..block.numbers.len()).map(|row| combined(&block.columns, row));
-                hashes.extend(of_block.filter(|hash| pass_of(*hash, passes) == pass));
-                if extent == Extent::All { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            self.scan(&bits, extent, |numbers, columns| {
+                let of_rows = (0..numbers.len()).map(|row| combined(columns.iter().map(|column| column[row])));
+                hashes.extend(of_rows.filter(|hash| pass_of(*hash, passes) == pass));
+                ControlFlow::Continue(())
             })?;
             hashes.sort_unstable();
             let repeated: Vec<u64> =
                 hashes.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).take(MAX_PAIRS).collect();
             if !repeated.is_empty() {
-                return self.pairs(set, repeated);
+                return self.pairs(set, extent, repeated);
             }
         }
         Ok(Vec::new())
     }
 
     /// The first two rows of each of these hashes.
-    fn pairs(&self, set: u128, repeated: Vec<u64>) -> io::Result<Vec<Pair>> {
-        let bits: Vec<usize> = (0..self.columns.len()).filter(|bit| set >> bit & 1 == 1).collect();
+    fn pairs(&self, set: u128, extent: Extent, repeated: Vec<u64>) -> io::Result<Vec<Pair>> {
+        let (bits, all): (_, Vec<usize>) = (bits_of(set), (0..self.columns.len()).collect());
         let mut firsts: HashMap<u64, Option<(u64, Vec<u64>)>> = repeated.into_iter().map(|hash| (hash, None)).collect();
         let mut pairs = Vec::new();
-        self.rows.scan(self.columns, |block| {
-            for (row, number) in block.numbers.iter().enumerate() {
-                let hash = bits.iter().fold(0, |hash, bit| mixed(hash, block.columns[*bit][row]));
+        self.scan(&all, extent, |numbers, columns| {
+            for (row, number) in numbers.iter().enumerate() {
+                let hash = combined(bits.iter().map(|bit| columns[*bit][row]));
                 let Some(first) = firsts.get_mut(&hash) else { continue };
-                let values: Vec<u64> = block.columns.iter().map(|column| column[row]).collect();
+                let values: Vec<u64> = columns.iter().map(|column| column[row]).collect();
                 let Some((earlier, others)) = first.take() else {
                     *first = Some((*number, values));
                     continue;
@@ -173,9 +199,14 @@ impl Search<'_> {
     }
 }
 
-/// One hash for the values of a row in these columns.
-fn combined(columns: &[Vec<u64>], row: usize) -> u64 {
-    columns.iter().fold(0, |hash, column| mixed(hash, column[row]))
+/// The bits of a set, the lowest first.
+fn bits_of(set: u128) -> Vec<usize> {
+    (0..128).filter(|bit| set >> bit & 1 == 1).collect()
+}
+
+/// One hash for some values of a row.
+fn combined(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, mixed)
 }
 
 /// The values are well mixed already; this makes their order count.

@@ -115,7 +115,7 @@ impl Look {
 /// # Errors
 /// If no column can take it: the string contains U+0000 or half of a surrogate pair.
 pub fn look(source: &str) -> Result<Look, RejectReason> {
-    let of = |kind, text: &str| Look { kind, is_quoted: false, identity: identity(text) };
+    let of = |kind, text: &str| Look { kind, is_quoted: false, identity: identity(text.as_bytes()) };
     Ok(match source.as_bytes()[0] {
         b'n' => Look { kind: Kind::Null, is_quoted: false, identity: Look::NULL },
         b't' | b'f' => of(Kind::Boolean, source),
@@ -129,10 +129,17 @@ pub fn look(source: &str) -> Result<Look, RejectReason> {
     })
 }
 
-fn identity(text: &str) -> u64 {
+fn identity(bytes: &[u8]) -> u64 {
     // The lower half of the hash. 0 and 1 have meanings of their own.
-    let [low, _] = halves(XxHash3_128::oneshot(text.as_bytes()));
+    let [low, _] = halves(XxHash3_128::oneshot(bytes));
     low.max(2)
+}
+
+/// The identity of a moment. No text begins with this byte.
+fn identity_of_moment(micros: i64) -> u64 {
+    let mut bytes = [0xff; 9];
+    bytes[1..].copy_from_slice(&micros.to_le_bytes());
+    identity(&bytes)
 }
 
 /// The lower and the upper half.
@@ -164,7 +171,7 @@ fn string(source: &str) -> Result<Look, RejectReason> {
         return Err(RejectReason::NulCharacter);
     }
     let text = &*content;
-    let quoted = |kind, text: &str| Look { kind, is_quoted: true, identity: identity(text) };
+    let quoted = |kind, text: &str| Look { kind, is_quoted: true, identity: identity(text.as_bytes()) };
     let bytes = text.as_bytes();
     if let [first, ..] = bytes
         && (first.is_ascii_digit() || *first == b'-')
@@ -175,8 +182,7 @@ fn string(source: &str) -> Result<Look, RejectReason> {
         if bytes.get(4) == Some(&b'-')
             && let Ok(micros) = time::timestamp(text)
         {
-            let moment = format!("{micros} us");
-            return Ok(Look { kind: time_kind(text), is_quoted: false, identity: identity(&moment) });
+            return Ok(Look { kind: time_kind(text), is_quoted: false, identity: identity_of_moment(micros) });
         }
         if let Some(kind) = quoted_number(text) {
             return Ok(quoted(kind, &number::normalized(text).unwrap_or_default()));
@@ -186,9 +192,9 @@ fn string(source: &str) -> Result<Look, RejectReason> {
         return Ok(quoted(Kind::Boolean, text));
     }
     if bytes.len() == 36 && bytes[8] == b'-' && uuid::Uuid::try_parse(text).is_ok() {
-        return Ok(Look { kind: Kind::Uuid, is_quoted: false, identity: identity(&text.to_ascii_lowercase()) });
+        return Ok(Look { kind: Kind::Uuid, is_quoted: false, identity: identity(text.to_ascii_lowercase().as_bytes()) });
     }
-    Ok(Look { kind: Kind::String, is_quoted: false, identity: identity(text) })
+    Ok(Look { kind: Kind::String, is_quoted: false, identity: identity(bytes) })
 }
 
 /// The kind of a number in a string, if the column gives back exactly this text.

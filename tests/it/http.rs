@@ -552,7 +552,7 @@ fn status_shows_the_pipeline_of_the_directory_and_what_waits() {
     let before = sandbox.run(["status", "--format", "json"]).ok().json();
     assert_eq!((&before["datasets"][0]["waiting_files"], &before["pipeline"]), (&1.into(), &serde_json::json!([])));
     assert!(before["datasets"][0]["oldest_waiting_seconds"].as_f64() >= Some(0.0));
-    assert!(sandbox.run(["status"]).ok().stdout.contains("events: 1 files wait in the inbox, the oldest for "));
+    assert!(sandbox.run(["status"]).ok().stdout.contains("events: 1 file waits in the inbox, the oldest for "));
 
     let pipeline = sandbox.start_pipeline();
     sandbox.wait_until_finished("events", 1);

@@ -189,4 +189,9 @@ fn sqlite_a_drift_from_the_configuration_is_named_and_exits_3() {
     );
     assert_eq!(json["wider_types"][0]["narrowest"], "bigint");
     assert!(sandbox.try_query("SELECT * FROM raw_visits").is_err(), "nothing was written");
+    // A type that is wider than the values is drift, too, and said to be no more than that.
+    let narrow = sandbox.write("narrow.json", old.replace("1.5", "2")).display().to_string();
+    let drift = sandbox.run(["infer", "--check", "--dataset", "visits", &narrow]).code(3).stdout;
+    assert_eq!(drift.lines().count(), 3, "{drift}");
+    assert!(drift.starts_with("wider type   v: double") && drift.contains("every record loads whole"), "{drift}");
 }

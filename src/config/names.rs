@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::config::{MAX_NAME_BYTES, is_identifier, is_reserved_column, is_reserved_dataset};
+use super::datasets::{MAX_NAME_BYTES, is_identifier, is_reserved_column, is_reserved_dataset};
 use crate::dataset::Place;
 
 /// With it a dataset's longest generated table is within the limit of names.
@@ -24,6 +24,12 @@ pub fn column_names(places: &[&Place]) -> Vec<String> {
         names[at] = taken.claim(&wanted[at], is_reserved_column);
     }
     names
+}
+
+/// The name of a column for this place beside those of `others`.
+pub fn another_column_name<'a>(place: &Place, others: impl Iterator<Item = &'a str>) -> String {
+    let mut taken = Taken(others.map(str::to_ascii_lowercase).collect());
+    taken.claim(&column_name(place), is_reserved_column)
 }
 
 fn column_name(place: &Place) -> String {
