@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::config::suggest::column_line;
+use crate::counted::counted;
 use crate::dataset::Dataset;
+use crate::record::parse::column_of;
 use crate::record::row::{Reject, RejectReason};
 use crate::record::unknown::UnknownKey;
 use crate::store::ledger::Counts;
@@ -40,12 +42,11 @@ pub struct Left {
 
 impl std::fmt::Display for Left {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let count = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         match (self.files, self.messages) {
             (0, 0) => f.write_str("messages in the queues, or days to model, perhaps"),
-            (files, 0) => f.write_str(&count(files, "file")),
-            (0, messages) => f.write_str(&count(messages, "message")),
-            (files, messages) => write!(f, "{} and {}", count(files, "file"), count(messages, "message")),
+            (files, 0) => f.write_str(&counted(files, "file")),
+            (0, messages) => f.write_str(&counted(messages, "message")),
+            (files, messages) => write!(f, "{} and {}", counted(files, "file"), counted(messages, "message")),
         }
     }
 }
@@ -69,7 +70,7 @@ pub struct DatasetSummary {
     /// Keys that no column takes and that no load had before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub new_keys: Vec<NewKey>,
-    /// How many records were rejected for which reason; in batch alone.
+    /// How many records were rejected for which reason, of those that this process wrote.
     #[serde(skip)]
     pub reasons: Vec<ReasonCount>,
     /// What a load would change; after a dry run.
@@ -103,6 +104,38 @@ impl NewKey {
     }
 }
 
+/// How many records were rejected, by the reason and the column whose value is the reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RejectReasons(BTreeMap<(RejectReason, Option<String>), u64>);
+
+impl RejectReasons {
+    /// Counts these rejects.
+    pub fn add(&mut self, dataset: &Dataset, rejects: &[Reject]) {
+        for reject in rejects {
+            *self.0.entry((reject.reason, column_of(dataset, reject))).or_default() += 1;
+        }
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        for (reason, records) in &other.0 {
+            *self.0.entry(reason.clone()).or_default() += records;
+        }
+    }
+
+    /// The counts, most records first.
+    pub fn counts(&self) -> Vec<ReasonCount> {
+        let count = |((reason, column), records): (&(RejectReason, Option<String>), &u64)| ReasonCount {
+            reason: reason.as_str(),
+            column: column.clone(),
+            records: *records,
+        };
+        let mut counts: Vec<ReasonCount> = self.0.iter().map(count).collect();
+        counts.sort_by_key(|count| std::cmp::Reverse(count.records));
+        counts
+    }
+}
+
 /// How many records were rejected for a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReasonCount {
@@ -111,16 +144,6 @@ pub struct ReasonCount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<String>,
     pub records: u64,
-}
-
-impl ReasonCount {
-    /// Most records first.
-    pub fn all(counts: BTreeMap<(RejectReason, Option<String>), u64>) -> Vec<Self> {
-        let count = |((reason, column), records): ((RejectReason, _), _)| Self { reason: reason.as_str(), column, records };
-        let mut counts: Vec<Self> = counts.into_iter().map(count).collect();
-        counts.sort_by_key(|count| std::cmp::Reverse(count.records));
-        counts
-    }
 }
 
 /// A reject in the summary.

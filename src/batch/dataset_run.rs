@@ -14,15 +14,13 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::record::content::ContentHash;
-use crate::record::parse::column_of;
-use crate::record::row::RejectReason;
 use crate::record::unknown::{MOST_KEYS, UnknownKey};
 use crate::store::Day;
 use crate::store::chunk_lines::ChunkLine;
 use crate::store::ledger::Counts;
 use crate::store::unknown_keys::NotedKey;
 use crate::summary::plan::DatasetPlan;
-use crate::summary::{DatasetSummary, NewKey, ReasonCount, ShownReject};
+use crate::summary::{DatasetSummary, NewKey, RejectReasons, ShownReject};
 
 /// How many rejects the summary shows per dataset.
 const SHOWN_REJECTS: usize = 5;
@@ -47,8 +45,7 @@ pub(super) struct DatasetRun {
     pub(super) unknown: BTreeMap<String, (usize, UnknownKey)>,
     /// Those of these that no load had before.
     pub(super) new_keys: Vec<NewKey>,
-    /// How many records were rejected for each reason and column.
-    pub(super) reasons: BTreeMap<(RejectReason, Option<String>), u64>,
+    pub(super) reasons: RejectReasons,
     /// The first rejects, sorted by file and ordinal.
     pub(super) shown: Vec<ShownReject>,
     pub(super) elapsed: Duration,
@@ -105,7 +102,7 @@ impl DatasetRun {
             misses_key_index: false,
             unknown: BTreeMap::new(),
             new_keys: Vec::new(),
-            reasons: BTreeMap::new(),
+            reasons: RejectReasons::default(),
             shown: Vec::new(),
             elapsed: Duration::ZERO,
         }
@@ -144,9 +141,7 @@ impl DatasetRun {
             *self.days.entry(Day(*day)).or_default() += rows;
         }
         self.add_unknown(chunk);
-        for reject in &chunk.parsed.rejects {
-            *self.reasons.entry((reject.reason, column_of(&self.dataset, reject))).or_default() += 1;
-        }
+        self.reasons.add(&self.dataset, &chunk.parsed.rejects);
         let file = &self.files[chunk.file];
         if let Some(first) = chunk.parsed.rejects.first() {
             // Chunks arrive in no order, so the first rejects of all chunks are kept.
@@ -235,7 +230,7 @@ impl DatasetRun {
             failed: 0,
             elapsed: self.elapsed,
             new_keys: self.new_keys,
-            reasons: ReasonCount::all(self.reasons),
+            reasons: self.reasons.counts(),
             plan: self.plan,
             shown: self.shown,
         }

@@ -10,8 +10,8 @@ use crate::record::content::ContentHash;
 use crate::store::schema::{self, Migration};
 use crate::store::unknown_keys;
 use crate::store::{Class, Connection, Database, StoreResult, contents};
+use crate::summary::NewKey;
 use crate::summary::plan::{DatasetPlan, FileState, Plan, PlannedDay, PlannedFile};
-use crate::summary::{NewKey, ReasonCount};
 
 /// How long the database may take to answer. The files are read without it, too.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -86,7 +86,7 @@ pub(super) async fn complete(database: &Database, mut seen: Seen, runs: &mut [Da
 
 /// The plan of a dataset as the files alone tell it.
 fn of_files(run: &DatasetRun) -> DatasetPlan {
-    let mut plan = DatasetPlan { rejects: ReasonCount::all(run.reasons.clone()), ..DatasetPlan::default() };
+    let mut plan = DatasetPlan { rejects: run.reasons.counts(), ..DatasetPlan::default() };
     plan.files.extend(run.files.iter().map(|file| PlannedFile {
         source: file.source.clone(),
         state: FileState::New,

@@ -8,8 +8,9 @@ use jiff::Timestamp;
 
 use super::{DONE, INTERRUPTED, REJECTED};
 use crate::config::Config;
+use crate::counted::counted;
 use crate::error::Result;
-use crate::stream::{self, DatasetStats, RunOptions, Stats};
+use crate::stream::{self, RunOptions, Stats};
 use crate::terminal::cli::RunArgs;
 use crate::terminal::output::Output;
 use crate::terminal::progress::LiveLine;
@@ -35,14 +36,15 @@ pub fn run(config: &Config, args: &RunArgs, output: Output) -> Result<u8> {
         return Ok(DONE);
     }
     for summary in &mut loaded.datasets {
-        summary.new_keys = stats.of(&summary.dataset).map(DatasetStats::new_keys).unwrap_or_default();
+        let Some(of_dataset) = stats.of(&summary.dataset) else { continue };
+        (summary.new_keys, summary.reasons) = (of_dataset.new_keys(), of_dataset.reasons());
     }
     let in_messages = stats.rejected_in_messages.load(Ordering::Relaxed);
     output.result(&loaded, |out| {
         summary::write(&loaded, out)?;
         match in_messages {
             0 => Ok(()),
-            rejected => writeln!(out, "{} records of messages were rejected: `dataloader rejects list`", HumanCount(rejected)),
+            rejected => writeln!(out, "rejected of messages: {}; see `dataloader rejects list`", counted(rejected, "record")),
         }
     })?;
     if loaded.left.is_some() {

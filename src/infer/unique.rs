@@ -76,7 +76,8 @@ pub fn smallest(rows: &Rows, columns: &[usize]) -> io::Result<Uniqueness> {
 /// # Errors
 /// If the temporary file of the rows cannot be read.
 pub fn repeats(rows: &Rows, column: usize) -> io::Result<bool> {
-    let search = Search::new(rows, &[column])?;
+    let columns = [column];
+    let search = Search::new(rows, &columns)?;
     Ok(!search.equal_rows(1, Extent::FirstRows)?.is_empty() || !search.equal_rows(1, Extent::All)?.is_empty())
 }
 

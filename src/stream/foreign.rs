@@ -87,6 +87,11 @@ impl ForeignLoads {
         self.0.get(&key).map(|(load, _)| load.id)
     }
 
+    /// Whether that is the ledger id of one of them.
+    pub fn has(&self, id: i64) -> bool {
+        self.0.values().any(|(load, _)| load.id == id)
+    }
+
     /// Adds the records' counts to the ledger rows. Returns how many records were rejected.
     ///
     /// # Errors
@@ -94,7 +99,7 @@ impl ForeignLoads {
     pub async fn book(&self, connection: &mut Connection, added: &BTreeMap<i64, Added>) -> StoreResult<u64> {
         let mut rejected = 0;
         for (load, bytes) in self.0.values() {
-            let Added { counts, removed } = added.get(&load.id).copied().unwrap_or_default();
+            let (counts, removed) = added.get(&load.id).map(|added| (added.counts, added.removed)).unwrap_or_default();
             book(connection, *load, counts, removed, *bytes).await?;
             rejected += counts.rejected;
         }

@@ -12,6 +12,7 @@ use crate::store::ledger::Counts;
 use crate::store::model::{self, Noting};
 use crate::store::stream_upsert::Writing;
 use crate::store::{Class, Connection, Day, Rows, StoreError, open_rejects};
+use crate::summary::RejectReasons;
 
 /// How a batch is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +41,10 @@ impl FreshChunk<'_> {
 }
 
 /// What a transaction adds to a ledger row.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Added {
     pub counts: Counts,
+    pub reasons: RejectReasons,
     /// Rows that were removed, see [`append::append`].
     pub removed: u64,
 }
@@ -70,6 +72,7 @@ pub async fn write(
         let counts = counts(chunk, &rejects);
         let added = added.entry(writing.load_id).or_default();
         added.counts += counts;
+        added.reasons.add(&dataset, &rejects);
         added.removed += removed;
         rows += counts.loaded;
         days.extend(chunk.days.iter().map(|day| Day(*day)));

@@ -10,7 +10,7 @@ use super::topology::Topology;
 use crate::dataset::Dataset;
 use crate::heartbeat::Beat;
 use crate::store::ledger::Counts;
-use crate::summary::NewKey;
+use crate::summary::{NewKey, ReasonCount, RejectReasons};
 use crate::transport::budget::Budget;
 use crate::transport::piece::Carried;
 use crate::vitals::Vitals;
@@ -63,6 +63,8 @@ pub struct DatasetStats {
     pub batches: AtomicU64,
     /// Keys that no column takes and that no load had before.
     new_keys: Mutex<Vec<NewKey>>,
+    /// Why records of files were rejected.
+    reasons: Mutex<RejectReasons>,
     /// Records that are read and not committed yet.
     in_flight: Arc<AtomicU64>,
 }
@@ -175,6 +177,16 @@ impl DatasetStats {
     /// The keys that no column takes and that no load had before.
     pub fn new_keys(&self) -> Vec<NewKey> {
         self.new_keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts why records of files were rejected.
+    pub(super) fn add_reasons(&self, reasons: &RejectReasons) {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner).merge(reasons);
+    }
+
+    /// How many records of files were rejected for which reason.
+    pub fn reasons(&self) -> Vec<ReasonCount> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner).counts()
     }
 
     /// Adds what a batch committed.

@@ -25,7 +25,7 @@ use crate::store::lock;
 use crate::store::stream_upsert::{Order, Writing};
 use crate::store::unknown_keys::{self, NotedKey};
 use crate::store::{Class, Connection, StoreError, StoreResult};
-use crate::summary::NewKey;
+use crate::summary::{NewKey, RejectReasons};
 use crate::transport::piece::{FileEnd, Load};
 
 /// The result of a committed transaction.
@@ -36,6 +36,8 @@ struct Committed {
     changed: Vec<ModelChanged>,
     /// What was added to each dataset: counts, and bytes of text.
     added: BTreeMap<String, (Counts, u64)>,
+    /// Why records of files were rejected, by dataset.
+    reasons: BTreeMap<String, RejectReasons>,
     rejected_in_messages: u64,
     /// Keys that no column takes and that no load had before, by dataset.
     new_keys: Vec<(Arc<Dataset>, NewKey)>,
@@ -108,6 +110,9 @@ async fn write(
         committed.changed.extend(changed);
         let mut counts = Counts::default();
         ids.iter().filter_map(|id| added.get(id)).for_each(|of_load| counts += of_load.counts);
+        let reasons = committed.reasons.entry(name.clone()).or_default();
+        let of_files = ids.iter().filter(|id| !foreign.has(**id)).filter_map(|id| added.get(id));
+        of_files.for_each(|of_load| reasons.merge(&of_load.reasons));
         committed.added.insert(name, (counts, bytes));
     }
     for (dataset, keys) in unknown {
@@ -189,7 +194,7 @@ fn progress<'a>(
     ends: &HashMap<i64, LoadEnd<'a>>,
 ) -> Vec<LoadProgress<'a>> {
     ids.map(|id| {
-        let Added { counts, removed } = added.get(&id).copied().unwrap_or_default();
+        let (counts, removed) = added.get(&id).map(|added| (added.counts, added.removed)).unwrap_or_default();
         LoadProgress { id, counts, removed, end: ends.get(&id).copied() }
     })
     .collect()
@@ -257,6 +262,11 @@ impl Writer {
             }
             if let Some(link) = &self.link {
                 link.stage().handled(counts.read);
+            }
+        }
+        for (dataset, reasons) in &committed.reasons {
+            if let Some(stats) = stats.of(dataset) {
+                stats.add_reasons(reasons);
             }
         }
         for (dataset, key) in &committed.new_keys {
@@ -458,7 +468,7 @@ mod tests {
     #[test]
     fn a_load_that_gets_no_records_goes_on_too_and_only_its_own_end_is_told() {
         let counts = Counts { read: 3, loaded: 2, rejected: 1, skipped: 0 };
-        let added = BTreeMap::from([(10, Added { counts, removed: 7 })]);
+        let added = BTreeMap::from([(10, Added { counts, removed: 7, ..Added::default() })]);
         let ends = HashMap::from([(20, LoadEnd { records: 5, bytes: 9, error: None, sha256: None, host: None })]);
         let progress = progress([10, 20].into_iter(), &added, &ends);
         assert_eq!((progress[0].id, progress[0].counts.loaded, progress[0].end.is_none()), (10, 2, true));

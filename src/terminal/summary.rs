@@ -8,8 +8,9 @@ use std::time::Duration;
 use indicatif::HumanCount;
 
 use super::table::{Align, Table};
+use crate::counted::counted;
 use crate::store::ledger::Counts;
-use crate::summary::{LoadSummary, NewKey, ReasonCount};
+use crate::summary::{DatasetSummary, LoadSummary, NewKey, ReasonCount};
 
 /// Writes the summary as text: a table, the first rejects, and the speed.
 ///
@@ -38,15 +39,7 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "files of {} that were not loaded, because their content is there already: {count}", dataset.dataset)?;
     }
     for dataset in summary.datasets.iter().filter(|dataset| dataset.counts.rejected > 0) {
-        writeln!(out, "\n{} records of {} were rejected:", HumanCount(dataset.counts.rejected), dataset.dataset)?;
-        for reject in &dataset.shown {
-            writeln!(out, "  {reject}")?;
-        }
-        let more = dataset.counts.rejected - dataset.shown.len() as u64;
-        if more > 0 {
-            writeln!(out, "  and {} more", HumanCount(more))?;
-        }
-        write_reasons(&dataset.reasons, out)?;
+        write_rejects(dataset, out)?;
     }
     if summary.has_rejects() && summary.plan.is_none() {
         writeln!(out, "see them all with `dataloader rejects list`, get them for repair with `dataloader rejects export`")?;
@@ -64,9 +57,33 @@ pub fn write(summary: &LoadSummary, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{}", pace(read, summary.elapsed))
 }
 
-/// Writes how many records each column, or the record itself, is the reason for, if there is more than one.
+/// Writes how many records were rejected, the first of them, and the reasons.
+fn write_rejects(dataset: &DatasetSummary, out: &mut dyn Write) -> io::Result<()> {
+    let DatasetSummary { counts: Counts { rejected, .. }, shown, reasons, .. } = dataset;
+    let were = if *rejected == 1 { "was" } else { "were" };
+    writeln!(out, "\n{} of {} {were} rejected:", counted(*rejected, "record"), dataset.dataset)?;
+    for reject in shown {
+        writeln!(out, "  {reject}")?;
+    }
+    let more = rejected - shown.len() as u64;
+    if more > 0 && !shown.is_empty() {
+        writeln!(out, "  and {} more", HumanCount(more))?;
+    }
+    // The first rejects say a single reason.
+    if reasons.len() > 1 || shown.is_empty() {
+        write_reasons(reasons, out)?;
+    }
+    // Of the stream, another process may have written some, or an earlier run.
+    let elsewhere = rejected.saturating_sub(reasons.iter().map(|reason| reason.records).sum());
+    if elsewhere > 0 {
+        writeln!(out, "  written by another process or run: {}", counted(elsewhere, "record"))?;
+    }
+    Ok(())
+}
+
+/// Writes how many records each column, or the record itself, is the reason for.
 fn write_reasons(reasons: &[ReasonCount], out: &mut dyn Write) -> io::Result<()> {
-    if reasons.len() < 2 {
+    if reasons.is_empty() {
         return Ok(());
     }
     writeln!(out, "by column and reason:")?;
@@ -98,8 +115,8 @@ pub fn write_new_keys(dataset: &str, keys: &[NewKey], dry_run: bool, out: &mut d
 /// Example: `1,000,000 records in 3.0 s (333,333 per second)`. Below one second the rate is omitted.
 fn pace(records: u64, elapsed: Duration) -> String {
     if elapsed < Duration::from_secs(1) {
-        return format!("{} records in {} ms", HumanCount(records), elapsed.as_millis());
+        return format!("{} in {} ms", counted(records, "record"), elapsed.as_millis());
     }
     let per_second = u64::try_from(u128::from(records) * 1_000 / elapsed.as_millis()).unwrap_or(u64::MAX);
-    format!("{} records in {:.1} s ({} per second)", HumanCount(records), elapsed.as_secs_f64(), HumanCount(per_second))
+    format!("{} in {:.1} s ({} per second)", counted(records, "record"), elapsed.as_secs_f64(), HumanCount(per_second))
 }

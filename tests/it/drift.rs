@@ -11,7 +11,7 @@ on_both_stores!(
     rejects_are_counted_by_column,
     the_page_shows_the_keys_as_text,
 );
-on_every_pipeline!(a_new_key_of_the_stream_is_said_once);
+on_every_pipeline!(a_new_key_of_the_stream_is_said_once, rejects_of_the_stream_are_counted_by_column);
 
 const CONFIG: &str = "[datasets.visits]\nkey = [\"id\"]\nday = \"at\"\n[datasets.visits.columns]\nid = \"text\"\n\
     at = { type = \"timestamp\", required = true }\nlogin = { type = \"text\", from = \"/actor/login\" }\n";
@@ -37,7 +37,7 @@ fn a_new_key_is_said_once_with_its_first_record(sandbox: &Sandbox) {
     assert!(told.contains("new keys of visits that no column takes") && told.contains(&first), "{told}");
     let lines = [
         "plan = \"text\"",
-        "Net_Price = { type = \"numeric\", from = \"Net Price\" }",
+        "net_price = { type = \"numeric\", from = \"Net Price\" }",
         "actor_id = { type = \"bigint\", from = \"/actor/id\" }",
     ];
     let noted = ["plan|2|", "Net Price|2|", "/actor/id|3|"].iter().zip(lines).map(|(key, line)| format!("{key}{line}"));
@@ -62,8 +62,7 @@ fn a_new_key_is_said_once_with_its_first_record(sandbox: &Sandbox) {
     sandbox.write("dataloader.toml", format!("{CONFIG}{}\nmore = \"jsonb\"\n", lines.join("\n")));
     assert_eq!(keys(sandbox), Vec::<String>::new());
     sandbox.run(["migrate", "--backfill"]).ok();
-    let rows = "SELECT id, login, plan, Net_Price, actor_id, _extra FROM {raw.visits} ORDER BY id";
-    let rows = sandbox.lines(&rows.replace("Net_Price", "\"Net_Price\""));
+    let rows = sandbox.lines("SELECT id, login, plan, net_price, actor_id, _extra FROM {raw.visits} ORDER BY id");
     assert_eq!(
         rows,
         ["1|NULL|NULL|NULL|NULL|NULL", "2|NULL|pro|1.50|NULL|NULL", "3|a|NULL|NULL|7|NULL", "4|NULL|x|NULL|NULL|NULL"]
@@ -130,6 +129,29 @@ fn rejects_are_counted_by_column(sandbox: &Sandbox) {
     }
     let told = sandbox.run(["load"]).code(3).stdout;
     assert!(told.contains("by column and reason:") && told.contains("type_mismatch"), "{told}");
+}
+
+fn rejects_of_the_stream_are_counted_by_column(sandbox: &Sandbox) {
+    sandbox.write("dataloader.toml", CONFIG);
+    let bad = |more: &str| format!("{{\"id\":\"1\"{more}}}\n");
+    sandbox.drop_in("visits", "a.jsonl", bad("") + &bad(",\"at\":\"soon\"").repeat(7) + &record(1, ""));
+    sandbox.drop_in("visits", "b.jsonl", bad(",\"at\":\"2024-05-01\",\"actor\":{\"login\":\"\\u0000\"}") + "7\n" + &record(2, ""));
+    let told = sandbox.pipeline(["--once"]).run().code(3).stdout;
+    assert!(told.contains("10 records of visits were rejected:\nby column and reason:\n"), "{told}");
+    let counted = |line: &&str| line.split_whitespace().count() == 3 && !line.starts_with('-');
+    let mut rows: Vec<String> =
+        told.lines().skip_while(|line| !line.contains("by column")).filter(counted).map(|line| words(line).join(" ")).collect();
+    rows.sort();
+    let expected =
+        ["- not_an_object 1", "at missing_required 1", "at type_mismatch 7", "column reason records", "login nul_character 1"];
+    assert_eq!(rows, expected, "{told}");
+    sandbox.drop_in("visits", "c.jsonl", bad(""));
+    let told = sandbox.pipeline(["--once"]).run().code(3).stdout;
+    assert!(told.contains("1 record of visits was rejected:") && told.contains("missing_required"), "only of this run: {told}");
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
 }
 
 fn the_page_shows_the_keys_as_text(sandbox: &Sandbox) {

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use indicatif::HumanCount;
 
+use crate::counted::counted;
 use crate::summary::DatasetSummary;
 use crate::summary::plan::{DatasetPlan, Plan};
 use crate::terminal::table::{Align, Table};
@@ -27,7 +28,7 @@ pub fn write(plan: &Plan, datasets: &[DatasetSummary], out: &mut dyn Write) -> i
         for statement in plan.statements.iter().take(LISTED_STATEMENTS) {
             writeln!(out, "  {statement}")?;
         }
-        more(plan.statements.len(), LISTED_STATEMENTS, "statements", out)?;
+        more(plan.statements.len(), LISTED_STATEMENTS, "statement", out)?;
     }
     for dataset in datasets {
         if let Some(plan) = dataset.plan.as_ref().filter(|plan| !plan.files.is_empty()) {
@@ -53,32 +54,32 @@ fn write_files(dataset: &str, plan: &DatasetPlan, out: &mut dyn Write) -> io::Re
         table.row([file.source.clone(), file.state.name().to_owned(), load, read, rows, rejected]);
     }
     writeln!(out, "\nfiles of {dataset}:\n{table}")?;
-    more(plan.files.len(), LISTED, "files", out)
+    more(plan.files.len(), LISTED, "file", out)
 }
 
 fn write_days(dataset: &str, plan: &DatasetPlan, out: &mut dyn Write) -> io::Result<()> {
-    let there = HumanCount(plan.rows_there);
+    let there = counted(plan.rows_there, "row");
     let (Some(first), Some(last)) = (plan.days.first(), plan.days.last()) else {
         return match plan.files.iter().map(|file| file.rows).sum::<u64>() {
             0 => writeln!(out, "no row for the table of {dataset}"),
-            _ => writeln!(out, "the table of {dataset} has {there} rows now"),
+            _ => writeln!(out, "the table of {dataset} has {there} now"),
         };
     };
-    let days = HumanCount(plan.days.len() as u64);
+    let days = counted(plan.days.len() as u64, "day");
     let (first, last) = (&first.day, &last.day);
-    writeln!(out, "{days} days of {dataset}, from {first} to {last}; the table has {there} rows of them now:")?;
+    writeln!(out, "{days} of {dataset}, from {first} to {last}; the table has {there} of that now:")?;
     let mut table = Table::new(&[("day", Align::Left), ("rows of the files", Align::Right), ("in the table", Align::Right)]);
     for day in plan.days.iter().take(LISTED) {
         let [rows, there] = [day.rows, day.there].map(|count| HumanCount(count).to_string());
         table.row([day.day.clone(), rows, there]);
     }
     writeln!(out, "{table}")?;
-    more(plan.days.len(), LISTED, "days", out)
+    more(plan.days.len(), LISTED, "day", out)
 }
 
 fn more(count: usize, listed: usize, what: &str, out: &mut dyn Write) -> io::Result<()> {
     if count <= listed {
         return Ok(());
     }
-    writeln!(out, "  and {} more {what}: `--format json` has all", HumanCount((count - listed) as u64))
+    writeln!(out, "  and {}: `--format json` has all", counted((count - listed) as u64, &format!("more {what}")))
 }
