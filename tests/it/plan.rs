@@ -69,6 +69,8 @@ fn a_plan_needs_no_tables(sandbox: &Sandbox) {
     let table = sandbox.table("raw.events").replace("\"raw\"", "raw");
     let creates = format!("create table {table} (");
     assert!(statements.iter().any(|statement| statement.as_str().is_some_and(|sql| sql.starts_with(&creates))), "{statements:?}");
+    let is_create = |statement: &Value| statement.as_str().is_some_and(|sql| sql.starts_with("create "));
+    assert!(statements.iter().all(is_create), "there is nothing to drop: {statements:?}");
     assert_eq!(files(&plan["datasets"][0]), ["a.jsonl|new|null|3"]);
     assert!(sandbox.try_query("SELECT 1 FROM {raw.loads}").is_err(), "nothing was made");
     let nowhere =
