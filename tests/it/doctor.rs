@@ -1,13 +1,15 @@
 //! `dataloader doctor`: every line as a user meets it, and nothing changed by it.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 
 use crate::reading::Reader;
-use crate::support::{Sandbox, Store, Transport, on_both_stores, write_samples};
+use crate::support::{
+    Invocation, PrivatePostgres, PrivateRabbit, Sandbox, Store, Transport, many_events, on_both_stores, wait_until, write_samples,
+};
 
 on_both_stores!(
     a_database_without_tables_is_no_fault,
@@ -15,12 +17,19 @@ on_both_stores!(
     a_missing_column_is_named_with_the_statement,
     a_column_too_much_is_a_fault,
     days_that_wait_are_said,
+    tables_of_another_version_are_said,
 );
+
+const DOCTOR: [&str; 3] = ["doctor", "--format", "json"];
 
 /// The lines of `doctor`, which ends with this exit code.
 fn checks(sandbox: &Sandbox, code: i32) -> Vec<Value> {
-    let json = sandbox.run(["doctor", "--format", "json"]).code(code).json();
-    json["checks"].as_array().expect("a list").clone()
+    checks_of(sandbox.command(DOCTOR), code)
+}
+
+#[track_caller]
+fn checks_of(doctor: Invocation, code: i32) -> Vec<Value> {
+    doctor.run().code(code).json()["checks"].as_array().expect("a list").clone()
 }
 
 #[track_caller]
@@ -143,8 +152,76 @@ fn a_role_that_may_only_read_gets_its_answer() {
     let outcome = sandbox.command(["doctor", "--format", "json"]).env("DATABASE_URL", &reader.url()).run().code(1);
     let found = outcome.json()["checks"].as_array().expect("a list").clone();
     assert_line(&found, "database rights", "fail", "may not write", "GRANT SELECT, INSERT, UPDATE, DELETE");
-    assert_line(&found, "database tables", "warn", "may not read the schema dataloader", "GRANT");
+    assert_line(&found, "database tables", "warn", "may not read the schema dataloader", "GRANT USAGE ON SCHEMA dataloader");
     assert!(!outcome.stdout.contains("reads-only"), "{}", outcome.stdout);
+    mended(&sandbox, &reader, &found, &["database tables", "database rights"]);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn a_role_that_may_not_make_the_tables_is_told_what_lets_it() {
+    let sandbox = Sandbox::new(Store::Postgres);
+    write_samples(&sandbox);
+    let reader = Reader::without_rights(&sandbox);
+    let found = checks_of(sandbox.command(DOCTOR).env("DATABASE_URL", &reader.url()), 1);
+    assert_line(&found, "database rights", "fail", "may not create schemas in", "GRANT CREATE ON DATABASE");
+    mended(&sandbox, &reader, &found, &["database rights"]);
+}
+
+/// What mends these lines is run as it stands; then the role can do everything.
+#[track_caller]
+fn mended(sandbox: &Sandbox, role: &Reader<'_>, found: &[Value], lines: &[&str]) {
+    let run = |args: &str| sandbox.command(args.split(' ')).env("DATABASE_URL", &role.url()).run();
+    run("load").code(1);
+    for name in lines {
+        sandbox.execute(line(found, name)["mend"].as_str().expect("statements"));
+    }
+    run("load").ok();
+    sandbox.drop_in("events", "a.jsonl", many_events(3, "ada"));
+    run("run --once").ok();
+    run("model --full").ok();
+    let found = checks_of(sandbox.command(DOCTOR).env("DATABASE_URL", &role.url()), 0);
+    lines.iter().for_each(|name| assert_line(&found, name, "ok", "", ""));
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: ./run.sh test"]
+fn a_private_server_that_is_a_standby_is_a_fault() {
+    let server = PrivatePostgres::start();
+    let sandbox = Sandbox::on(&server);
+    write_samples(&sandbox);
+    sandbox.run(["load"]).ok();
+    server.become_standby();
+    assert_line(&checks(&sandbox, 1), "database rights", "fail", "is a standby", "name the primary");
+}
+
+#[test]
+fn a_sqlite_file_that_may_not_be_written_is_one_line() {
+    let sandbox = Sandbox::new(Store::Sqlite);
+    write_samples(&sandbox);
+    sandbox.run(["load"]).ok();
+    let modes = [("dataloader.db", 0o444), ("raw_data/events", 0o755), ("raw_data/orgs", 0o755), ("", 0o777)];
+    for (path, mode) in modes {
+        std::fs::set_permissions(sandbox.file(path), PermissionsExt::from_mode(mode)).expect("the file is ours");
+    }
+    // Root may write everywhere: as somebody else then.
+    let doctor = || checks_of(sandbox.unprivileged("doctor --format json"), 1);
+    assert_line(&doctor(), "database rights", "fail", "dataloader.db may not be written by this user", "chown ");
+    assert_line(&doctor(), "database", "ok", "answers: SQLite", "");
+    std::fs::create_dir_all(sandbox.file("inbox/events")).expect("the sandbox is writable");
+    assert_line(&doctor(), "inbox of events", "fail", "this user may not write inbox/events", "chown ");
+    std::fs::set_permissions(sandbox.file("raw_data/orgs"), PermissionsExt::from_mode(0o700)).expect("it is ours");
+    assert_line(&doctor(), "files of orgs", "fail", "cannot read the directory", "chmod u+rx");
+}
+
+fn tables_of_another_version_are_said(sandbox: &Sandbox) {
+    write_samples(sandbox);
+    sandbox.run(["load"]).ok();
+    let table = if sandbox.store() == Store::Sqlite { "dataloader_migrations" } else { "dataloader.migrations" };
+    sandbox.execute(&format!("UPDATE {table} SET version = version + 1000 WHERE version = (SELECT max(version) FROM {table})"));
+    assert_line(&checks(sandbox, 1), "database tables", "fail", "does not know", "newer version of dataloader");
+    sandbox.execute(&format!("DELETE FROM {table} WHERE version > 1000"));
+    assert_line(&checks(sandbox, 0), "database tables", "warn", "an earlier version", "dataloader migrate");
 }
 
 #[test]
@@ -164,7 +241,7 @@ fn amqp_queues_are_looked_at_and_not_declared() {
     sandbox.run(["run", "--once"]);
     let found = checks(&sandbox, 0);
     assert_line(&found, &names[0], "ok", "its arguments fit", "");
-    assert_line(&found, &names[2], "warn", "1 dead letters wait", "dataloader rejects list");
+    assert_line(&found, &names[2], "warn", "waiting: 1 dead letter", "dataloader rejects list");
 }
 
 #[test]
@@ -177,4 +254,26 @@ fn amqp_a_queue_with_other_arguments_is_a_fault() {
     sandbox.queues().declare("events", arguments).expect("the broker takes it");
     let name = format!("queue {}", sandbox.queues().name("events"));
     assert_line(&checks(&sandbox, 1), &name, "fail", "other arguments", "rabbitmqctl delete_queue");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn amqp_a_private_broker_with_an_alarm_and_a_user_without_rights_are_faults() {
+    let node = PrivateRabbit::start();
+    let sandbox = Sandbox::over_node(&node, Store::Sqlite);
+    write_samples(&sandbox);
+    sandbox.run(["run", "--once"]).ok();
+    let name = format!("queue {}", sandbox.queues().name("events"));
+    node.ctl(&["add_user", "guest2", "secret2"]);
+    let address = node.url().split_once('@').expect("a user in the URL").1;
+    let as_other = || sandbox.command(DOCTOR).env("AMQP_URL", &format!("amqp://guest2:secret2@{address}"));
+    node.ctl(&["set_permissions", "guest2", "^$", ".*", ".*"]);
+    assert_line(&checks_of(as_other(), 1), &name, "fail", "this user may not declare it", "rabbitmqctl set_permissions");
+    node.ctl(&["set_permissions", "guest2", ".*", ".*", ".*"]);
+    assert_line(&checks_of(as_other(), 0), &name, "ok", "its arguments fit", "");
+    node.ctl(&["set_disk_free_limit", "100000GB"]);
+    wait_until("the alarm is up", || node.ctl(&["status"]).contains("Free disk space alarm"));
+    let found = checks(&sandbox, 1);
+    assert_line(&found, "broker", "ok", "RabbitMQ ", "");
+    assert_line(&found, "broker alarms", "fail", "it takes no messages", "rabbitmqctl status");
 }

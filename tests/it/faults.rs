@@ -181,16 +181,7 @@ fn a_read_only_sqlite_file_says_so_and_stays_readable() {
     std::fs::set_permissions(sandbox.file("dataloader.db"), PermissionsExt::from_mode(0o444)).expect("the file is ours");
     // SQLite keeps files of its own beside it, also for reading.
     std::fs::set_permissions(sandbox.path(), PermissionsExt::from_mode(0o777)).expect("the directory is ours");
-    // Root may write everywhere: as somebody else then.
-    let binary = tempfile::Builder::new().permissions(PermissionsExt::from_mode(0o755)).tempdir().expect("a temporary directory");
-    let program = binary.path().join("dataloader");
-    std::fs::copy(env!("CARGO_BIN_EXE_dataloader"), &program).expect("cargo builds the binary before the tests");
-    let run = |args: &'static str| {
-        let script = format!(
-            "if [ \"$(id -u)\" = 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" {args}; else \"$0\" {args}; fi"
-        );
-        Invocation::new("sh", sandbox.path()).args(["-c", &script, program.to_str().expect("a plain name")]).run()
-    };
+    let run = |args: &str| sandbox.unprivileged(args).run();
     let outcome = run("load --dataset events").code(1);
     assert!(outcome.stderr.contains("the database cannot be written: "), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("permissions of the database file"), "{}", outcome.stderr);

@@ -168,11 +168,17 @@ pub struct Reader<'s> {
 
 impl<'s> Reader<'s> {
     pub fn new(sandbox: &'s Sandbox) -> Self {
-        let name = format!("dl_reader_{}", uuid::Uuid::now_v7().simple());
+        let reader = Self::without_rights(sandbox);
+        let name = &reader.name;
         sandbox.execute(&format!(
-            "CREATE ROLE {name} LOGIN PASSWORD 'reads-only'; GRANT USAGE ON SCHEMA raw, modelled TO {name}; \
-             GRANT SELECT ON ALL TABLES IN SCHEMA raw, modelled TO {name}"
+            "GRANT USAGE ON SCHEMA raw, modelled TO {name}; GRANT SELECT ON ALL TABLES IN SCHEMA raw, modelled TO {name}"
         ));
+        reader
+    }
+
+    pub fn without_rights(sandbox: &'s Sandbox) -> Self {
+        let name = format!("dl_reader_{}", uuid::Uuid::now_v7().simple());
+        sandbox.execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'reads-only'"));
         Self { sandbox, name }
     }
 

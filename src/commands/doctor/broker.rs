@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::config::Config;
+use crate::counted::counted;
 use crate::transport::amqp::checkup::{Found, QueueState, examine as look_at};
 use crate::transport::amqp::connection::Broker;
 use crate::transport::amqp::topology::Topology;
@@ -43,15 +44,15 @@ fn report(broker: &Broker, topology: &Topology, found: &Found, prefix: &str) -> 
             ),
             QueueState::Refused(error) => {
                 let mend = format!("rabbitmqctl set_permissions USER '{prefix}.*' '{prefix}.*' '{prefix}.*'");
-                Check::fail(check, format!("this user may not use it: {error}"), mend)
+                Check::fail(check, format!("this user may not declare it: {error}"), mend)
             }
-            QueueState::There { messages, is_checked } => {
-                let arguments = if *is_checked { "its arguments fit" } else { "its arguments cannot be checked by this user" };
-                let why = format!("{messages} messages wait; {arguments}");
+            QueueState::There { messages } => {
+                let waiting = |what| counted(u64::from(*messages), what);
+                let why = format!("waiting: {}; its arguments fit", waiting("message"));
                 if *messages > 0 && queue.as_str() == dead.as_str() {
                     Check::warn(
                         check,
-                        format!("{messages} dead letters wait"),
+                        format!("waiting: {}", waiting("dead letter")),
                         "dataloader rejects list, then `dataloader rejects replay`",
                     )
                 } else {

@@ -8,12 +8,16 @@ use indicatif::HumanBytes;
 use super::inbox::free_bytes;
 use super::{Check, quoted};
 use crate::config::{Config, DatabaseUrl};
+use crate::counted::counted;
 use crate::inbox::waiting_bytes;
 use crate::retry::GIVE_UP_AFTER;
 use crate::store::schema::{self, Migration};
-use crate::store::{Connection, Database, Dialect, StoreResult, model};
+use crate::store::sql::quote;
+use crate::store::{Connection, Database, Dialect, Schema, StoreResult, model};
 
 const OLDEST_POSTGRES: i64 = 140_000;
+/// What this user may do.
+const RIGHTS: &str = "database rights";
 /// Clocks that differ by more show times in the ledger that nobody understands.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 /// More statements than this are counted, not listed.
@@ -60,7 +64,8 @@ fn of_file(config: &Config, file: &Path) -> Vec<Check> {
     if !is_writable(target) || !is_writable(dir) {
         let unwritable = if is_writable(target) { dir } else { target };
         let why = format!("{} may not be written by this user", unwritable.display());
-        checks.push(Check::fail("database", why, format!("chmod u+w {}, as its owner", quoted(unwritable))));
+        let mend = format!("chown {} {}", rustix::process::geteuid().as_raw(), quoted(unwritable));
+        checks.push(Check::fail(RIGHTS, why, mend));
     } else if !file.exists() {
         let why = format!("{} is not there yet; the first load makes it", file.display());
         checks.push(Check::new(super::Level::Ok, "database", why, Some("dataloader migrate".to_owned())));
@@ -101,7 +106,7 @@ async fn of_server(connection: &mut Connection, database: &Database, config: &Co
             return checks;
         }
     };
-    checks.extend(rights(connection, are_there).await.unwrap_or_else(|error| Some(failed("database rights", error))));
+    checks.extend(rights(connection, are_there).await.unwrap_or_else(|error| Some(failed(RIGHTS, error))));
     if are_there {
         checks.push(tables(connection, database, config).await);
         for dataset in config.datasets.iter().filter(|dataset| dataset.day.is_some()) {
@@ -149,23 +154,20 @@ async fn rights(connection: &mut Connection, are_there: bool) -> StoreResult<Opt
                 has_database_privilege(current_database(), 'temporary')::int::bigint";
     let rows = connection.fetch(user, &[]).await?;
     let [user, name] = [0, 1].map(|i| rows[0][i].text().unwrap_or_default().to_owned());
-    let check = "database rights";
     if rows[0][2].int() != 0 {
         let why = "the server is a standby, which accepts no writes";
-        return Ok(Some(Check::fail(check, why, "name the primary in DATABASE_URL")));
+        return Ok(Some(Check::fail(RIGHTS, why, "name the primary in DATABASE_URL")));
     }
     if rows[0][4].int() == 0 {
         let why = format!("{user} may not make temporary tables in {name}");
-        return Ok(Some(Check::fail(check, why, format!("GRANT TEMPORARY ON DATABASE \"{name}\" TO \"{user}\""))));
+        return Ok(Some(Check::fail(RIGHTS, why, format!("GRANT TEMPORARY ON DATABASE {} TO {}", quote(&name), quote(&user)))));
     }
     if !are_there {
-        let (why, mend) =
-            (format!("{user} may not create schemas in {name}"), format!("GRANT CREATE ON DATABASE \"{name}\" TO \"{user}\""));
-        let is_free = rows[0][3].int() != 0;
-        return Ok(Some(if is_free {
-            Check::ok(check, format!("{user} may create the tables"))
+        return Ok(Some(if rows[0][3].int() != 0 {
+            Check::ok(RIGHTS, format!("{user} may create the tables"))
         } else {
-            Check::warn(check, why, mend)
+            let why = format!("{user} may not create schemas in {name}");
+            Check::fail(RIGHTS, why, format!("GRANT CREATE ON DATABASE {} TO {}", quote(&name), quote(&user)))
         }));
     }
     let forbidden = "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace \
@@ -175,17 +177,25 @@ async fn rights(connection: &mut Connection, are_there: bool) -> StoreResult<Opt
                      and has_table_privilege(c.oid, 'delete')) order by 1";
     let forbidden = connection.fetch(forbidden, &[]).await?;
     Ok(Some(match forbidden.first() {
-        None => Check::ok(check, format!("{user} may read and write the tables")),
+        None => Check::ok(RIGHTS, format!("{user} may read and write the tables")),
         Some(first) => {
             let (first, count) = (first[0].text().unwrap_or_default(), forbidden.len());
             let why = format!("{user} may not write {first}, one of {count} such tables");
-            let mend = format!(
-                "GRANT USAGE ON SCHEMA raw, modelled, dataloader TO \"{user}\"; \
-                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA raw, modelled, dataloader TO \"{user}\""
-            );
-            Check::fail(check, why, mend)
+            Check::fail(RIGHTS, why, grants(&user))
         }
     }))
+}
+
+/// The statements that let a user write tables that another role owns.
+fn grants(user: &str) -> String {
+    const SCHEMAS: &str = "raw, modelled, dataloader";
+    let user = quote(user);
+    [
+        format!("GRANT USAGE ON SCHEMA {SCHEMAS} TO {user}"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMAS} TO {user}"),
+        format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA {SCHEMAS} TO {user}"),
+    ]
+    .join("; ")
 }
 
 /// The tables against the definitions.
@@ -195,7 +205,11 @@ async fn tables(connection: &mut Connection, database: &Database, config: &Confi
         Err(error) => Check::failed(check, &database.explain(error)),
         Ok(Migration::Unreadable) => {
             let why = "this user may not read the schema dataloader, so the tables are not compared with their definitions";
-            Check::warn(check, why, "GRANT USAGE ON SCHEMA dataloader, and SELECT ON ALL TABLES IN it")
+            let user = "select current_user::text";
+            let user = connection.fetch(user, &[]).await.ok().and_then(|rows| rows[0][0].text().map(quote)).unwrap_or_default();
+            let schema = Schema::Dataloader.name();
+            let mend = format!("GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {user}");
+            Check::warn(check, why, mend)
         }
         Ok(Migration::OlderVersion) => {
             Check::warn(check, "an earlier version of dataloader made them; the next command that writes upgrades them", MIGRATE)
@@ -218,7 +232,8 @@ fn days(dataset: &str, days: &[String]) -> Check {
     match days.first() {
         None => Check::ok(check, "no day waits to be modelled"),
         Some(first) => {
-            let why = format!("{} days wait to be modelled, the first is {first}; a running pipeline does it", days.len());
+            let waiting = counted(days.len() as u64, "day");
+            let why = format!("waiting to be modelled: {waiting}, the first is {first}; a running pipeline does it");
             Check::warn(check, why, "dataloader model")
         }
     }

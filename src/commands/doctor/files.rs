@@ -2,11 +2,12 @@
 
 use std::fs::File;
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanBytes;
 
 use super::{Check, quoted};
 use crate::batch::input::{Input, files_of};
 use crate::config::{Config, Transport};
+use crate::counted::counted;
 use crate::dataset::Dataset;
 use crate::error::io_text;
 
@@ -40,6 +41,6 @@ fn of_dataset(config: &Config, dataset: &Dataset) -> Check {
         }
     }
     let bytes = files.iter().map(Input::stored_bytes).sum();
-    let count = HumanCount(files.len() as u64);
+    let count = counted(files.len() as u64, "file");
     Check::ok(check, format!("{}: {count} to read, {}", dir.display(), HumanBytes(bytes)))
 }

@@ -34,14 +34,12 @@ pub struct Found {
 #[derive(Debug)]
 pub enum QueueState {
     Missing,
-    /// `is_checked` is false where this user may not declare it.
     There {
         messages: u32,
-        is_checked: bool,
     },
     /// It has other arguments, in the broker's words.
     Differs(String),
-    /// This user may not use it, in the broker's words.
+    /// This user may not declare it, in the broker's words.
     Refused(String),
 }
 
@@ -78,10 +76,11 @@ async fn queue(connection: &Connection, name: ShortString, arguments: FieldTable
         }
     };
     match declare(connection, name, false, arguments).await {
-        Ok(_) => Ok(QueueState::There { messages, is_checked: true }),
+        Ok(_) => Ok(QueueState::There { messages }),
         Err(error) => match reply_code(&error) {
             Some(PRECONDITION_FAILED) => Ok(QueueState::Differs(text(&error))),
-            Some(ACCESS_REFUSED) => Ok(QueueState::There { messages, is_checked: false }),
+            // Every run declares the queues.
+            Some(ACCESS_REFUSED) => Ok(QueueState::Refused(text(&error))),
             _ => Err(Fault::Lost(error)),
         },
     }

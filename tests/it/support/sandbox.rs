@@ -145,6 +145,23 @@ impl Sandbox {
         invocation
     }
 
+    /// The program as a user who may not do everything: root may write everywhere.
+    #[track_caller]
+    pub fn unprivileged(&self, args: &str) -> Invocation {
+        // The directory that it is built in may be root's alone.
+        let program = self.file("program/dataloader");
+        if !program.exists() {
+            let directory = program.parent().expect("it has one");
+            fs::create_dir(directory).expect("the sandbox is writable");
+            fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).expect("the directory is ours");
+            fs::copy(env!("CARGO_BIN_EXE_dataloader"), &program).expect("cargo builds the binary before the tests");
+        }
+        let script = format!(
+            "if [ \"$(id -u)\" = 0 ]; then setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" {args}; else \"$0\" {args}; fi"
+        );
+        Invocation::new("sh", self.path()).args(["-c", &script, program.to_str().expect("a plain name")])
+    }
+
     /// Runs the program to its end.
     #[track_caller]
     pub fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Outcome {

@@ -72,6 +72,15 @@ impl PrivatePostgres {
         services(&["postgres", "stop"], self.directory.path(), &[mode]);
     }
 
+    /// Starts it as a standby, which only reads; of no primary, so it has what it has now.
+    #[track_caller]
+    pub fn become_standby(&self) {
+        self.stop(StopMode::Fast);
+        let signal = self.directory.path().join("data/standby.signal");
+        std::fs::write(signal, "").expect("the directory of the server is ours");
+        self.restart();
+    }
+
     /// Starts it again after [`stop`](Self::stop).
     #[track_caller]
     pub fn restart(&self) {
