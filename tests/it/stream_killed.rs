@@ -8,6 +8,7 @@ on_every_pipeline!(
     killed_at_any_moment_every_record_is_loaded_once,
     killed_while_it_files_away_every_record_is_loaded_once,
     processes_share_an_inbox_and_one_of_them_dies,
+    killed_at_any_moment_keys_are_noted_with_the_rows_that_have_them,
 );
 
 /// Another run of the tests can try other moments: `DATALOADER_TEST_SEED=7 ./run.sh test`.
@@ -73,6 +74,52 @@ fn killed_while_it_files_away_every_record_is_loaded_once(sandbox: &Sandbox) {
     }
     sandbox.run_once().ok();
     sandbox.assert_each_loaded_once(&dropped);
+    sandbox.assert_settled();
+}
+
+/// Which load has brought each key that no column takes, by the rows and by the notes.
+fn keys_of_rows_and_notes(sandbox: &Sandbox) -> [Vec<String>; 2] {
+    let notes = if sandbox.is_sqlite() { "dataloader_unknown_keys" } else { "dataloader.unknown_keys" };
+    let extra = "SELECT DISTINCT _extra, _load_id FROM {raw.events} WHERE _extra IS NOT NULL";
+    let rows = sandbox.try_query(extra).unwrap_or_default().into_iter().map(|row| {
+        let [extra, load] = [0, 1].map(|i| row[i].clone().expect("not null"));
+        let extra: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&extra).expect("an object");
+        format!("{} of {load}", extra.keys().next().expect("one key"))
+    });
+    let noted = sandbox.try_query(&format!("SELECT place, load_id FROM {notes}")).unwrap_or_default();
+    let noted = noted.into_iter().map(|row| [0, 1].map(|i| row[i].clone().expect("not null")).join(" of "));
+    [rows.collect(), noted.collect()].map(|mut keys: Vec<String>| {
+        keys.sort();
+        keys
+    })
+}
+
+/// They are noted in the rows' transaction: neither lost nor doubled.
+fn killed_at_any_moment_keys_are_noted_with_the_rows_that_have_them(sandbox: &Sandbox) {
+    let (mut choices, mut files) = (choices(), 0);
+    let mut put = |records: usize| {
+        // The third record has a key that no other file has.
+        let third = format!("\n{{\"k{files}\":1,");
+        let contents = events_over_days(&files.to_string(), records);
+        let (first, rest) = contents.split_at(contents.match_indices("\n{").nth(1).expect("three records").0);
+        sandbox.drop_in("events", format!("{files}.jsonl"), first.to_owned() + &rest.replacen("\n{", &third, 1));
+        files += 1;
+    };
+    for _ in 0..10 {
+        put(3_000);
+        for _ in 0..4 {
+            put(5);
+        }
+        kill_after(sandbox.pipeline([]).spawn(), Duration::from_millis(20 + choices.below(330)));
+        sandbox.wait_until_the_kill_is_noticed();
+        let [rows, noted] = keys_of_rows_and_notes(sandbox);
+        assert_eq!(rows, noted, "after a kill");
+    }
+    sandbox.run_once().ok();
+    let [rows, noted] = keys_of_rows_and_notes(sandbox);
+    assert_eq!((rows.len(), &rows), (files, &noted));
+    let notes = if sandbox.is_sqlite() { "dataloader_unknown_keys" } else { "dataloader.unknown_keys" };
+    assert_eq!(sandbox.lines(&format!("SELECT DISTINCT ordinal FROM {notes}")), ["3"]);
     sandbox.assert_settled();
 }
 
