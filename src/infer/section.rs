@@ -114,21 +114,33 @@ impl Writer<'_> {
 
     /// One record is often an object around the records.
     fn only_record(&mut self) {
-        /// An object of so many objects, and of nothing else, holds records by their keys.
-        const MANY: usize = 10;
         if self.profile.loadable() != 1 {
             return;
         }
-        let keys = || self.profile.top_keys().iter().map(|key| &self.profile.keys[*key]);
-        let longest = keys().filter(|key| key.evidence.has_nested()).max_by_key(|key| key.evidence.longest);
-        let path = match longest {
-            Some(_) if keys().count() >= MANY && keys().all(|key| key.objects > 0) => ".[]".to_owned(),
-            Some(list) if list.objects == 0 => format!(".[{}][]", basic_string(&list.name)),
-            _ => return,
-        };
-        self.comment(format!(
-            "There is only one record. If the records are inside of it: jq -c '{path}' FILE | dataloader infer -"
-        ));
+        if let Some(path) = self.path_to_records() {
+            let path = path.replace('\'', r"'\''");
+            self.comment(format!(
+                "There is only one record. If the records are inside of it: jq -c '{path}' FILE | dataloader infer -"
+            ));
+        }
+    }
+
+    /// Where the records may be inside of the only one, for `jq`.
+    fn path_to_records(&self) -> Option<String> {
+        /// An object of so many objects, and of nothing else, holds records by their keys.
+        const MANY_OBJECTS: usize = 10;
+        /// Nobody gives a table so many columns: such keys are data.
+        const MANY_KEYS: usize = 100;
+        let keys: Vec<&Key> = self.profile.top_keys().iter().map(|key| &self.profile.keys[*key]).collect();
+        if keys.len() >= MANY_OBJECTS && keys.iter().all(|key| key.objects > 0) {
+            return Some("to_entries[] | {key} + .value".to_owned());
+        }
+        let is_of_objects = |sample: &str| sample.strip_prefix('[').is_some_and(|first| first.trim_start().starts_with('{'));
+        let holds_objects = |key: &&&Key| key.evidence.kinds.iter().any(|sighting| is_of_objects(&sighting.sample));
+        if let Some(list) = keys.iter().filter(holds_objects).max_by_key(|key| key.evidence.longest) {
+            return Some(format!(".[{}][]", basic_string(&list.name)));
+        }
+        (keys.len() >= MANY_KEYS).then(|| "to_entries[]".to_owned())
     }
 
     /// What gets no column.

@@ -180,6 +180,26 @@ fn nothing_is_proposed_where_there_is_nothing() {
     }
 }
 
+#[test]
+fn the_records_inside_of_an_only_record_are_pointed_to() {
+    let object = |value: &str, count: usize| {
+        let members: Vec<String> = (0..count).map(|i| format!("\"k{i}\":{value}")).collect();
+        format!("{{{}}}", members.join(","))
+    };
+    for (text, path) in [
+        (r#"{"type":"F","it's":[{"id":1},{"id":2}],"l":[1,2,3,4,5,6,7,8,9,10,11]}"#, Some(r#".["it'\''s"][]"#)),
+        (&object("{\"a\":1}", 10), Some("to_entries[] | {key} + .value")),
+        (&object("1", 100), Some("to_entries[]")),
+        (&object("1", 10), None),
+        (r#"{"arcs":[[1,2],[3]]}"#, None),
+        ("{\"a\":[{}]}\n{}", None),
+    ] {
+        let section = infer(text, false).unwrap();
+        let said = section.lines().find_map(|line| line.split_once("jq -c '")?.1.strip_suffix("' FILE | dataloader infer -"));
+        assert_eq!(said, path, "{section}");
+    }
+}
+
 /// A key: often the same, sometimes odd.
 fn key() -> impl Strategy<Value = String> {
     prop_oneof![
