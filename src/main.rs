@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use dataloader::commands::{
-    DONE, about, doctor, drop, explain, generate, health, infer, load, menu, migrate, model, rejects, report, run, serve, status,
-    unload, verify,
+    DONE, about, doctor, drill, drop, explain, generate, health, infer, load, menu, migrate, model, rejects, report, run, serve,
+    status, unload, verify,
 };
 use dataloader::config::Config;
 use dataloader::error::Result;
@@ -58,6 +58,7 @@ fn execute(cli: &Cli) -> Result<u8> {
         Command::Infer(args) => infer::run(args, output),
         Command::Generate(args) => config().and_then(|_| generate::run(args)),
         Command::Doctor(_) => interruptible(doctor::run(cli.config_file(), cli.settings()?, output)),
+        Command::Drill(args) => interruptible(drill::run(cli.settings()?, args, output)),
         Command::Explain(args) => explain::run(args, output),
         Command::Schema => about::schema(),
         Command::Completions(args) => about::completions(args, Cli::definition()),

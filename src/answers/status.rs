@@ -82,6 +82,31 @@ pub struct DatasetStatus {
     pub pending: Pending,
 }
 
+impl DatasetStatus {
+    /// Of a dataset of which nothing was ever loaded.
+    pub fn nothing(dataset: &str) -> Self {
+        Self {
+            dataset: dataset.to_owned(),
+            files: 0,
+            read: 0,
+            loaded: 0,
+            rejected: 0,
+            skipped: 0,
+            in_flight: 0,
+            records_in_flight: 0,
+            missing: 0,
+            failed: 0,
+            unloaded: 0,
+            repeated: 0,
+            open_rejects: 0,
+            waiting_files: None,
+            oldest_waiting_seconds: None,
+            oldest_unmodelled_day: None,
+            pending: Pending::default(),
+        }
+    }
+}
+
 /// A load that the command lists.
 #[derive(Debug, Clone, Serialize)]
 pub struct ListedLoad {
@@ -250,28 +275,11 @@ async fn unknown_keys(connection: &mut Connection, datasets: &[Arc<Dataset>]) ->
 
 /// The configured datasets first, loaded or not, then those that are only in the ledger.
 fn with_configured(datasets: &[Arc<Dataset>], found: Vec<DatasetStatus>) -> Vec<DatasetStatus> {
-    let nothing = |dataset: &str| DatasetStatus {
-        dataset: dataset.to_owned(),
-        files: 0,
-        read: 0,
-        loaded: 0,
-        rejected: 0,
-        skipped: 0,
-        in_flight: 0,
-        records_in_flight: 0,
-        missing: 0,
-        failed: 0,
-        unloaded: 0,
-        repeated: 0,
-        open_rejects: 0,
-        waiting_files: None,
-        oldest_waiting_seconds: None,
-        oldest_unmodelled_day: None,
-        pending: Pending::default(),
-    };
     let mut status: Vec<DatasetStatus> = datasets
         .iter()
-        .map(|dataset| found.iter().find(|f| f.dataset == dataset.name).cloned().unwrap_or_else(|| nothing(&dataset.name)))
+        .map(|dataset| {
+            found.iter().find(|f| f.dataset == dataset.name).cloned().unwrap_or_else(|| DatasetStatus::nothing(&dataset.name))
+        })
         .collect();
     status.extend(found.into_iter().filter(|f| !datasets.iter().any(|dataset| dataset.name == f.dataset)));
     status

@@ -64,7 +64,7 @@ pub fn run(args: &GenerateArgs) -> Result<u8> {
 /// # Errors
 /// If `out` cannot be written.
 pub fn generate(events: u64, seed: u64, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
-    let mut random = SplitMix64(seed);
+    let mut random = SplitMix64::new(seed);
     let users = (events / EVENTS_PER_USER).max(1);
     // With room for the last line, which may exceed the piece.
     let mut piece = Vec::with_capacity(PIECE + 1024);
@@ -119,7 +119,7 @@ fn organization_of(user: u64) -> &'static str {
 /// The user's id: 32 hexadecimal digits that look random and are the same for every seed.
 fn push_id(out: &mut Vec<u8>, user: u64) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut random = SplitMix64(user);
+    let mut random = SplitMix64::new(user);
     for _ in 0..2 {
         for byte in random.next().to_be_bytes() {
             out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
@@ -165,10 +165,15 @@ fn push_number(out: &mut Vec<u8>, mut number: u64, width: usize) {
 }
 
 /// Sebastiano Vigna's SplitMix64: small, fast, and good with any seed. It is not suitable for secrets.
-struct SplitMix64(u64);
+pub(super) struct SplitMix64(u64);
 
 impl SplitMix64 {
-    fn next(&mut self) -> u64 {
+    /// Begins with this seed.
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -177,7 +182,7 @@ impl SplitMix64 {
     }
 
     /// A number from 0 to `bound - 1`: the high half of the product. Its bias is negligible for bounds below 2^40.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         let product = u128::from(self.next()) * u128::from(bound);
         u64::try_from(product >> 64).expect("the high half of 128 bits")
     }

@@ -11,6 +11,7 @@ pub mod rejects; // lists, exports and replays rejects
 pub mod unload; // takes loads back
 pub mod model; // refreshes and checks the modelled tables
 pub mod verify; // whether all that is there agrees
+pub mod drill; // tries out that nothing is lost, whatever is killed
 pub mod migrate; // creates or upgrades the tables
 pub mod health; // whether the stream of this working directory is healthy
 pub mod doctor; // checks what a run would meet

@@ -22,7 +22,7 @@ pub async fn run(config: &Config, args: &VerifyArgs, output: Output) -> Result<u
 }
 
 /// Writes the text output.
-fn write(verified: &Verified, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write(verified: &Verified, out: &mut dyn Write) -> io::Result<()> {
     for VerifiedDataset { dataset, loads, rows, open_rejects, files, modelled_tables } in &verified.datasets {
         let counts = [
             counted(*loads, "load"),

@@ -204,6 +204,21 @@ impl Database {
         }
     }
 
+    /// Whether nobody has loaded anything into it: SQLite's file is not there, PostgreSQL has none of the program's schemas.
+    ///
+    /// # Errors
+    /// If the database refuses the connection or stays unavailable.
+    pub async fn is_untouched(&self) -> Result<bool> {
+        if let DatabaseUrl::Sqlite(file) = &self.url {
+            return Ok(!file.exists());
+        }
+        let mut connection = self.connect().await?;
+        let schemas = "select count(*) from pg_namespace where nspname in ('raw', 'modelled', 'dataloader')";
+        let found = connection.fetch_int(schemas, &[]).await;
+        connection.close().await;
+        found.map(|found| found == 0).map_err(|error| self.explain(error))
+    }
+
     /// The message for the user when the database has no tables to read.
     pub fn says_nothing_is_there(&self) -> String {
         format!("{self} has no tables of dataloader yet: `dataloader load`, `dataloader run` and `dataloader migrate` make them")

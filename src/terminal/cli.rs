@@ -19,6 +19,7 @@ use crate::visible::{Form, visible};
 
 mod about;
 mod doctor;
+mod drill;
 mod infer;
 mod load;
 mod run;
@@ -26,6 +27,7 @@ mod verify;
 
 pub use about::{CompletionsArgs, ExplainArgs, ManArgs};
 pub use doctor::DoctorArgs;
+pub use drill::DrillArgs;
 pub use infer::InferArgs;
 pub use load::LoadArgs;
 pub use run::RunArgs;
@@ -130,6 +132,7 @@ pub enum Command {
     /// Exits 0 if the pipeline started here is alive and connected, else 1
     Health,
     Doctor(DoctorArgs),
+    Drill(DrillArgs),
     Explain(ExplainArgs),
     /// Writes the JSON Schema of dataloader.toml to standard output, for editors
     Schema,
@@ -340,6 +343,7 @@ impl Cli {
             Command::Run(run) => run.settings(global),
             Command::Load(load) => Settings { stage_dir: load.stage_dir.clone(), ..global },
             Command::Doctor(doctor) => doctor.settings(global),
+            Command::Drill(drill) => drill.settings(global),
             Command::Drop(drop) => Settings { inbox: drop.inbox.clone(), ..global },
             Command::Verify(verify) => Settings { inbox: verify.inbox.clone(), ..global },
             Command::Serve(serve) => Settings { http: serve.http.clone(), ..global },

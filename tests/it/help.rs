@@ -25,6 +25,7 @@ fn help_texts_are_as_recorded() {
         "migrate",
         "health",
         "doctor",
+        "drill",
         "explain",
         "schema",
         "completions",

@@ -48,6 +48,7 @@ mod http; // the page, asked without a browser
 mod page_truth; // the page, asked all along while the database goes and comes
 mod health; // alive and connected, or why not
 mod doctor; // what a run would meet
+mod drill; // processes are killed, and nothing is lost
 
 mod amqp; // RabbitMQ between reader and parsers
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::connection::{Fault, answered, close_channel, reply_code, text};
+use super::connection::{Broker, Fault, answered, close, close_channel, reply_code, text};
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 
@@ -88,6 +88,27 @@ impl Topology {
             channel.queue_bind(queue, self.exchange(), routing_key, QueueBindOptions::default(), FieldTable::default()).await?;
         }
         Ok(())
+    }
+
+    /// Deletes all that it declares, messages included.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, or refuses.
+    pub async fn delete(&self, broker: &Broker) -> Result<()> {
+        let connection = broker.connect("dataloader").await?;
+        let deleted = answered(self.delete_on(&connection)).await;
+        close(&connection).await;
+        deleted.map_err(|fault| broker.explain(fault))
+    }
+
+    async fn delete_on(&self, connection: &Connection) -> Result<(), Fault> {
+        let channel = connection.create_channel().await?;
+        // That of the dead letters last: the broker moves nothing to a queue that is gone.
+        for (queue, _) in self.queues() {
+            channel.queue_delete(queue, QueueDeleteOptions::default()).await?;
+        }
+        channel.exchange_delete(self.exchange(), ExchangeDeleteOptions::default()).await?;
+        Ok(close_channel(&channel).await?)
     }
 
     /// The arguments of a dataset's queue.
