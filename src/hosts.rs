@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How long each of several hosts may take to connect. One that is down must not use up the time of the others.
-pub const HOST_TIME: Duration = Duration::from_secs(3);
+pub const HOST_TIME: Duration = Duration::from_secs(5);
 
 /// Before the first connection.
 const NONE: usize = usize::MAX;
@@ -66,9 +66,7 @@ impl<T> Hosts<T> {
         let first = self.0.next.load(Ordering::Relaxed);
         (0..count).map(move |i| {
             let at = (first + i) % count;
-            // Also if the caller's patience ends before this host has answered.
-            self.0.next.store((at + 1) % count, Ordering::Relaxed);
-            Attempt { hosts: self, at }
+            Attempt { hosts: self, at, has_succeeded: false }
         })
     }
 
@@ -81,6 +79,7 @@ impl<T> Hosts<T> {
 pub struct Attempt<'h, T> {
     hosts: &'h Hosts<T>,
     at: usize,
+    has_succeeded: bool,
 }
 
 impl<'h, T> Attempt<'h, T> {
@@ -93,7 +92,8 @@ impl<'h, T> Attempt<'h, T> {
     }
 
     /// Notes that it is connected, and says so if there are several hosts.
-    pub fn succeeded(self) {
+    pub fn succeeded(mut self) {
+        self.has_succeeded = true;
         let Shared { of, next, connected, .. } = &*self.hosts.0;
         next.store(self.at, Ordering::Relaxed);
         let before = connected.swap(self.at, Ordering::Relaxed);
@@ -103,6 +103,17 @@ impl<'h, T> Attempt<'h, T> {
         match self.hosts.name(before) {
             None => tracing::info!("connected to {of} at {}", self.name()),
             Some(before) => tracing::info!("connected to {of} at {}, no longer at {before}", self.name()),
+        }
+    }
+}
+
+impl<T> Drop for Attempt<'_, T> {
+    /// After a failure the next connection begins with the next host, also if the caller's patience has ended before this one
+    /// answered. Of attempts at the same time, the first that fails decides.
+    fn drop(&mut self) {
+        if !self.has_succeeded {
+            let Shared { hosts, next, .. } = &*self.hosts.0;
+            let _ = next.compare_exchange(self.at, (self.at + 1) % hosts.len(), Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
@@ -124,6 +135,15 @@ mod tests {
         second.succeeded();
         assert_eq!(hosts.connected(), Some("b"));
         assert_eq!(order(&hosts.clone()), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn attempts_at_the_same_time_begin_with_the_same_host() {
+        let hosts = Hosts::new("the database", ["a", "b", "c"].map(|name| (name.to_owned(), ())));
+        let both = [hosts.attempts().next(), hosts.attempts().next()].map(|attempt| attempt.expect("there are three"));
+        assert_eq!(both.each_ref().map(Attempt::name), ["a", "a"]);
+        drop(both);
+        assert_eq!(order(&hosts), ["b", "c", "a"], "both have found that one is away");
     }
 
     #[test]
