@@ -14,7 +14,10 @@ use crate::transport::amqp::topology::Topology;
 pub fn queue(config: &Config) -> Result<Option<(Broker, Topology)>> {
     Ok(match config.transport {
         Transport::Inproc => None,
-        Transport::Amqp => Some((Broker::new(&config.amqp_url)?, Topology::new(&config.queue_prefix, &config.datasets)?)),
+        Transport::Amqp => Some((
+            Broker::new(&config.amqp_url)?,
+            Topology::new(&config.queue_prefix, &config.datasets)?.with_queues(config.queues),
+        )),
     })
 }
 

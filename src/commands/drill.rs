@@ -124,7 +124,7 @@ async fn incidents(config: &Config, args: &DrillArgs, seed: u64, directory: &Pat
 /// Deletes what is of no more use when all is as promised. The tables stay, to be looked at.
 async fn tidy_up(config: &Config, directory: &Path) -> Result<()> {
     if config.transport == Transport::Amqp {
-        let topology = amqp::topology::Topology::new(&config.queue_prefix, &config.datasets)?;
+        let topology = amqp::topology::Topology::new(&config.queue_prefix, &config.datasets)?.with_queues(config.queues);
         topology.delete(&amqp::connection::Broker::new(&config.amqp_url)?).await?;
     }
     std::fs::remove_dir_all(directory).cannot(format_args!("remove {}", directory.display()))

@@ -22,7 +22,7 @@ pub use datasets::{MAX_COLUMNS, MAX_NAME_BYTES};
 pub use http::{HttpAddress, HttpToken};
 pub use schema::schema;
 pub use secret_url::{DatabaseUrl, SecretUrl, hide_arguments, hide_passwords};
-pub use settings::{MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
+pub use settings::{MAX_QUEUES, MenuMode, Role, Settings, StreamSettings, Transport, queue_prefix};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result, io_text};
@@ -67,6 +67,8 @@ pub struct Config {
     pub http_token: Option<HttpToken>,
     /// The name of the exchange, and the prefix of the queue names.
     pub queue_prefix: String,
+    /// How many queues each dataset has.
+    pub queues: u16,
     /// The largest accepted window of a zstd file in MiB, a power of two. Reading a file takes as much memory as its window is
     /// large.
     pub zstd_window_mib: u32,
@@ -115,12 +117,16 @@ impl Config {
         let document = Document { name: source.to_string(), text };
         let toml = document.parse()?;
         let root = document.root(&toml);
-        let known = [&Settings::NAMES[..], &["stream", "datasets"]].concat();
+        let known = [&Settings::NAMES[..], &["stream", "amqp", "datasets"]].concat();
         root.allow_only(&known)?;
         let file = Settings::read(&root)?;
         let stream = match root.get("stream") {
             Some(section) => StreamSettings::read(&section.section()?)?,
             None => StreamSettings::default(),
+        };
+        let queues = match root.get("amqp") {
+            Some(section) => settings::queues(&section.section()?)?,
+            None => 1,
         };
         let datasets = datasets::read(&root)?;
 
@@ -149,6 +155,7 @@ impl Config {
             http,
             http_token,
             queue_prefix: queue_prefix.unwrap_or_else(|| "dataloader".to_owned()),
+            queues,
             zstd_window_mib: file.zstd_window_mib.unwrap_or(ZSTD_WINDOW_MIB),
             follow_links: file.follow_links.unwrap_or(false),
             stream,

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::settings::StreamSettings;
+use super::settings::{MAX_QUEUES, StreamSettings};
 use crate::dataset::{ColumnType, Repeats, StreamMode};
 
 /// The schema, in draft 7, which the editors' TOML extensions understand.
@@ -57,6 +57,14 @@ fn settings() -> Value {
         "stream": {
             "description": "How the stream batches. It affects speed and latency, never what is loaded",
             "type": "object", "additionalProperties": false, "properties": stream(),
+        },
+        "amqp": {
+            "description": "With RabbitMQ: how the messages are spread",
+            "type": "object", "additionalProperties": false,
+            "properties": { "queues": {
+                "description": "Each dataset has so many queues, each with a leader of its own",
+                "type": "integer", "minimum": 1, "maximum": MAX_QUEUES, "default": 1,
+            } },
         },
         "datasets": {
             "description": "What is loaded, by name",

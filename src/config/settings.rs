@@ -206,6 +206,16 @@ impl Settings {
     }
 }
 
+/// A dataset has at most this many queues.
+pub const MAX_QUEUES: u16 = 64;
+
+/// Reads the section `[amqp]`: how many queues each dataset has.
+pub(super) fn queues(section: &Section<'_>) -> Result<u16> {
+    section.allow_only(&["queues"])?;
+    let queues = section.get("queues").map(|value| value.integer(1..=u32::from(MAX_QUEUES))).transpose()?;
+    Ok(queues.map_or(1, |queues| u16::try_from(queues).expect("at most 64")))
+}
+
 /// zstd windows have at most 2 GiB, and zstd's limit must be a power of two.
 fn zstd_window_mib(file: &Section<'_>) -> Result<Option<u32>> {
     let Some(value) = file.get("zstd_window_mib") else { return Ok(None) };

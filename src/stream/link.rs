@@ -43,7 +43,7 @@ impl Links {
             Transport::Inproc => None,
             Transport::Amqp => Some(BrokerLink {
                 broker: Broker::new(&config.amqp_url)?,
-                topology: Topology::new(&config.queue_prefix, &config.datasets)?,
+                topology: Topology::new(&config.queue_prefix, &config.datasets)?.with_queues(config.queues),
                 connected: RefCell::default(),
             }),
         };

@@ -125,7 +125,7 @@ impl Observer {
         if self.config.transport != Transport::Amqp {
             return None;
         }
-        let topology = Topology::new(&self.config.queue_prefix, &self.config.datasets).ok()?;
+        let topology = Topology::new(&self.config.queue_prefix, &self.config.datasets).ok()?.with_queues(self.config.queues);
         Some(DepthReader::new(Broker::new(&self.config.amqp_url).ok()?, topology))
     }
 

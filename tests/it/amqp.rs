@@ -1,6 +1,7 @@
 //! RabbitMQ between reader and parsers: what is published arrives, and what cannot be loaded is set aside.
 
 mod booking; // messages of other programs in the ledger
+mod queues; // several of them for a dataset
 mod faults; // a broker that stops, blocks, forgets or refuses
 mod rig;
 

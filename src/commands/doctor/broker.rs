@@ -11,7 +11,7 @@ use crate::transport::amqp::topology::Topology;
 const OLDEST: (u32, u32) = (3, 10);
 
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
-    let topology = Topology::new(&config.queue_prefix, &config.datasets);
+    let topology = Topology::new(&config.queue_prefix, &config.datasets).map(|topology| topology.with_queues(config.queues));
     let (broker, topology) = match Broker::new(&config.amqp_url).and_then(|broker| Ok((broker, topology?))) {
         Ok(both) => both,
         Err(error) => return vec![Check::failed("broker", &error)],

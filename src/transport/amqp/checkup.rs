@@ -9,11 +9,10 @@ use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Connection};
 
-use super::connection::{Broker, Fault, answered, close, confirming_channel, reply_code, text, within};
+use super::connection::{Broker, Fault, NOT_FOUND, answered, close, confirming_channel, reply_code, text, within};
 use super::topology::Topology;
 use crate::error::Result;
 
-const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
 const PRECONDITION_FAILED: u16 = 406;
 /// How long a broker without an alarm may take to answer a message.

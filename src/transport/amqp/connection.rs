@@ -32,6 +32,8 @@ pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_ALLOWED: u16 = 530;
+/// The reply to a request for a queue that is not there.
+pub(super) const NOT_FOUND: u16 = 404;
 
 /// Why the work with a connection ended.
 #[derive(Debug)]

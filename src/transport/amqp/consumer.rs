@@ -71,7 +71,7 @@ impl Consumer {
         Self {
             stage: connector.stage(),
             connector,
-            prefetch: Prefetch::new(in_flight_bytes, route.topology.datasets().len()),
+            prefetch: Prefetch::new(in_flight_bytes, route.topology.lanes().len()),
             held: Held::new(in_flight_bytes),
             failures: Failures::default(),
             attempts,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection};
 
 use super::connection::{Broker, close, within};
@@ -12,7 +12,7 @@ use super::topology::Topology;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// The messages of a queue that no consumer has taken.
+/// The messages of a dataset's queues that no consumer has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Depth {
     /// The dataset, or `dead` for the dead letters.
@@ -42,14 +42,18 @@ impl DepthReader {
             let channel = within::<_, lapin::Error>(ANSWER, connection.create_channel()).await.ok()?;
             self.open = Some((connection, channel));
         }
-        let names: Vec<String> = self.topology.datasets().iter().map(|dataset| dataset.name.clone()).collect();
-        let mut depths = Vec::new();
-        for dataset in names.into_iter().chain(["dead".to_owned()]) {
+        let queues: Vec<(String, ShortString)> =
+            self.topology.lanes().into_iter().map(|lane| (lane.dataset.name.clone(), lane.queue)).collect();
+        let mut depths: Vec<Depth> = Vec::new();
+        for (dataset, queue) in queues.into_iter().chain([("dead".to_owned(), self.topology.dead_letters())]) {
             let (connection, channel) = self.open.as_ref()?;
             let options = QueueDeclareOptions { passive: true, ..Default::default() };
-            let declared = channel.queue_declare(self.topology.queue(&dataset), options, FieldTable::default());
+            let declared = channel.queue_declare(queue, options, FieldTable::default());
             match within(ANSWER, declared).await {
-                Ok(queue) => depths.push(Depth { dataset, messages: queue.message_count() }),
+                Ok(queue) => match depths.last_mut().filter(|depth| depth.dataset == dataset) {
+                    Some(depth) => depth.messages += queue.message_count(),
+                    None => depths.push(Depth { dataset, messages: queue.message_count() }),
+                },
                 // The broker has closed the channel: there is no such queue yet.
                 Err(_) if connection.status().connected() => {
                     let channel = within(ANSWER, connection.create_channel()).await.ok()?;

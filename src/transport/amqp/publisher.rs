@@ -177,9 +177,10 @@ impl Publisher {
         if steps::begins(PUBLISHED).is_some() {
             return Err(Fault::of_test());
         }
-        let message = Arc::clone(&self.outbox.unconfirmed[&serial].message);
+        let Outgoing { message, load, .. } = &self.outbox.unconfirmed[&serial];
+        let (message, routing_key) = (Arc::clone(message), self.route.topology.routing_key(&load.dataset.name, load.key));
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let (routing_key, properties) = (message.routing_key.clone(), message.properties.clone());
+        let properties = message.properties.clone();
         let publishing = channel.basic_publish(self.route.topology.exchange(), routing_key, options, &message.body, properties);
         tokio::pin!(publishing);
         loop {

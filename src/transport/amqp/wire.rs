@@ -25,8 +25,6 @@ const PERSISTENT: u8 = 2;
 /// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// The dataset's name. The exchange routes by it.
-    pub routing_key: ShortString,
     pub properties: BasicProperties,
     pub body: Vec<u8>,
 }
@@ -135,7 +133,7 @@ fn message(load: &Load, headers: Headers, part: &str, content_type: &str, body: 
         .with_app_id("dataloader".into())
         .with_message_id(short(format!("{}/{part}", load.key)))
         .with_headers(headers.0);
-    Message { routing_key: short(load.dataset.name.clone()), properties, body }
+    Message { properties, body }
 }
 
 /// Makes a short string, which in AMQP has at most 255 bytes. Dataset names and this program's message ids fit.

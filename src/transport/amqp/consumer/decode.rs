@@ -45,11 +45,6 @@ impl Arrival {
         Self { dataset, properties, body: data, acker, outcomes, share }
     }
 
-    /// The dataset whose queue it was in.
-    pub fn dataset(&self) -> &Arc<Dataset> {
-        &self.dataset
-    }
-
     /// The key that identifies the message.
     pub fn key(&self) -> MessageKey {
         self.open().1

@@ -15,9 +15,9 @@ use super::decode::Arrival;
 use super::delivery::Outcome;
 use super::session::Session;
 use super::{Phase, draining, requeue};
-use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::transport::amqp::connection::{Fault, answered};
+use crate::transport::amqp::topology::Lane;
 
 /// When no message has arrived for this long, the queues hold no new messages in front of the redelivered ones.
 pub(super) const QUIET: Duration = Duration::from_millis(50);
@@ -43,6 +43,8 @@ pub(super) struct Redelivered {
 
 struct Waiting {
     first: Arrival,
+    /// Where the first one came from.
+    lane: Lane,
     /// Those that came after it, without their bodies, as the broker delivers these messages again.
     others: Vec<Other>,
     /// When the first one arrived.
@@ -52,7 +54,7 @@ struct Waiting {
 }
 
 struct Other {
-    dataset: Arc<Dataset>,
+    lane: Lane,
     acker: Acker,
     round: u64,
 }
@@ -79,10 +81,10 @@ impl Waiting {
     fn most_in_one_queue(&self, round: u64) -> usize {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         if self.round == round {
-            counts.insert(&self.first.dataset().name, 1);
+            counts.insert(self.lane.queue.as_str(), 1);
         }
         for other in self.others.iter().filter(|other| other.round == round) {
-            *counts.entry(&other.dataset.name).or_default() += 1;
+            *counts.entry(other.lane.queue.as_str()).or_default() += 1;
         }
         counts.into_values().max().unwrap_or(0)
     }
@@ -122,15 +124,15 @@ impl Session<'_> {
     }
 
     /// Keeps a redelivered message that has just arrived, until it is due.
-    pub(super) fn defer(&mut self, dataset: Arc<Dataset>, delivery: Delivery) {
+    pub(super) fn defer(&mut self, lane: Lane, delivery: Delivery) {
         self.redelivered.last_arrival = Some(self.last_arrival);
         let round = self.subscription.round();
         if let Some(waiting) = &mut self.redelivered.waiting {
-            waiting.others.push(Other { dataset, acker: delivery.acker, round });
+            waiting.others.push(Other { lane, acker: delivery.acker, round });
             return;
         }
-        let first = self.arrival(dataset, delivery);
-        self.redelivered.waiting = Some(Waiting { first, others: Vec::new(), since: self.last_arrival, round });
+        let first = self.arrival(Arc::clone(&lane.dataset), delivery);
+        self.redelivered.waiting = Some(Waiting { first, lane, others: Vec::new(), since: self.last_arrival, round });
     }
 
     /// Processes the redelivered messages that are due.
@@ -146,20 +148,19 @@ impl Session<'_> {
     /// first to their queues and then fetches them one by one. The broker puts returned messages before all others, so the
     /// first new message means that there are no more of them. A message that crashes the process comes after the others next
     /// time.
-    async fn take_all(&mut self, Waiting { first, others, .. }: Waiting) -> Result<(), Fault> {
+    async fn take_all(&mut self, Waiting { first, lane, others, .. }: Waiting) -> Result<(), Fault> {
         let ends = Instant::now() + REDELIVERED_TIME;
-        let mut datasets = vec![Arc::clone(first.dataset())];
-        for Other { dataset, acker, .. } in others {
+        let mut lanes = vec![lane];
+        for Other { lane, acker, .. } in others {
             requeue(&acker).await;
-            if !datasets.iter().any(|known| known.name == dataset.name) {
-                datasets.push(dataset);
+            if !lanes.iter().any(|known| known.queue == lane.queue) {
+                lanes.push(lane);
             }
         }
         if !self.take_alone(first).await? {
             return Ok(());
         }
-        for dataset in datasets {
-            let queue = self.consumer.route.topology.queue(&dataset.name);
+        for Lane { dataset, queue } in lanes {
             while *self.phase.borrow() != Phase::Drain && Instant::now() < ends {
                 let (channel, queue) = (self.channel.clone(), queue.clone());
                 let get = answered(async move { channel.basic_get(queue, BasicGetOptions::default()).await.map_err(Fault::Lost) });

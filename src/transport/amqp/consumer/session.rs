@@ -10,7 +10,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Event};
 use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use super::decode::{Arrival, Decoder};
 use super::redelivered::{QUIET, Redelivered};
@@ -19,19 +19,23 @@ use super::{Consumer, Phase, Settling, requeue};
 use crate::dataset::Dataset;
 use crate::error::Result;
 use crate::steps;
-use crate::transport::amqp::connection::{ANSWER, Fault, answered, close_channel};
+use crate::transport::amqp::connection::{ANSWER, Fault, NOT_FOUND, answered, close_channel, reply_code};
 use crate::transport::amqp::tap::{TRICKLE_EVERY, Tap};
+use crate::transport::amqp::topology::{Lane, Topology};
 
 /// `--once` checks this often whether the queues are empty. They must be empty several times in a row, because the broker's
 /// counts do not include a message that it is just sending.
 const EMPTY_CHECK_EVERY: Duration = Duration::from_millis(100);
 const EMPTY_CHECKS: u32 = 3;
+/// How often to look for queues that processes with a larger number of queues have made.
+const LOOK_AROUND_EVERY: Duration = Duration::from_secs(60);
 
 /// A session has ended normally.
 pub(super) struct Done;
 
 /// A consumer while it works on one connection.
 pub(super) struct Session<'a> {
+    connection: &'a Connection,
     pub(super) consumer: &'a mut Consumer,
     decoder: &'a Decoder,
     pub(super) phase: watch::Receiver<Phase>,
@@ -48,6 +52,8 @@ pub(super) struct Session<'a> {
     answer_due: Instant,
     /// Ticks when the tap has to allow a trickle.
     pub(super) trickle: Interval,
+    /// Ticks when other processes may have made more queues.
+    look_around: Interval,
     /// How many checks in a row have found the queues empty.
     times_empty: u32,
 }
@@ -56,7 +62,7 @@ impl<'a> Session<'a> {
     /// Declares the queues, and opens a channel.
     pub async fn begin(
         consumer: &'a mut Consumer,
-        connection: &Connection,
+        connection: &'a Connection,
         tap: Tap,
         decoder: &'a Decoder,
         phase: &watch::Receiver<Phase>,
@@ -64,11 +70,15 @@ impl<'a> Session<'a> {
         let events = connection.events_listener().boxed();
         consumer.route.topology.declare(connection).await?;
         let channel = answered(connection.create_channel()).await?;
+        let lanes = lanes(&consumer.route.topology, connection).await?;
+        let mut look_around = interval_at(Instant::now() + LOOK_AROUND_EVERY, LOOK_AROUND_EVERY);
+        look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trickle = interval(TRICKLE_EVERY);
         trickle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let now = Instant::now();
         Ok(Self {
-            subscription: Subscription::new(&channel, &consumer.route.topology),
+            connection,
+            subscription: Subscription::new(&channel, lanes),
             consumer,
             decoder,
             phase: phase.clone(),
@@ -80,6 +90,7 @@ impl<'a> Session<'a> {
             last_arrival: now,
             answer_due: now + ANSWER,
             trickle,
+            look_around,
             times_empty: 0,
         })
     }
@@ -130,7 +141,7 @@ impl<'a> Session<'a> {
         let is_idle = phase == Phase::UntilEmpty && is_settled && !self.redelivered.are_waiting();
         tokio::select! {
             biased;
-            Some(event) = self.events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
+            Some(event) = self.events.next() => still_connected(event)?,
             Ok(()) = self.phase.changed() => {}
             settled = self.consumer.outcome() => {
                 let settling = self.consumer.settle(settled, false);
@@ -141,6 +152,11 @@ impl<'a> Session<'a> {
             () = self.tap.used_up(), if has_room => self.tap.allow_portion(),
             _ = self.trickle.tick() => self.tap.allow_trickle(),
             () = sleep_until(self.last_arrival + QUIET), if awaits_quiet => {}
+            _ = self.look_around.tick() => {
+                let (topology, connection) = (self.consumer.route.topology.clone(), self.connection);
+                let found = self.while_connected(async move { lanes(&topology, connection).await }).await?;
+                self.subscription.set_lanes(found);
+            }
             () = sleep_until(self.answer_due), if self.subscription.is_changing() => return Err(no_answer()),
             () = tokio::time::sleep(EMPTY_CHECK_EVERY), if is_idle => {
                 self.times_empty = if self.queues_are_empty().await? { self.times_empty + 1 } else { 0 };
@@ -170,7 +186,7 @@ impl<'a> Session<'a> {
     }
 
     /// Decides what becomes of a message that has arrived.
-    fn arrived(&mut self, (dataset, delivery): Arriving, is_draining: bool) -> Result<(), Fault> {
+    fn arrived(&mut self, (lane, delivery): Arriving, is_draining: bool) -> Result<(), Fault> {
         if steps::begins("a message has arrived").is_some() || steps::done("a message has arrived") {
             return Err(Fault::of_test());
         }
@@ -185,9 +201,9 @@ impl<'a> Session<'a> {
                 Ok(())
             }));
         } else if delivery.redelivered {
-            self.defer(dataset, delivery);
+            self.defer(lane, delivery);
         } else {
-            self.hand_over(self.arrival(dataset, delivery))?;
+            self.hand_over(self.arrival(lane.dataset, delivery))?;
         }
         Ok(())
     }
@@ -224,7 +240,7 @@ impl<'a> Session<'a> {
     ) -> Result<(), Fault> {
         tokio::select! {
             biased;
-            Some(event) = events.next() => if let Event::Error(error) = event { return Err(Fault::Lost(error)) },
+            Some(event) = events.next() => still_connected(event)?,
             () = tap.used_up() => tap.allow_portion(),
             _ = trickle.tick() => {}
         }
@@ -234,8 +250,8 @@ impl<'a> Session<'a> {
     /// Whether the broker counts no messages in any queue.
     async fn queues_are_empty(&mut self) -> Result<bool, Fault> {
         let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        for dataset in self.consumer.route.topology.datasets().to_vec() {
-            let (channel, queue) = (self.channel.clone(), self.consumer.route.topology.queue(&dataset.name));
+        for Lane { queue, .. } in self.subscription.lanes().to_vec() {
+            let channel = self.channel.clone();
             let declared =
                 answered(async move { channel.queue_declare(queue, passive, FieldTable::default()).await.map_err(Fault::Lost) });
             if self.while_connected(declared).await?.message_count() > 0 {
@@ -243,6 +259,22 @@ impl<'a> Session<'a> {
             }
         }
         Ok(true)
+    }
+}
+
+/// All queues that may hold messages: those that every process of this configuration declares, and those that others made.
+async fn lanes(topology: &Topology, connection: &Connection) -> Result<Vec<Lane>, Fault> {
+    let mut lanes = topology.lanes();
+    lanes.extend(topology.lanes_beyond(connection).await?);
+    Ok(lanes)
+}
+
+/// Whether the connection goes on after an event. That a queue is missing ends only the channel that asked for it, which gets that
+/// answer, too.
+fn still_connected(event: Event) -> Result<(), Fault> {
+    match event {
+        Event::Error(error) if reply_code(&error) != Some(NOT_FOUND) => Err(Fault::Lost(error)),
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
@@ -10,12 +9,11 @@ use lapin::Channel;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 
-use crate::dataset::Dataset;
 use crate::transport::amqp::connection::Fault;
-use crate::transport::amqp::topology::Topology;
+use crate::transport::amqp::topology::Lane;
 
-/// A delivery, with the dataset whose queue it was in.
-pub(super) type Arriving = (Arc<Dataset>, lapin::message::Delivery);
+/// A delivery, with the queue that it was in.
+pub(super) type Arriving = (Lane, lapin::message::Delivery);
 
 enum Item {
     Arrived(Box<Arriving>),
@@ -27,14 +25,16 @@ enum Item {
 /// An answer of the broker while the subscription changes.
 enum Step {
     Ready,
-    Consuming(Arc<Dataset>, lapin::Consumer),
+    Consuming(Lane, lapin::Consumer),
 }
 
 /// The consumers on all queues. A change needs one answer of the broker for each queue. Messages that were sent before may
 /// arrive first, because the answers follow them.
 pub(super) struct Subscription {
     channel: Channel,
-    topology: Topology,
+    lanes: Vec<Lane>,
+    /// Whether the running consumers are on other queues.
+    are_outdated: bool,
     deliveries: SelectAll<Pin<Box<dyn Stream<Item = Item> + Send>>>,
     tags: Vec<ShortString>,
     /// Zero means that there are no consumers.
@@ -46,10 +46,11 @@ pub(super) struct Subscription {
 
 impl Subscription {
     /// A subscription without consumers.
-    pub fn new(channel: &Channel, topology: &Topology) -> Self {
+    pub fn new(channel: &Channel, lanes: Vec<Lane>) -> Self {
         Self {
             channel: channel.clone(),
-            topology: topology.clone(),
+            lanes,
+            are_outdated: false,
             deliveries: SelectAll::new(),
             tags: Vec::new(),
             prefetch: 0,
@@ -58,10 +59,21 @@ impl Subscription {
         }
     }
 
+    /// The queues.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// Replaces the queues, with the next change at once if they differ.
+    pub fn set_lanes(&mut self, lanes: Vec<Lane>) {
+        self.are_outdated |= !self.lanes.iter().map(|lane| &lane.queue).eq(lanes.iter().map(|lane| &lane.queue));
+        self.lanes = lanes;
+    }
+
     /// Changes the prefetch count. This needs new consumers; zero means none. A change that is already running is completed
     /// first.
     pub fn want(&mut self, prefetch: u16) {
-        if prefetch != self.prefetch && !self.is_changing() {
+        if (prefetch != self.prefetch || self.are_outdated) && !self.is_changing() {
             self.change_to(prefetch);
         }
     }
@@ -85,6 +97,7 @@ impl Subscription {
 
     fn change_to(&mut self, prefetch: u16) {
         self.prefetch = prefetch;
+        self.are_outdated = false;
         self.round += 1;
         let channel = self.channel.clone();
         let cancel = stream::iter(std::mem::take(&mut self.tags)).then(move |tag| {
@@ -99,14 +112,13 @@ impl Subscription {
         // Applies to each consumer that is started after it. Quorum queues support no limit for a whole channel.
         let qos =
             stream::once(async move { channel.basic_qos(prefetch, BasicQosOptions { global: false }).await.map(|()| Step::Ready) });
-        let queues: Vec<_> =
-            self.topology.datasets().iter().map(|dataset| (Arc::clone(dataset), self.topology.queue(&dataset.name))).collect();
         let channel = self.channel.clone();
-        let consume = stream::iter(queues).then(move |(dataset, queue)| {
+        let consume = stream::iter(self.lanes.clone()).then(move |lane| {
             let channel = channel.clone();
             async move {
+                let queue = lane.queue.clone();
                 let consumer = channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
-                Ok(Step::Consuming(dataset, consumer.await?))
+                Ok(Step::Consuming(lane, consumer.await?))
             }
         });
         self.change = Some(cancel.chain(qos).chain(consume).boxed());
@@ -147,11 +159,11 @@ impl Subscription {
         match step {
             None => self.change = None,
             Some(Step::Ready) => {}
-            Some(Step::Consuming(dataset, consumer)) => {
+            Some(Step::Consuming(lane, consumer)) => {
                 self.tags.push(consumer.tag());
                 let round = self.round;
                 let arrivals = consumer.map(move |delivery| match delivery {
-                    Ok(delivery) => Item::Arrived(Box::new((Arc::clone(&dataset), delivery))),
+                    Ok(delivery) => Item::Arrived(Box::new((lane.clone(), delivery))),
                     Err(error) => Item::Failed(error),
                 });
                 self.deliveries.push(Box::pin(arrivals.chain(stream::once(std::future::ready(Item::Ended(round))))));
