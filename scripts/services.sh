@@ -7,6 +7,7 @@
 #   services.sh postgres standby DIR PRIMARY_DIR   starts a copy of that server, which follows it, and prints its URL
 #   services.sh postgres promote DIR               ends the following: it accepts writes from now on
 #   services.sh rabbitmq start DIR [PORT]          the same for RabbitMQ
+#   services.sh rabbitmq join DIR NODE_DIR         starts a node that joins the cluster of that one, and prints its URL
 #   services.sh rabbitmq stop DIR                  orderly
 #   services.sh rabbitmq kill DIR                  SIGKILL, as a power failure would; the data stays
 #   services.sh rabbitmq ctl DIR ARG...            rabbitmqctl for this node
@@ -31,7 +32,7 @@ fail() {
     exit 1
 }
 usage() {
-    sed -n '5,13s/^# *//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '5,14s/^# *//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -399,6 +400,17 @@ start_rabbitmq() {
     echo "amqp://guest:guest@127.0.0.1:$(<"$dir/port")/%2f" | tee "$dir/url"
 }
 
+join_rabbitmq() {
+    local dir=$1 first=$2
+    [[ -e $first/epmd.port ]] || fail "a cluster needs the programs of RabbitMQ on this machine"
+    prepare rabbitmq "$dir"
+    echo "$first" >"$dir/first_node"
+    cp -p "$first/.erlang.cookie" "$dir/.erlang.cookie"
+    start_rabbitmq "$dir"
+    { ctl_rabbitmq "$dir" stop_app && ctl_rabbitmq "$dir" join_cluster "dataloader-$(<"$first/port")@localhost" &&
+        ctl_rabbitmq "$dir" start_app; } >"$dir/join.log" 2>&1 || fail "cannot join the cluster: $(last_lines "$dir/join.log")"
+}
+
 rabbitmq_runs() {
     if [[ -e $1/container ]]; then
         [[ $(docker inspect -f '{{.State.Running}}' "$(<"$1/container")" 2>/dev/null) == true ]]
@@ -430,15 +442,22 @@ try_rabbitmq() {
     # The first port determines the node's name and its files. The other two ports may change at each start.
     echo "$port" >"$dir/port"
     free_port >"$dir/dist.port"
-    free_port >"$dir/epmd.port"
+    # The nodes of a cluster find each other at one epmd, that of the first.
+    if [[ -e $dir/first_node ]]; then
+        cp "$(<"$dir/first_node")/epmd.port" "$dir/epmd.port"
+    else
+        free_port >"$dir/epmd.port"
+    fi
     : >"$dir/env.conf"
     echo '[].' >"$dir/enabled_plugins"
     echo 'log.file.level = info' >"$dir/rabbitmq.conf"
     rm -f "$dir/pid"
     # epmd survives its nodes and serves all nodes of its port. This node gets its own epmd, whose process id is then known.
-    exec_as_rabbitmq "$dir" epmd -address 127.0.0.1 -port "$(<"$dir/epmd.port")" </dev/null >"$dir/epmd.log" 2>&1 &
-    echo $! >"$dir/epmd.pid"
-    disown # no message when it ends
+    if [[ ! -e $dir/first_node ]]; then
+        exec_as_rabbitmq "$dir" epmd -address 127.0.0.1 -port "$(<"$dir/epmd.port")" </dev/null >"$dir/epmd.log" 2>&1 &
+        echo $! >"$dir/epmd.pid"
+        disown # no message when it ends
+    fi
     exec_as_rabbitmq "$dir" setsid "$RABBITMQ_BIN/rabbitmq-server" </dev/null >"$dir/log" 2>&1 &
     pid=$!
     disown
@@ -514,6 +533,10 @@ case "${1-} ${2-} $#" in
         standby_postgres "$(absolute "$3")" "$(absolute "$4")"
         ;;
     'postgres promote 3') promote_postgres "$(absolute "$3")" ;;
+    'rabbitmq join 4')
+        mkdir -p -- "$3"
+        join_rabbitmq "$(absolute "$3")" "$(absolute "$4")"
+        ;;
     'rabbitmq kill 3') kill_rabbitmq "$(absolute "$3")" ;;
     'rabbitmq ctl '[123]) usage ;;
     'rabbitmq ctl '*) ctl_rabbitmq "$(absolute "$3")" "${@:4}" ;;

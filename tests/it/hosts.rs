@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Background, Page, PrivatePostgres, Proxy, Sandbox, Signal, StopMode, Store, Transport, host_of, many_events, several_hosts,
-    wait_until, write_samples,
+    Background, Page, PrivatePostgres, PrivateRabbit, Proxy, Sandbox, Signal, StopMode, Store, Transport, host_of, many_events,
+    several_hosts, wait_until, write_samples,
 };
 
 /// A pipeline whose database or broker is behind two hosts, of which the first goes down while it runs.
@@ -170,4 +170,31 @@ fn a_private_standby_answers_what_only_reads_and_is_passed_over_by_what_writes()
     let metric = format!("dataloader_connected{{target=\"database\",host=\"{}\"}}", host_of(&on_standby));
     assert_eq!(served.metric(&metric), Some(1.0));
     end(page);
+}
+
+/// The node that dies is the one that is connected. Each dataset has a queue for each node.
+#[test]
+#[ignore = "needs RabbitMQ: ./run.sh test"]
+fn amqp_a_private_cluster_loses_a_node_and_nothing_is_lost_or_doubled() {
+    let first = PrivateRabbit::start();
+    let (Some(second), Some(third)) = (first.with_another(), first.with_another()) else { return };
+    let sandbox = Sandbox::over_node(&first, Store::Sqlite);
+    sandbox.write("dataloader.toml", format!("{}\n[amqp]\nqueues = 3\n", include_str!("../../dataloader.toml")));
+    let url = several_hosts(&[second.url(), first.url(), third.url()]);
+    let mut pipeline = sandbox.pipeline([]).env("AMQP_URL", &url).spawn();
+    pipeline.wait_for_stderr("watching ");
+    drop_files(&sandbox, 0..20);
+    wait_until("some of the files are loaded", || sandbox.finished("events") >= 5);
+    drop_files(&sandbox, 20..40);
+    second.kill();
+    let killed = Instant::now();
+    let finished = sandbox.finished("events");
+    wait_until("it goes on", || sandbox.finished("events") > finished);
+    eprintln!("the first file after the kill was loaded after {:.1?}", killed.elapsed());
+    drop_files(&sandbox, 40..60);
+    sandbox.wait_until_finished("events", 60);
+    assert!(pipeline.stderr().contains(&format!("no longer at {}", host_of(second.url()))), "{}", pipeline.stderr());
+    end(pipeline);
+    assert_eq!(sandbox.count("raw.events"), (60 * EVENTS) as u64);
+    sandbox.assert_settled();
 }

@@ -110,6 +110,19 @@ impl PrivateRabbit {
         Self { url, directory }
     }
 
+    /// Another node of its cluster; `None`, with a message, where it is in a container.
+    #[track_caller]
+    pub fn with_another(&self) -> Option<Self> {
+        if self.directory.path().join("container").exists() {
+            eprintln!("SKIPPED: a cluster needs the programs of RabbitMQ on this machine");
+            return None;
+        }
+        let directory = tempfile::Builder::new().prefix("dataloader-rabbitmq-").tempdir().expect("a temporary directory");
+        let first = self.directory.path().to_str().expect("a plain path");
+        let url = services(&["rabbitmq", "join"], directory.path(), &[first]).trim().to_owned();
+        Some(Self { url, directory })
+    }
+
     /// With the user `guest`, who may do everything.
     pub fn url(&self) -> &str {
         &self.url
