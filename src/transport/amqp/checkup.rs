@@ -97,16 +97,20 @@ async fn declare(connection: &Connection, name: ShortString, passive: bool, argu
     .await
 }
 
-/// Publishes a message that no queue takes: a broker with an alarm stops reading instead of answering.
+/// Publishes messages that no queue takes. A broker with an alarm answers the first one, then stops reading: only the second
+/// one tells.
 async fn takes_messages(connection: &Connection, topology: &Topology) -> Result<Option<bool>, Fault> {
     let channel = confirming_channel(connection).await?;
     let nowhere = format!("{}.doctor nowhere", topology.exchange());
     let answer = within::<_, lapin::Error>(PATIENCE, async {
-        let properties = BasicProperties::default();
-        channel.basic_publish("".into(), nowhere.into(), BasicPublishOptions::default(), b"", properties).await?.await
+        for _ in 0..2 {
+            let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+            channel.basic_publish("".into(), nowhere.as_str().into(), options, b"", properties).await?.await?;
+        }
+        Ok(())
     });
     match answer.await {
-        Ok(_) => Ok(Some(true)),
+        Ok(()) => Ok(Some(true)),
         Err(error) if reply_code(&error) == Some(ACCESS_REFUSED) => Ok(None),
         Err(_) if connection.status().connected() => Ok(Some(false)),
         Err(error) => Err(Fault::Lost(error)),
