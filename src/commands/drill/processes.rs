@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -125,7 +126,8 @@ impl<'a> Processes<'a> {
         for mut process in std::mem::take(&mut self.alive) {
             match process.child.try_wait().cannot("wait for a process")? {
                 None => alive.push(process),
-                Some(status) if process.is_ending && status.success() => {}
+                // The signal itself ends one that has only just begun.
+                Some(status) if process.is_ending && (status.success() || status.signal() == Some(Signal::TERM.as_raw())) => {}
                 Some(status) => self.findings.push(process.ended(status)),
             }
         }
