@@ -1,6 +1,8 @@
 //! Creates and upgrades the tables: the fixed tables by migrations, the tables of the datasets from their definitions. If a
 //! table differs from its definition, new columns are added; any other difference is an error that names it.
 
+mod plan;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
@@ -10,12 +12,12 @@ use sqlx::{AssertSqlSafe, Connection as _, SqlSafeStr as _};
 
 use super::connection::{Arg, Connection, Kind};
 use super::error::{Class, StoreError, StoreResult};
-use super::indexes::{self, RawIndex};
 use super::lock::{self, Lock};
-use super::model;
-use super::sql::{Dialect, Schema, quote, raw_columns};
-use super::stream_upsert;
-use crate::dataset::{ColumnType, Dataset, StreamMode};
+use super::sql::{Dialect, Schema};
+use crate::dataset::Dataset;
+
+pub use plan::first_statements;
+use plan::{Plan, missing_columns, plan};
 
 static POSTGRES: LazyLock<Migrator> =
     LazyLock::new(|| without_schemas(own_table(sqlx::migrate!("migrations/postgres"), "dataloader.migrations")));
@@ -40,9 +42,9 @@ fn without_schemas(mut migrator: Migrator) -> Migrator {
     migrator
 }
 
-/// What to do about a missing day index. A batch load creates it by [`indexes::index_rows`] after the rows are inserted, which takes
-/// half as long as updating it row by row. Other commands that write or refresh need it at once. The key index is treated alike
-/// where dropped records replace older ones; otherwise only batch loads need it and create it.
+/// What to do about a missing day index. A batch load creates it by [`index_rows`](super::indexes::index_rows) after the rows are
+/// inserted, which takes half as long as updating it row by row. Other commands that write or refresh need it at once. The key
+/// index is treated alike where dropped records replace older ones; otherwise only batch loads need it and create it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Indexes {
     Make,
@@ -224,22 +226,6 @@ pub async fn migration(connection: &mut Connection, datasets: &[Arc<Dataset>]) -
     Ok(Migration::Statements(statements))
 }
 
-/// The statements by which [`ensure`] makes the tables of the datasets where there is none yet, after the migrations.
-pub fn first_statements(dialect: Dialect, datasets: &[Arc<Dataset>]) -> Vec<String> {
-    let mut statements = Vec::new();
-    for dataset in datasets {
-        statements.push(create_raw(dialect, dataset, &dataset.name, false));
-        statements.push(create_raw(dialect, dataset, &format!("{}_delta", dataset.name), true));
-        statements.extend(model::replace(dialect, dataset, None, std::iter::empty()));
-        if dataset.stream == StreamMode::Upsert {
-            statements.extend(stream_upsert::create_messages(dialect, dataset));
-        }
-    }
-    // There is nothing to drop, and no row whose day could be marked.
-    statements.retain(|statement| statement.starts_with("create "));
-    statements
-}
-
 /// Rows that a table has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowsThere {
@@ -300,117 +286,6 @@ async fn is_migrated(connection: &mut Connection) -> StoreResult<bool> {
     Ok(newest == newest_known(dialect))
 }
 
-/// The statements that bring the tables to their definitions.
-#[derive(Debug, Default)]
-struct Plan {
-    statements: Vec<String>,
-    /// Those that this user may not run and that can wait: indexes.
-    forbidden: Vec<String>,
-    /// The datasets whose modelled tables were made for another definition.
-    replaced: Vec<String>,
-}
-
-impl Plan {
-    /// Reports what this user may not do.
-    fn report(&self) {
-        for statement in &self.forbidden {
-            indexes::report_forbidden(statement);
-        }
-    }
-}
-
-/// Compares the catalogue with the definitions and returns what is missing.
-async fn plan(connection: &mut Connection, datasets: &[Arc<Dataset>], indexes: Indexes) -> StoreResult<Plan> {
-    let dialect = connection.dialect();
-    let modelled = catalogue(connection, Schema::Modelled).await?;
-    let kept = catalogue(connection, Schema::Dataloader).await?;
-    let catalogue = catalogue(connection, Schema::Raw).await?;
-    let definitions = dialect.table(Schema::Dataloader, "datasets");
-    let known: HashMap<String, String> = connection
-        .fetch(format!("select name, definition from {definitions}"), &[])
-        .await?
-        .into_iter()
-        .map(|row| (row[0].text().unwrap_or_default().to_owned(), row[1].text().unwrap_or_default().to_owned()))
-        .collect();
-
-    let mut plan = Plan::default();
-    let found_indexes = indexes::found(connection).await?;
-    // Sorted by name: every transaction that locks several datasets takes them in this order, so none deadlocks.
-    let mut datasets: Vec<&Arc<Dataset>> = datasets.iter().collect();
-    datasets.sort_by(|a, b| a.name.cmp(&b.name));
-    for dataset in datasets {
-        let statements = &mut plan.statements;
-        let is_there = |index: &RawIndex| found_indexes.contains(&index.bare_name(dialect, dataset));
-        let mut is_indexed = true;
-        let make_index = match indexes {
-            Indexes::Make => true,
-            Indexes::MakeOverRows => {
-                catalogue.contains_key(&dialect.bare_table(Schema::Raw, &dataset.name))
-                    && has_rows(connection, &dialect.table(Schema::Raw, &dataset.name)).await?
-            }
-            Indexes::Leave => false,
-        };
-        for (table, is_delta) in [(dataset.name.clone(), false), (format!("{}_delta", dataset.name), true)] {
-            match catalogue.get(&dialect.bare_table(Schema::Raw, &table)) {
-                Some(columns) => statements.extend(missing_columns(dialect, dataset, &table, columns)?),
-                None => statements.push(create_raw(dialect, dataset, &table, is_delta)),
-            }
-        }
-        let definition = model::definition(dataset);
-        let old = known.get(&dataset.name);
-        // They hold for as long as the key does, whatever else of the definition changes.
-        let messages = dialect.bare_table(Schema::Dataloader, &stream_upsert::messages_name(dataset));
-        let has_same_key = old.is_some_and(|old| model::key_of(old) == model::key_of(&definition));
-        let has_messages = has_same_key && kept.contains_key(&messages);
-        let outdated_kept = kept.keys().filter(|table| !(has_messages && **table == messages));
-        let is_missing = |table: &String| !modelled.contains_key(&dialect.bare_table(Schema::Modelled, table));
-        if old != Some(&definition) || model::table_names(dataset).iter().any(is_missing) {
-            let has_model = |old: &&String| !old.is_empty() && !old.starts_with(';');
-            if old.filter(has_model).is_some_and(|old| *old != definition) {
-                plan.replaced.push(dataset.name.clone());
-            }
-            if dialect == Dialect::Postgres {
-                // The raw table is locked before the modelled tables, in the same order as in a refresh and a batch load.
-                let raw = dialect.table(Schema::Raw, &dataset.name);
-                statements.push(format!("lock table {raw} in share row exclusive mode"));
-            }
-            // The new definition may have another day column and another key.
-            let outdated = [RawIndex::Day, RawIndex::Key].into_iter().filter(is_there);
-            statements.extend(outdated.map(|index| format!("drop index {}", index.name(dialect, dataset))));
-            is_indexed = false;
-            statements.extend(model::replace(dialect, dataset, old.map(String::as_str), outdated_kept));
-            let name = &dataset.name;
-            // A definition contains only identifiers and punctuation, so nothing needs to be escaped.
-            statements.push(format!(
-                "insert into {definitions} (name, definition) values ('{name}', '{definition}') \
-                 on conflict (name) do update set definition = excluded.definition"
-            ));
-        } else if model::note_table_names(dataset)
-            .iter()
-            .any(|table| !kept.contains_key(&dialect.bare_table(Schema::Dataloader, table)))
-        {
-            if dialect == Dialect::Postgres {
-                let raw = dialect.table(Schema::Raw, &dataset.name);
-                statements.push(format!("lock table {raw} in share row exclusive mode"));
-            }
-            statements.extend(model::replace_notes(dialect, dataset, outdated_kept));
-        }
-        if dataset.stream == StreamMode::Upsert && !has_messages {
-            statements.extend(stream_upsert::create_messages(dialect, dataset));
-        }
-        let wanted = [Some(RawIndex::Day), (dataset.stream == StreamMode::Upsert).then_some(RawIndex::Key)];
-        let missing = wanted.into_iter().flatten().filter(|index| make_index && !(is_indexed && is_there(index)));
-        let missing: Vec<String> = missing.filter_map(|index| index.create(dialect, dataset)).collect();
-        // Whoever makes the tables may also make their indexes.
-        if !missing.is_empty() && is_indexed && !indexes::may_make(connection, dataset).await? {
-            plan.forbidden.extend(missing);
-        } else {
-            statements.extend(missing);
-        }
-    }
-    Ok(plan)
-}
-
 /// Tables, each with its columns and their types in order.
 pub type Catalogue = HashMap<String, Vec<(String, String)>>;
 
@@ -439,14 +314,6 @@ pub async fn catalogue(connection: &mut Connection, schema: Schema) -> StoreResu
     Ok(catalogue)
 }
 
-fn create_raw(dialect: Dialect, dataset: &Dataset, table: &str, is_delta: bool) -> String {
-    let columns: Vec<String> =
-        raw_columns(dataset).map(|(name, column_type)| format!("{} {}", quote(name), dialect.column_type(column_type))).collect();
-    // The delta can be loaded again from the files, so it needs no write-ahead log.
-    let unlogged = if is_delta && dialect == Dialect::Postgres { "unlogged " } else { "" };
-    format!("create {unlogged}table {} ({})", dialect.table(Schema::Raw, table), columns.join(", "))
-}
-
 /// Checks that the raw table of a dataset, if it exists, can be brought to the dataset's definition.
 ///
 /// # Errors
@@ -458,30 +325,4 @@ pub async fn check_fit(connection: &mut Connection, dataset: &Dataset) -> StoreR
         Some(columns) => missing_columns(dialect, dataset, &dataset.name, columns).map(drop),
         None => Ok(()),
     }
-}
-
-/// `ALTER TABLE` statements for the columns that the definition has and the table does not have.
-fn missing_columns(dialect: Dialect, dataset: &Dataset, table: &str, found: &[(String, String)]) -> StoreResult<Vec<String>> {
-    let raw = dialect.table(Schema::Raw, table);
-    let defined: Vec<(&str, ColumnType)> = raw_columns(dataset).collect();
-    let mut differences = Vec::new();
-    for (name, found_type) in found {
-        match defined.iter().find(|(defined, _)| defined == name) {
-            None => differences.push(format!("the table has a column {name}, which the definition does not name")),
-            Some((_, defined)) if dialect.column_type(*defined) != found_type => differences.push(format!(
-                "column {name} is {found_type} in the table, and {} in the definition",
-                dialect.column_type(*defined)
-            )),
-            Some(_) => {}
-        }
-    }
-    if !differences.is_empty() {
-        return Err(StoreError::other(format!("table {raw} does not fit dataset {}: {}", dataset.name, differences.join("; ")))
-            .hint("change the definition in dataloader.toml back, or alter or rename the table"));
-    }
-    Ok(defined
-        .into_iter()
-        .filter(|(name, _)| !found.iter().any(|(found, _)| found == name))
-        .map(|(name, column_type)| format!("alter table {raw} add column {} {}", quote(name), dialect.column_type(column_type)))
-        .collect())
 }
