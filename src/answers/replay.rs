@@ -93,76 +93,118 @@ async fn replay_dataset(connection: &mut Connection, dataset: &Arc<Dataset>, fil
     // A batch load deletes rejects too, so only one of the two may run at a time.
     lock::transaction(connection, Lock::Load).await?;
     lock::tables(connection, &BTreeMap::from([(dataset.name.as_str(), &**dataset)])).await?;
-    // It comes now, whenever its records came first.
-    let (load_key, mut removed) = (Uuid::now_v7(), 0);
-    let started_at = Timestamp::now();
-    let mut parser = Parser::new(Arc::clone(dataset));
     let filter = RejectFilter { datasets: vec![dataset.name.clone()], ..filter.clone() };
     let mut after: Cursor = (0, 0);
-    let (mut load_id, mut unknown) = (None, Vec::new());
-    let (mut counts, mut days, mut lines) = (Counts::default(), BTreeSet::new(), Vec::new());
+    let mut replay: Option<ReplayLoad> = None;
     loop {
         let mut rejects = page(connection, &filter, Records::With, after, PAGE).await?;
         let Some(last) = rejects.last() else { break };
         after = (last.load_id, last.ordinal);
         // Only the beginning of a too large record was stored.
         rejects.retain(|reject| RejectReason::from_name(&reject.reason) != Some(RejectReason::TooLarge));
-        let load_id = match load_id {
-            Some(id) => id,
-            None => *load_id.insert(ledger::reserve_ids(connection, 1).await?[0]),
+        let load = match &mut replay {
+            Some(load) => load,
+            None => replay.insert(ReplayLoad::new(dataset, ledger::reserve_ids(connection, 1).await?[0])),
         };
-        let chunk = chunk_of(&rejects, counts.read + 1);
+        load.append(connection, &rejects).await?;
+    }
+    match replay {
+        Some(load) => load.finish(connection).await,
+        None => Ok(Counts::default()),
+    }
+}
+
+/// The load of a replay.
+struct ReplayLoad {
+    dataset: Arc<Dataset>,
+    id: i64,
+    /// It comes now, whenever its records came first.
+    key: Uuid,
+    started_at: Timestamp,
+    parser: Parser,
+    counts: Counts,
+    /// Rows that its rows have replaced.
+    removed: u64,
+    /// The days to mark.
+    days: BTreeSet<Day>,
+    lines: Vec<ChunkLine>,
+    unknown: Vec<NotedKey>,
+}
+
+impl ReplayLoad {
+    fn new(dataset: &Arc<Dataset>, id: i64) -> Self {
+        Self {
+            dataset: Arc::clone(dataset),
+            id,
+            key: Uuid::now_v7(),
+            started_at: Timestamp::now(),
+            parser: Parser::new(Arc::clone(dataset)),
+            counts: Counts::default(),
+            removed: 0,
+            days: BTreeSet::new(),
+            lines: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+
+    /// Parses rejects again, appends those that fit now, and deletes these from the rejects.
+    async fn append(&mut self, connection: &mut Connection, rejects: &[OpenReject]) -> StoreResult<()> {
+        let (dataset, load_id) = (&self.dataset, self.id);
+        let chunk = chunk_of(rejects, self.counts.read + 1);
         let mut rows = Rows::new(connection.dialect());
-        let parsed = parser.parse(&chunk, &DayRange::ALL, &mut rows);
+        let parsed = self.parser.parse(&chunk, &DayRange::ALL, &mut rows);
         rows.set_load(load_id);
 
         let still_rejected: BTreeSet<u64> = parsed.rejects.iter().map(|reject| reject.ordinal - chunk.first_ordinal).collect();
         let mut good: Vec<&OpenReject> =
             rejects.iter().zip(0..).filter(|(_, i)| !still_rejected.contains(i)).map(|(reject, _)| reject).collect();
         // Small as a page is, all of them can be many.
-        let noting = Noting::of(dataset, counts.read + parsed.rows);
+        let noting = Noting::of(dataset, self.counts.read + parsed.rows);
         let way = match dataset.stream {
             StreamMode::Append => Way::Append,
-            StreamMode::Upsert => Way::Upsert(Writing { load_id, order: Order::Load(load_key) }),
+            StreamMode::Upsert => Way::Upsert(Writing { load_id, order: Order::Load(self.key) }),
         };
         let accepted = append_accepted(connection, dataset, &rows, noting, way).await?;
-        removed += accepted.removed;
+        self.removed += accepted.removed;
         for refused in accepted.refused.iter().rev() {
             good.remove(refused.row);
         }
         delete(connection, &good).await?;
-        unknown.extend(parsed.unknown.into_iter().map(|key| NotedKey { key, load_id }));
 
+        self.unknown.extend(parsed.unknown.into_iter().map(|key| NotedKey { key, load_id }));
         let (first_ordinal, records) = (chunk.first_ordinal, chunk.records());
-        lines.push(ChunkLine { load_id, seq: lines.len() as u64, first_ordinal, records, digest: chunk.digest() });
-        let loaded = good.len() as u64;
-        let read = rejects.len() as u64;
-        counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };
+        self.lines.push(ChunkLine { load_id, seq: self.lines.len() as u64, first_ordinal, records, digest: chunk.digest() });
+        let (read, loaded) = (rejects.len() as u64, good.len() as u64);
+        self.counts += Counts { read, loaded, rejected: read - loaded, skipped: 0 };
         if noting == Noting::Days {
-            days.extend(parsed.days.keys().map(|day| Day(*day)));
+            self.days.extend(parsed.days.keys().map(|day| Day(*day)));
         }
+        Ok(())
     }
-    if let Some(id) = load_id {
+
+    /// Writes the load into the ledger.
+    async fn finish(self, connection: &mut Connection) -> StoreResult<Counts> {
+        let name = &self.dataset.name;
         let load = FinishedLoad {
-            id,
-            load_key,
-            dataset: &dataset.name,
+            id: self.id,
+            load_key: self.key,
+            dataset: name,
             source: REPLAY_SOURCE,
             bytes: 0,
-            counts,
-            started_at,
+            counts: self.counts,
+            started_at: self.started_at,
             status: LoadStatus::Loaded,
             error: None,
             sha256: None,
             host: None,
-            rows_removed: removed,
+            rows_removed: self.removed,
         };
         ledger::insert_finished(connection, &[load]).await?;
-        chunk_lines::insert(connection, &lines).await?;
-        unknown_keys::note(connection, &dataset.name, unknown.into_iter()).await?;
-        model::mark(connection, dataset, days).await?;
+        chunk_lines::insert(connection, &self.lines).await?;
+        unknown_keys::note(connection, name, self.unknown.into_iter()).await?;
+        model::mark(connection, &self.dataset, self.days).await?;
+        Ok(self.counts)
     }
-    Ok(counts)
 }
 
 /// The rejected records as one chunk.

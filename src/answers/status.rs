@@ -183,6 +183,27 @@ async fn read(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreRe
 /// # Errors
 /// If the database fails.
 pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>]) -> StoreResult<Status> {
+    let mut found = sums(connection).await?;
+    let loads = listed_loads(connection).await?;
+    for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
+        if let Some(found) = found.iter_mut().find(|found| found.dataset == dataset.name) {
+            found.pending = model::pending(connection, dataset).await?;
+            found.oldest_unmodelled_day = found.pending.days.first().cloned();
+        }
+    }
+    let unknown_keys = unknown_keys(connection, datasets).await?;
+    Ok(Status {
+        datasets: with_configured(datasets, found),
+        loads,
+        unknown_keys,
+        pipeline: Vec::new(),
+        host: None,
+        notes: Vec::new(),
+    })
+}
+
+/// The sums of the ledger for each dataset that it knows.
+async fn sums(connection: &mut Connection) -> StoreResult<Vec<DatasetStatus>> {
     let dialect = connection.dialect();
     let (loads, rejects) = (dialect.table(Schema::Raw, "loads"), dialect.table(Schema::Raw, "rejects"));
     let counts = "status not in ('unloaded', 'repeated')";
@@ -201,7 +222,7 @@ pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>])
         "select dataset, count(case when {counts} then 1 end){sums}, {in_flight}, {failed}, {unloaded}, {repeated}, \
          (select count(*) from {rejects} r where r.dataset = l.dataset) from {loads} l group by dataset order by dataset"
     );
-    let mut found: Vec<DatasetStatus> = connection
+    Ok(connection
         .fetch(sql, &[])
         .await?
         .iter()
@@ -224,13 +245,18 @@ pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>])
             oldest_unmodelled_day: None,
             pending: Pending::default(),
         })
-        .collect();
+        .collect())
+}
+
+/// The loads that are not finished or have failed, the latest first.
+async fn listed_loads(connection: &mut Connection) -> StoreResult<Vec<ListedLoad>> {
+    let loads = connection.dialect().table(Schema::Raw, "loads");
     let sql = format!(
         "select id, dataset, source, status, records_read, rows_loaded, rows_rejected, error from {loads} \
          where status in ('loading', 'failed') order by id desc limit {LISTED_LOADS}"
     );
     let text = |field: &Field| field.text().unwrap_or_default().to_owned();
-    let loads = connection
+    Ok(connection
         .fetch(sql, &[])
         .await?
         .iter()
@@ -244,22 +270,7 @@ pub async fn read_within(connection: &mut Connection, datasets: &[Arc<Dataset>])
             rejected: row[6].int(),
             error: row[7].text().map(str::to_owned),
         })
-        .collect();
-    for dataset in datasets.iter().filter(|dataset| dataset.day.is_some()) {
-        if let Some(found) = found.iter_mut().find(|found| found.dataset == dataset.name) {
-            found.pending = model::pending(connection, dataset).await?;
-            found.oldest_unmodelled_day = found.pending.days.first().cloned();
-        }
-    }
-    let unknown_keys = unknown_keys(connection, datasets).await?;
-    Ok(Status {
-        datasets: with_configured(datasets, found),
-        loads,
-        unknown_keys,
-        pipeline: Vec::new(),
-        host: None,
-        notes: Vec::new(),
-    })
+        .collect())
 }
 
 /// The keys that were noted, without those that the configuration takes by now.
