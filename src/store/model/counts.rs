@@ -2,7 +2,7 @@
 //! repeated values: most keys, and most users of a day, occur only once. This reads the rows three times, whatever the number
 //! of dimensions. Grouping the rows by key for every table would sort or hash all of them for each table.
 
-use super::{Counted, DayFilter, ModelTable, counted};
+use super::{Counted, DayFilter, ModelTable, counted, one_statement};
 use crate::dataset::{ColumnType, Dataset};
 use crate::store::sql::{Dialect, Schema, quote};
 
@@ -69,8 +69,7 @@ impl<'a> DayCounts<'a> {
         statements
     }
 
-    /// The statements that compute few rows and insert them into the modelled tables of the dataset. PostgreSQL takes 40 ms to
-    /// make and drop the temporary tables, so there it is one statement without them.
+    /// The statements that compute few rows and insert them into the modelled tables of the dataset; on PostgreSQL it is one.
     pub(super) fn insert_few(&self, tables: &[ModelTable<'_>]) -> Vec<String> {
         let inserts = tables.iter().map(|table| {
             let modelled = self.dialect.table(Schema::Modelled, &table.name());
@@ -79,14 +78,13 @@ impl<'a> DayCounts<'a> {
         if self.dialect == Dialect::Sqlite {
             return self.prepare().into_iter().chain(inserts).chain(self.clean_up()).collect();
         }
-        let mut queries = vec![format!("{TOTALS} as materialized ({})", self.totals())];
+        let mut queries = vec![(TOTALS.to_owned(), self.totals())];
         for (i, values) in self.counted().iter().enumerate() {
             let (repeated, surplus) = (format!("{REPEATED}_{i}"), format!("{SURPLUS}_{i}"));
-            queries.push(format!("{repeated} as materialized ({})", self.repeated(values)));
-            queries.push(format!("{surplus} as materialized ({})", self.surplus(values, &repeated)));
+            let surplus_query = self.surplus(values, &repeated);
+            queries.extend([(repeated, self.repeated(values)), (surplus, surplus_query)]);
         }
-        queries.extend(inserts.enumerate().map(|(i, insert)| format!("inserted_{i} as ({insert})")));
-        vec![format!("with {} select 1", queries.join(", "))]
+        vec![one_statement(queries, inserts, "select 1")]
     }
 
     /// The statements that drop the temporary tables.

@@ -277,3 +277,16 @@ pub async fn is_pending(connection: &mut Connection, dataset: &Dataset) -> Store
     );
     Ok(connection.fetch_int(sql, &[Arg::Text(Some(&dataset.name))]).await? > 0)
 }
+
+/// One statement of PostgreSQL that computes named queries, each from those before it, makes changes from them, and returns the
+/// result. Making and dropping temporary tables instead takes 40 ms. The changes see the tables as they were before the statement,
+/// in no order.
+fn one_statement(
+    queries: impl IntoIterator<Item = (String, String)>,
+    changes: impl IntoIterator<Item = String>,
+    result: &str,
+) -> String {
+    let queries = queries.into_iter().map(|(name, query)| format!("{name} as materialized ({query})"));
+    let changes = changes.into_iter().enumerate().map(|(i, change)| format!("model_change_{i} as ({change})"));
+    format!("with {} {result}", queries.chain(changes).collect::<Vec<_>>().join(", "))
+}
