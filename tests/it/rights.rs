@@ -21,7 +21,8 @@ impl<'s> Roles<'s> {
 
     /// Runs a block of the statements in the document, with the names of this test.
     fn execute_block(&self, number: usize) {
-        let page = include_str!("../../docs/operations.md");
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).expect("the document is there");
         let section = page.split("### Roles in PostgreSQL").nth(1).expect("the document has the section");
         let block = section.split("```sql\n").nth(number + 1).and_then(|rest| rest.split("```").next()).expect("a block");
         let named = ROLES.iter().fold(block.to_owned(), |sql, role| sql.replace(role, &self.name(role)));
