@@ -275,8 +275,7 @@ mod tests {
         let schema = schema();
         let fits = |text: &str| misfit(&schema, &schema, &toml::from_str::<Value>(text).unwrap());
         assert_eq!(fits(BUILT_IN), None);
-        let is_setting =
-            |line: &str| line.starts_with("[stream]") || line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '));
+        let is_setting = |line: &str| line.starts_with('[') || line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '));
         let all_on: String = BUILT_IN
             .lines()
             .map(|line| line.strip_prefix("# ").filter(|line| is_setting(line)).unwrap_or(line).to_owned() + "\n")

@@ -182,16 +182,16 @@ fn is_storable(load: &Load, content: &Content) -> Result<(), TestCaseError> {
 fn is_whole(content: &Content, body: &[u8]) -> Result<(), TestCaseError> {
     let (Content::Chunk(chunk) | Content::Foreign(ForeignMessage { chunk, .. })) = content else { return Ok(()) };
     let ChunkBody::Records { text, spans, .. } = &chunk.body else { return Ok(()) };
-    let mut left = text.clone();
-    spans.iter().rev().for_each(|span| drop(left.drain(span.start as usize..span.end as usize)));
+    let mut between = text.clone();
+    spans.iter().rev().for_each(|span| drop(between.drain(span.start as usize..span.end as usize)));
     let at = if matches!(content, Content::Foreign(_)) {
         usize::try_from(chunk.first_byte_offset).expect("a body is in memory")
     } else {
         body.len() - text.len() - usize::from(body.len() > text.len())
     };
     prop_assert_eq!(&body[at..at + text.len()], &text[..]);
-    left.extend_from_slice(body[..at].strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body[..at]));
-    left.extend_from_slice(&body[at + text.len()..]);
+    let left = [&body[..at], &between, &body[at + text.len()..]].concat();
+    let left = left.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&left);
     prop_assert!(left.iter().all(|byte| b" \t\r\n,[]".contains(byte)), "{}", left.escape_ascii());
     Ok(())
 }
