@@ -184,8 +184,6 @@ is_axe() { [[ -f $1 && $({ sha512sum || shasum -a 512; } <"$1" 2>/dev/null) == "
 # run_tests [WORD...]: runs all tests, or those whose names contain one of the words.
 run_tests() {
     local status=0
-    # Most tests wait: for a server's disk, or for a program that they watch. So more of them than there are processors run at once.
-    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(getconf _NPROCESSORS_ONLN)))}
     need_cargo
     install_test_programs
     fetch_axe
