@@ -409,6 +409,12 @@ join_rabbitmq() {
     start_rabbitmq "$dir"
     { ctl_rabbitmq "$dir" stop_app && ctl_rabbitmq "$dir" join_cluster "dataloader-$(<"$first/port")@localhost" &&
         ctl_rabbitmq "$dir" start_app; } >"$dir/join.log" 2>&1 || fail "cannot join the cluster: $(last_lines "$dir/join.log")"
+    # It has joined before it listens again.
+    local left=$((START_SECONDS * 5))
+    until amqp_answers "$(<"$dir/port")"; do
+        ((left-- > 0)) || fail "the node has joined the cluster, but accepts no connections"
+        sleep 0.2
+    done
 }
 
 rabbitmq_runs() {

@@ -210,15 +210,26 @@ fn a_claim_that_is_resumed_brings_nothing_back(sandbox: &Sandbox) {
     sandbox.assert_booked();
 }
 
+/// How many sessions of this database wait for a lock of the program. The view has those of all databases.
+const WAITING: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
 /// Waits until the command cannot go on, because another one has what it needs.
 fn wait_until_it_waits(sandbox: &Sandbox, unload: &Background) {
     wait_until("it waits", || match sandbox.store() {
-        Store::Postgres => sandbox.lines("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == ["1"],
+        Store::Postgres => sandbox.lines(WAITING) == ["1"],
         Store::Sqlite => {
             let files = std::fs::read_dir(format!("/proc/{}/fd", unload.id())).into_iter().flatten().flatten();
             files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|file| file.ends_with("dataloader.db"))
         }
     });
+}
+
+/// PostgreSQL's process for a command that has ended may wait a moment longer than the command.
+fn wait_until_nothing_waits(sandbox: &Sandbox) {
+    if sandbox.store() == Store::Postgres {
+        wait_until("its session has ended", || sandbox.lines(WAITING) == ["0"]);
+    }
 }
 
 fn a_signal_changes_nothing(sandbox: &Sandbox) {
@@ -233,6 +244,7 @@ fn a_signal_changes_nothing(sandbox: &Sandbox) {
         wait_until_it_waits(sandbox, &unload);
         unload.signal(signal);
         unload.wait().code(130);
+        wait_until_nothing_waits(sandbox);
     }
     load.signal(Signal::Interrupt);
     load.wait().code(130);
