@@ -407,8 +407,11 @@ join_rabbitmq() {
     echo "$first" >"$dir/first_node"
     cp -p "$first/.erlang.cookie" "$dir/.erlang.cookie"
     start_rabbitmq "$dir"
-    { ctl_rabbitmq "$dir" stop_app && ctl_rabbitmq "$dir" join_cluster "dataloader-$(<"$first/port")@localhost" &&
-        ctl_rabbitmq "$dir" start_app; } >"$dir/join.log" 2>&1 || fail "cannot join the cluster: $(last_lines "$dir/join.log")"
+    # In shells of their own, which they replace.
+    {
+        (ctl_rabbitmq "$dir" stop_app) && (ctl_rabbitmq "$dir" join_cluster "dataloader-$(<"$first/port")@localhost") &&
+            (ctl_rabbitmq "$dir" start_app)
+    } >"$dir/join.log" 2>&1 || fail "cannot join the cluster: $(last_lines "$dir/join.log")"
     # It has joined before it listens again.
     local left=$((START_SECONDS * 5))
     until amqp_answers "$(<"$dir/port")"; do
