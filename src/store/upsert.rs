@@ -117,8 +117,8 @@ impl Search {
     /// A row by an index costs this many times as much as a row of a scan; a key that is looked up costs as much as so many rows.
     const PER_INDEXED_ROW: u64 = 2;
     const PER_KEY: u64 = 20;
-    /// A search that costs less takes a hundredth of a second: it is not worth an index.
-    const LARGE: u64 = 5_000;
+    /// A search that costs less takes some hundredths of a second: it is not worth an index.
+    const LARGE: u64 = 20_000;
 
     /// Chooses the cheapest search. The modelled totals say how many rows there are, also where the database has no statistics.
     /// Also returns whether the key index would be much cheaper, but is not there.
