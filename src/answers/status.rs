@@ -227,7 +227,6 @@ async fn sums(connection: &mut Connection) -> StoreResult<Vec<DatasetStatus>> {
         .await?
         .iter()
         .map(|row| DatasetStatus {
-            dataset: row[0].text().unwrap_or_default().to_owned(),
             files: row[1].int(),
             read: row[2].int(),
             loaded: row[3].int(),
@@ -240,10 +239,7 @@ async fn sums(connection: &mut Connection) -> StoreResult<Vec<DatasetStatus>> {
             unloaded: row[10].int(),
             repeated: row[11].int(),
             open_rejects: row[12].int(),
-            waiting_files: None,
-            oldest_waiting_seconds: None,
-            oldest_unmodelled_day: None,
-            pending: Pending::default(),
+            ..DatasetStatus::nothing(row[0].text().unwrap_or_default())
         })
         .collect())
 }

@@ -98,7 +98,7 @@ fn a_list_of_hosts_with_a_mistake_shows_no_password() {
 /// Files of so many events each.
 const EVENTS: usize = 500;
 
-/// Drops files until `count` of them are there, faster than they are loaded.
+/// Drops the files of these numbers, faster than they are loaded.
 fn drop_files(sandbox: &Sandbox, numbers: std::ops::Range<usize>) {
     for number in numbers {
         sandbox.drop_in("events", format!("{number}.jsonl"), many_events(EVENTS, &format!("user-{number}")));
@@ -116,23 +116,32 @@ fn a_private_standby_goes_on_for_a_primary_that_dies_and_nothing_is_lost_or_doub
     sandbox.move_to(&standby);
     let (after, url) = (sandbox.database_url(), several_hosts(&[&before, &sandbox.database_url()]));
 
-    let mut pipeline = sandbox.pipeline([]).env("DATABASE_URL", &url).spawn();
+    let pipeline = sandbox.pipeline([]).env("DATABASE_URL", &url).spawn();
+    let said = format!("at {}, no longer at {}", host_of(&after), host_of(&before));
+    goes_on_after(&sandbox, pipeline, &said, || {
+        primary.stop(StopMode::Immediate);
+        standby.promote();
+    });
+}
+
+/// Files are dropped before, while and after the connected host is lost. The pipeline says what it is connected to instead, and
+/// loads all of them once.
+fn goes_on_after(sandbox: &Sandbox, mut pipeline: Background, said: &str, lose: impl FnOnce()) {
+    const FILES: usize = 80;
     pipeline.wait_for_stderr("watching ");
-    drop_files(&sandbox, 0..20);
+    drop_files(sandbox, 0..20);
     wait_until("some of the files are loaded", || sandbox.finished("events") >= 5);
-    drop_files(&sandbox, 20..60);
-    primary.stop(StopMode::Immediate);
-    standby.promote();
-    let promoted = Instant::now();
+    drop_files(sandbox, 20..60);
+    lose();
+    let lost = Instant::now();
     let finished = sandbox.finished("events");
     wait_until("it goes on", || sandbox.finished("events") > finished);
-    eprintln!("the first file after the promotion was loaded after {:.1?}", promoted.elapsed());
-    drop_files(&sandbox, 60..80);
-    sandbox.wait_until_finished("events", 80);
-    let said = format!("at {}, no longer at {}", host_of(&after), host_of(&before));
-    assert!(pipeline.stderr().contains(&said), "{}", pipeline.stderr());
+    eprintln!("the first file after it was loaded after {:.1?}", lost.elapsed());
+    drop_files(sandbox, 60..FILES);
+    sandbox.wait_until_finished("events", FILES);
+    assert!(pipeline.stderr().contains(said), "{}", pipeline.stderr());
     end(pipeline);
-    assert_eq!(sandbox.count("raw.events"), (80 * EVENTS) as u64);
+    assert_eq!(sandbox.count("raw.events"), (FILES * EVENTS) as u64);
     sandbox.assert_settled();
 }
 
@@ -181,20 +190,6 @@ fn amqp_a_private_cluster_loses_a_node_and_nothing_is_lost_or_doubled() {
     let sandbox = Sandbox::over_node(&first, Store::Sqlite);
     sandbox.write("dataloader.toml", format!("{}\n[amqp]\nqueues = 3\n", include_str!("../../dataloader.toml")));
     let url = several_hosts(&[second.url(), first.url(), third.url()]);
-    let mut pipeline = sandbox.pipeline([]).env("AMQP_URL", &url).spawn();
-    pipeline.wait_for_stderr("watching ");
-    drop_files(&sandbox, 0..20);
-    wait_until("some of the files are loaded", || sandbox.finished("events") >= 5);
-    drop_files(&sandbox, 20..40);
-    second.kill();
-    let killed = Instant::now();
-    let finished = sandbox.finished("events");
-    wait_until("it goes on", || sandbox.finished("events") > finished);
-    eprintln!("the first file after the kill was loaded after {:.1?}", killed.elapsed());
-    drop_files(&sandbox, 40..60);
-    sandbox.wait_until_finished("events", 60);
-    assert!(pipeline.stderr().contains(&format!("no longer at {}", host_of(second.url()))), "{}", pipeline.stderr());
-    end(pipeline);
-    assert_eq!(sandbox.count("raw.events"), (60 * EVENTS) as u64);
-    sandbox.assert_settled();
+    let pipeline = sandbox.pipeline([]).env("AMQP_URL", &url).spawn();
+    goes_on_after(&sandbox, pipeline, &format!("no longer at {}", host_of(second.url())), || second.kill());
 }
